@@ -1,0 +1,1 @@
+"""bertmon: train BERT under several settings and see early which run will never learn."""

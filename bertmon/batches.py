@@ -1,0 +1,77 @@
+"""Tokens to batches: padding, a few declared shapes, the order of an epoch. All tokens stay on the device.
+
+Shapes: N texts, B texts of a batch, T tokens of its longest text rounded up to a declared length.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bertmon.tokens import Tokens
+
+
+class Batch(NamedTuple):
+    """What a step takes. Row i is one text; attention_mask is 1 on its tokens and 0 on the padding."""
+
+    input_ids: Tensor  # [B, T] int32
+    attention_mask: Tensor  # [B, T] int32
+    labels: Tensor  # [B] int64
+
+
+def pad_lengths(max_length: int, declared: Sequence[int] | None) -> list[int]:
+    """The lengths a batch may have: as declared, else the quarters of max_length rounded up to a multiple of 8."""
+    if declared is not None:
+        return list(declared)
+    quarters = (-(-max_length * quarter // 32) * 8 for quarter in (1, 2, 3))
+    return sorted({length for length in quarters if length < max_length} | {max_length})
+
+
+class Batches:
+    """One split as batches of at most `batch_size` texts."""
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        labels: Sequence[int],
+        *,
+        batch_size: int,
+        lengths: Sequence[int],
+        pad_id: int,
+        device: torch.device,
+    ) -> None:
+        assert len(tokens) == len(labels), (len(tokens), len(labels))
+        assert tokens.lengths.max() <= lengths[-1], (tokens.lengths.max(), lengths)
+        self._batch_size = batch_size
+        self._lengths = lengths
+        self._text_lengths = tokens.lengths
+        within = np.arange(lengths[-1])[None, :] < tokens.lengths[:, None]
+        padded = np.full(within.shape, pad_id, dtype=np.int32)
+        padded[within] = tokens.ids
+        self._input_ids = torch.from_numpy(padded).to(device)
+        self._attention_mask = torch.from_numpy(within.astype(np.int32)).to(device)
+        self._labels = torch.tensor(labels, dtype=torch.int64).to(device)
+
+    def __len__(self) -> int:
+        """Batches an epoch, the last, smaller one included."""
+        return -(-len(self._text_lengths) // self._batch_size)
+
+    def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
+        """Every text once, in an order that depends on (seed, epoch) alone."""
+        return self._batches(np.random.default_rng((seed, epoch)).permutation(len(self._text_lengths)))
+
+    def by_length(self) -> Iterator[Batch]:
+        """Every text once, the short ones first, so that evaluation pads little."""
+        return self._batches(np.argsort(self._text_lengths, kind="stable"))
+
+    def _batches(self, order: npt.NDArray[np.int64]) -> Iterator[Batch]:
+        on_device = torch.from_numpy(order).to(self._labels.device)
+        for start in range(0, len(order), self._batch_size):
+            rows = slice(start, start + self._batch_size)
+            longest = self._text_lengths[order[rows]].max()  # known on the host: no wait for the device
+            width = next(length for length in self._lengths if length >= longest)
+            texts = on_device[rows]
+            yield Batch(self._input_ids[:, :width][texts], self._attention_mask[:, :width][texts], self._labels[texts])

@@ -1,0 +1,380 @@
+"""What can be asked for: one dataclass a conf group, a docstring under each field, range checks.
+
+Knows OmegaConf: `from_hydra` turns a composed config into a plain RunConfig, once; below it no DictConfig exists.
+Leaves to others: whether a file, a package or a device is really there (data, model, run).
+"""
+
+import difflib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum, StrEnum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import CompactHydraException
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+
+class InputError(CompactHydraException):
+    """A user's mistake: names the key or file, what was given and what is allowed. Shown without a traceback."""
+
+
+def require(ok: bool, key: str, given: object, allowed: str) -> None:
+    """Raise InputError unless `ok`. `allowed` completes the sentence "give ..."."""
+    if not ok:
+        shown = given.value if isinstance(given, Enum) else given
+        raise InputError(f"{key}={shown} is not possible: give {allowed}.")
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cuda = "cuda"
+    cpu = "cpu"
+    mps = "mps"
+
+
+class Precision(StrEnum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Init(StrEnum):
+    random = "random"
+    pretrained = "pretrained"
+
+
+class Shape(StrEnum):
+    linear = "linear"
+    cosine = "cosine"
+    constant = "constant"
+
+
+class Part(StrEnum):
+    headers = "headers"
+    footers = "footers"
+    quotes = "quotes"
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """What every source of texts has in common."""
+
+    max_length: int = 256
+    """Tokens a text is cut to, [CLS] and [SEP] included. At least 8."""
+    pad_lengths: list[int] | None = None
+    """Lengths in tokens that a batch may be padded to, ascending, the last equal to max_length. A batch takes the
+    first one that holds its longest text. null: the quarters of max_length, rounded up to a multiple of 8."""
+
+    def __post_init__(self) -> None:
+        require(self.max_length >= 8, "data.max_length", self.max_length, "a whole number of at least 8")
+        if self.pad_lengths is not None:
+            lengths = list(self.pad_lengths)
+            require(
+                lengths == sorted(set(lengths)) and lengths[:1] > [0] and lengths[-1] == self.max_length,
+                "data.pad_lengths",
+                lengths,
+                f"ascending whole numbers above 0 that end with data.max_length={self.max_length}",
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class NewsgroupsConfig(DataConfig):
+    """20 newsgroups as scikit-learn's fetch_20newsgroups has it, in its own train and test parts by date."""
+
+    categories: list[str] = field(
+        default_factory=lambda: ["alt.atheism", "comp.graphics", "sci.space", "talk.religion.misc"]
+    )
+    """Newsgroups to tell apart, at least two of the twenty. The default four are the article's."""
+    remove: list[Part] = field(default_factory=list)
+    """Parts of each post to leave out: headers, footers, quotes. The article keeps them all."""
+    home: str | None = None
+    """Folder that holds scikit-learn's own cache of the data. null: $SCIKIT_LEARN_DATA or ~/scikit_learn_data."""
+
+    def __post_init__(self) -> None:
+        DataConfig.__post_init__(self)
+        _require_distinct("data.categories", self.categories)
+
+
+@dataclass(kw_only=True, slots=True)
+class DocstringsConfig(DataConfig):
+    """Docstrings of installed packages; the class to tell is the package. Needs no network."""
+
+    packages: list[str] = field(default_factory=lambda: ["numpy", "sklearn", "matplotlib", "torch"])
+    """Import names of installed packages, at least two. Only read, never imported."""
+    train_per_package: int = 380
+    """Training texts taken from each package. At least 1."""
+    test_per_package: int = 100
+    """Test texts taken from each package. At least 1."""
+
+    def __post_init__(self) -> None:
+        DataConfig.__post_init__(self)
+        _require_distinct("data.packages", self.packages)
+        for name in ("train_per_package", "test_per_package"):
+            value = getattr(self, name)
+            require(value >= 1, f"data.{name}", value, "a whole number of at least 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class FilesConfig(DataConfig):
+    """Your own texts: one file to train on, one to test on. .csv, .tsv or .jsonl, UTF-8."""
+
+    train: str = MISSING
+    """File with the training texts: .csv or .tsv with a header line, or .jsonl with one object a line."""
+    test: str = MISSING
+    """File with the test texts, likewise."""
+    text_column: str = "text"
+    """Column, or JSON key, that holds the text."""
+    label_column: str = "label"
+    """Column, or JSON key, that holds the label: a string, a whole number, true or false."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """A BERT-like sequence classifier. Architecture keys carry the names of the transformers config."""
+
+    init: Init = Init.random
+    """Where the weights come from: random (a fresh model) or pretrained (the weights of `name`)."""
+    name: str | None = None
+    """Hub name or local folder that gives the architecture, the tokenizer and, with init=pretrained, the weights.
+    null: the architecture is the keys below."""
+    tokenizer: str | None = None
+    """Hub name or local folder that gives the vocabulary. null: that of `name`; without a name, a WordPiece vocabulary
+    trained on the training texts."""
+    vocab_size: int = 8000
+    """Entries of a vocabulary that is trained on the texts (fewer where they hold fewer). At least 100."""
+    model_type: str = "bert"
+    """Architecture family, by its transformers name, where `name` is null: bert, roberta-prelayernorm, ..."""
+    num_hidden_layers: int | None = None
+    """Encoder layers. This and the keys below: null leaves it to `name` or to the family's own default."""
+    hidden_size: int | None = None
+    """Width of a token's vector, a multiple of num_attention_heads."""
+    num_attention_heads: int | None = None
+    """Attention heads of a layer."""
+    intermediate_size: int | None = None
+    """Width inside the feed-forward network."""
+    max_position_embeddings: int | None = None
+    """Positions the model knows, at least data.max_length."""
+    hidden_dropout_prob: float | None = None
+    """Dropout of embeddings, feed-forward and attention outputs, in [0, 1)."""
+    attention_probs_dropout_prob: float | None = None
+    """Dropout of attention weights, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        require(self.vocab_size >= 100, "model.vocab_size", self.vocab_size, "a whole number of at least 100")
+        for key, value in self.architecture():
+            if key.endswith("_prob"):
+                require(0 <= value < 1, f"model.{key}", value, "a number of at least 0 and below 1")
+            else:
+                require(value >= 1, f"model.{key}", value, "a whole number of at least 1")
+        if self.hidden_size and self.num_attention_heads:
+            require(
+                self.hidden_size % self.num_attention_heads == 0,
+                "model.hidden_size",
+                self.hidden_size,
+                f"a multiple of model.num_attention_heads={self.num_attention_heads}",
+            )
+        if self.init is Init.pretrained:
+            require(self.name is not None, "model.init", self.init, "model.name as well, or model.init=random")
+            fixed = [key for key, _ in self.architecture() if not key.endswith("_prob")]
+            if fixed:
+                raise InputError(
+                    f"model.{fixed[0]} is not possible with model.init=pretrained: the weights of {self.name} fix "
+                    "the architecture. Leave the key out, or choose model.init=random."
+                )
+
+    def architecture(self) -> Iterator[tuple[str, Any]]:
+        """The architecture keys that were given, with their values."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in _ARCHITECTURE and value is not None:
+                yield f.name, value
+
+
+_ARCHITECTURE = {
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), with or without bias correction."""
+
+    lr: float = 1e-3
+    """Peak learning rate; the schedule scales it. Above 0."""
+    bias_correction: bool = True
+    """false: the moments are not corrected for their start at zero, as in the original BERT code. Early steps are
+    then larger, by (1 - beta1^t) / sqrt(1 - beta2^t) at the t-th step."""
+    beta1: float = 0.9
+    """Decay of the running mean of gradients, in [0, 1)."""
+    beta2: float = 0.999
+    """Decay of the running mean of squared gradients, in [0, 1)."""
+    eps: float = 1e-6
+    """Added to the denominator. Above 0."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices; biases and LayerNorm weights have none. At least 0."""
+
+    def __post_init__(self) -> None:
+        for key in ("lr", "eps"):
+            value = getattr(self, key)
+            require(0 < value < math.inf, f"optimizer.{key}", value, "a finite number above 0")
+        for key in ("beta1", "beta2"):
+            value = getattr(self, key)
+            require(0 <= value < 1, f"optimizer.{key}", value, "a number of at least 0 and below 1")
+            if not self.bias_correction:  # the form without it starts at step 2**24, where beta**step must vanish
+                require(value <= 0.999997, f"optimizer.{key}", value, "at most 0.999997 without bias correction")
+        decay = self.weight_decay
+        require(0 <= decay < math.inf, "optimizer.weight_decay", decay, "a finite number of at least 0")
+
+
+@dataclass(kw_only=True, slots=True)
+class ScheduleConfig:
+    """The learning rate over the run."""
+
+    shape: Shape = Shape.linear
+    """What follows the warm-up: linear (down to 0), cosine (down to 0) or constant."""
+    warmup_frac: float = 0.1
+    """Share of all steps over which the learning rate rises linearly from 0 to its peak, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.warmup_frac <= 1, "schedule.warmup_frac", self.warmup_frac, "a number from 0 to 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """How long, in what portions, how precisely."""
+
+    epochs: int = 3
+    """Passes over the training texts. At least 1."""
+    batch_size: int = 16
+    """Texts a step. At least 1; the last batch of an epoch may be smaller."""
+    eval_batch_size: int = 64
+    """Texts a batch of the evaluation. At least 1; has no influence on the metrics."""
+    eval_every: int | None = None
+    """Evaluate every so many steps, besides each epoch's end. At least 1; null: at each epoch's end alone."""
+    log_every: int = 10
+    """Steps between two points of loss/train and learning_rate. At least 1."""
+    clip: float | None = 1.0
+    """Largest global L2 norm of the gradient; a larger one is scaled down to it. Above 0; null: no clipping."""
+    precision: Precision = Precision.fp32
+    """fp32, or bf16: autocast matrix products to bfloat16, weights and optimizer stay in float32."""
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size", "eval_batch_size", "eval_every", "log_every"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"train.{key}", value, "a whole number of at least 1")
+        require(self.clip is None or self.clip > 0, "train.clip", self.clip, "a number above 0, or null")
+
+
+@dataclass(kw_only=True, slots=True)
+class MonitorConfig:
+    """What is watched, and how often."""
+
+    enabled: bool = True
+    """false: neither gradients nor updates are measured (loss and accuracy still are)."""
+    every: int = 30
+    """Steps between two measurements; step 0 is the first. At least 1."""
+    figures: bool = True
+    """Draw gradient_flow and update_ratio at each measurement."""
+    biases: bool = False
+    """Watch biases beside weights."""
+    skip_prob: float = 0.0
+    """Share of layers left out, drawn at random but the same for every run; the first and the last always stay.
+    In [0, 1)."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "monitor.every", self.every, "a whole number of at least 1")
+        require(0 <= self.skip_prob < 1, "monitor.skip_prob", self.skip_prob, "a number of at least 0 and below 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """One run, whole."""
+
+    experiment: str = "custom"
+    """Name of the experiment that the settings start from; set by conf/experiment."""
+    seed: int = 0
+    """Seeds weights, order of the texts, dropout. From 0 to 2**32 - 1."""
+    device: Device = Device.auto
+    """cuda, cpu, mps, or auto: the first of cuda and mps that is there, else cpu."""
+    cache: str = "${oc.env:XDG_CACHE_HOME,'~/.cache'}/bertmon"
+    """Folder for what is made once and used by many runs: docstrings, vocabularies, tokens. Safe to delete."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
+        positions = self.model.max_position_embeddings
+        if positions is not None:
+            require(
+                self.data.max_length <= positions,
+                "data.max_length",
+                self.data.max_length,
+                f"at most model.max_position_embeddings={positions}",
+            )
+
+
+def register() -> None:
+    """Give Hydra the types, under the names that conf/ builds on."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=RunConfig)
+    for name, node in (
+        ("newsgroups", NewsgroupsConfig),
+        ("docstrings", DocstringsConfig),
+        ("files", FilesConfig),
+    ):
+        store.store(group="data/schema", name=name, node=node)
+
+
+def from_hydra(composed: DictConfig) -> RunConfig:
+    """The composed config as a plain, checked RunConfig.
+
+    Raises InputError for a key that no dataclass has, a required key that was not given, a value out of range.
+    """
+    settings = composed.copy()
+    with read_write(settings), open_dict(settings):
+        settings.pop("hydra", None)
+    for key, known in _unknown_keys(settings):
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}."
+        raise InputError(f"{key} is not a known key: {hint}")
+    for key in sorted(OmegaConf.missing_keys(settings)):
+        raise InputError(f"{key} is missing: give {key}=...")
+    try:
+        run_config = OmegaConf.to_object(settings)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    assert isinstance(run_config, RunConfig)
+    return run_config
+
+
+def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Keys that the node's dataclass lacks (`+key=value` gets past Hydra), each with the keys that it has."""
+    schema = OmegaConf.get_type(node)
+    if not is_dataclass(schema):
+        return
+    known = [prefix + f.name for f in fields(schema)]
+    for key in map(str, node):
+        dotted = prefix + key
+        if dotted not in known:
+            yield dotted, known
+        elif not OmegaConf.is_missing(node, key):
+            child = node._get_node(key)
+            if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+                yield from _unknown_keys(child, f"{dotted}.")
+
+
+def _require_distinct(key: str, names: list[str]) -> None:
+    require(len(names) >= 2, key, list(names), "a list of at least two names")
+    require(len(set(names)) == len(names), key, list(names), "each name once")

@@ -1,0 +1,140 @@
+"""BERT-like sequence classifiers: pretrained or freshly initialised, and the short labels of their layers.
+
+Knows transformers' models and their parameter names. Leaves vocabularies to tokens.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from bertmon.config import Init, InputError, ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+class Layer(NamedTuple):
+    """A parameter and its kind: "embedding", "linear", "norm" or "other"; a bias has "bias"."""
+
+    parameter: nn.Parameter
+    kind: str
+
+
+def build(
+    config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, pad_id: int, max_length: int
+) -> nn.Module:
+    """The classifier on the CPU, in train mode; fresh weights come from torch's global random state.
+
+    Its forward takes input_ids [B, T] and attention_mask [B, T] and returns an object with .logits [B, C].
+    Raises InputError where the named model cannot be loaded or does not fit the data.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    planned = architecture(config, label_names=label_names, vocab_size=vocab_size, pad_id=pad_id, max_length=max_length)
+    if config.init is Init.random:
+        model = AutoModelForSequenceClassification.from_config(planned)
+    else:
+        model = _load(str(config.name), planned)
+    trained: nn.Module = model.train()
+    return trained
+
+
+def architecture(
+    config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, pad_id: int, max_length: int
+) -> "PretrainedConfig":
+    """The transformers config of the model that `build` makes. Raises InputError where it does not fit the data."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    wanted: dict[str, Any] = dict(config.architecture())
+    wanted["id2label"] = dict(enumerate(label_names))
+    wanted["label2id"] = {name: label for label, name in enumerate(label_names)}
+    if config.name is None:
+        try:
+            planned = AutoConfig.for_model(config.model_type, vocab_size=vocab_size, pad_token_id=pad_id, **wanted)
+        except ValueError:
+            raise InputError(
+                f"model.model_type={config.model_type} is not possible: give the name of a family that transformers "
+                "has, such as bert or roberta-prelayernorm."
+            ) from None
+    else:
+        try:
+            planned = AutoConfig.from_pretrained(config.name, trust_remote_code=False, **wanted)
+        except (OSError, ValueError) as error:
+            raise InputError(_unloadable(config.name, error)) from None
+        if vocab_size > planned.vocab_size:
+            raise InputError(
+                f"model.tokenizer has {vocab_size} entries and model.name={config.name} has embeddings for "
+                f"{planned.vocab_size}: leave model.tokenizer out."
+            )
+    positions = getattr(planned, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise InputError(f"data.max_length={max_length} is not possible: the model knows {positions} positions.")
+    if type(planned) not in AutoModelForSequenceClassification._model_mapping:
+        raise InputError(f"{config.name or config.model_type} is no sequence classifier that transformers knows.")
+    return planned
+
+
+def _load(name: str, planned: "PretrainedConfig") -> nn.Module:
+    """Pretrained weights with a fresh classifier on top; raises InputError where the encoder's are not complete."""
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the classifier is fresh is what we want; other gaps raise below
+    logging.disable_progress_bar()
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            config=planned,
+            dtype=torch.float32,
+            use_safetensors=True,  # never a pickle from somewhere else
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(_unloadable(name, error)) from None
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+    missing = [key for key in sorted(loading["missing_keys"]) if ".encoder." in key or ".embeddings." in key]
+    if missing:
+        raise InputError(f"model.name={name} is not possible: its weights lack {missing[0]}.")
+    loaded: nn.Module = model
+    return loaded
+
+
+def layers(model: nn.Module, *, biases: bool = False) -> dict[str, Layer]:
+    """The model's trainable weights, and on request its biases, by short label, from input to output.
+
+    `bert.encoder.layer.0.attention.self.query.weight` has the label `enc.l.0.attention.query`.
+    """
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    found = {}
+    for name, parameter in model.named_parameters():
+        owner, _, role = name.rpartition(".")
+        if not parameter.requires_grad or (role != "weight" and not biases):
+            continue
+        label = name.removeprefix(prefix).removesuffix(".weight")
+        label = re.sub(r"\bencoder\.layers?\.", "enc.l.", label).replace(".self.", ".")
+        found[label] = Layer(parameter, "bias" if role == "bias" else _kind(model.get_submodule(owner)))
+    return found
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if isinstance(module, nn.Linear):
+        return "linear"
+    return "norm" if "norm" in type(module).__name__.lower() else "other"
+
+
+def _unloadable(name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"model.name={name}: no model can be loaded ({reason}).\n"
+        "Give the name of a model on the hub (needs a network the first time), or a local folder with config.json and, "
+        "for init=pretrained, model.safetensors."
+    )

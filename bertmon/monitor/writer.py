@@ -1,0 +1,74 @@
+"""The only file that knows TensorBoard: tags, and how a number, a picture and a text get into an event file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from bertmon.monitor import STATISTICS, Snapshot, figures
+
+
+class RunWriter:
+    """Writes one run's event file into `folder`. Use as a context manager: leaving it writes out what is buffered."""
+
+    def __init__(self, folder: Path, *, draw: bool = True) -> None:
+        self._writer = SummaryWriter(str(folder))
+        self._draw = draw
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One point for each tag."""
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+        self._event_file.add_summary(summary, step)
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """Every statistic of every layer as `statistic/layer`, and the two figures."""
+        self.scalars(
+            snapshot.step,
+            {
+                f"{statistic}/{layer}": value
+                for statistic in STATISTICS
+                for layer, value in zip(snapshot.layers, snapshot[statistic], strict=True)
+            },
+        )
+        if self._draw:
+            for tag, draw in (
+                ("gradient_flow", figures.gradient_flow),
+                ("update_ratio", figures.update_ratio),
+            ):
+                self._image(tag, snapshot.step, figures.png(draw(snapshot)))
+
+    def text(self, tag: str, text: str) -> None:
+        """A text as it is, shown in a fixed-width font."""
+        indented = "\n".join(f"    {line}" for line in text.splitlines())  # markdown's code block
+        self._writer.add_text(tag, indented)
+
+    def hparams(self, settings: Mapping[str, object], metrics: Mapping[str, float]) -> None:
+        """Settings for the HPARAMS table; its metrics are the last points of the scalars named.
+
+        Written into this run's own event file: SummaryWriter.add_hparams would make a second run.
+        """
+        plain = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in settings.items()}
+        for summary in hparams(plain, dict(metrics)):
+            self._event_file.add_summary(summary)
+
+    @property
+    def _event_file(self):  # type: ignore[no-untyped-def]  # torch's FileWriter, untyped
+        return self._writer._get_file_writer()
+
+    def _image(self, tag: str, step: int, png: bytes) -> None:
+        self._event_file.add_summary(
+            Summary(value=[Summary.Value(tag=tag, image=Summary.Image(encoded_image_string=png, colorspace=3))]),
+            step,
+        )

@@ -1,0 +1,49 @@
+"""AdamW with and without bias correction; which parameters decay."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from bertmon.config import OptimizerConfig
+
+_FAR = 2.0**24
+"""A step count at which both of Adam's corrections are exactly 1, and which float32 cannot count past."""
+
+
+def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+    """AdamW over the parameters that train; its rate is 0 until the schedule sets it.
+
+    With g the gradient, t = 1, 2, ... and everything per element:
+
+        m <- beta1 m + (1 - beta1) g                  v <- beta2 v + (1 - beta2) g^2
+        p <- p - lr * weight_decay * p                (matrices only)
+        p <- p - lr * (m / c1) / (sqrt(v / c2) + eps)
+
+    c1 = 1 - beta1^t and c2 = 1 - beta2^t with bias correction (Loshchilov & Hutter 2019, arXiv 1711.05101), and both 1
+    without, as in the original BERT code and in transformers' former AdamW(correct_bias=False). That one applied the
+    decay after the step instead of before it; with weight_decay=0 nothing differs.
+
+    The form without correction is torch's own optimizer, fused kernels and all, started at step 2**24: there
+    1 - beta^t rounds to 1, so the moments of every real step stay uncorrected.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=0.0,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=all(parameter.device.type in ("cpu", "cuda", "mps") for parameter in trained),
+    )
+    if not config.bias_correction:
+        for parameter in trained:
+            optimizer.state[parameter] = {
+                "step": torch.tensor(_FAR, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+    return optimizer

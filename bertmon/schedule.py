@@ -1,0 +1,34 @@
+"""The learning-rate factor as a pure function of the step. No torch, no state."""
+
+import math
+
+
+def warmup_steps(warmup_frac: float, total_steps: int) -> int:
+    """Steps of warm-up: warmup_frac * total_steps, rounded half up for every fraction alike."""
+    return math.floor(warmup_frac * total_steps + 0.5)
+
+
+def factor(step: int, *, shape: str, warmup_frac: float, total_steps: int) -> float:
+    """What the peak learning rate is multiplied by at `step`, counted from 0 to total_steps - 1; in [0, 1].
+
+    With W = warmup_steps(...) and N = total_steps:
+
+        step / W                                     for step < W
+        (N - step) / (N - W)                         then, for shape "linear"
+        (1 + cos(pi * (step - W) / (N - W))) / 2     then, for shape "cosine"
+        1                                            then, for shape "constant"
+
+    Step 0 has factor 0 where there is a warm-up: it moves no weight, and fills the optimizer's moments only. The peak,
+    exactly 1, is at step W. The formula is that of transformers' get_*_schedule_with_warmup with a whole W.
+    """
+    assert 0 <= step < total_steps, (step, total_steps)
+    warmup = warmup_steps(warmup_frac, total_steps)
+    if step < warmup:
+        return step / warmup
+    if shape == "constant":
+        return 1.0
+    remaining = (total_steps - step) / (total_steps - warmup)
+    if shape == "linear":
+        return remaining
+    assert shape == "cosine", shape
+    return (1 + math.cos(math.pi * (1 - remaining))) / 2

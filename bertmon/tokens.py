@@ -1,0 +1,113 @@
+"""Texts to token ids: the model's own vocabulary, or WordPiece trained on the texts; each text is tokenized once.
+
+Knows tokenizers. Leaves padding, batches and their order to batches.
+Shapes: N texts, K tokens of all of them together.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+from bertmon.cache import cached, digest
+from bertmon.config import InputError, ModelConfig
+
+_AT_ONCE = 1000  # texts handed to the tokenizer together: its objects take far more memory than the ids
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A tokenizer and the id that its model pads with."""
+
+    tokenizer: Tokenizer
+    pad_id: int
+
+    @property
+    def size(self) -> int:
+        return int(self.tokenizer.get_vocab_size())
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids of N texts, one behind the other: text i is ids[offsets[i] : offsets[i + 1]]."""
+
+    ids: npt.NDArray[np.int32]  # [K]
+    offsets: npt.NDArray[np.int64]  # [N + 1]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+
+def load_vocabulary(config: ModelConfig, texts: Sequence[str], cache: Path) -> Vocabulary:
+    """The vocabulary of `model.tokenizer`, else of `model.name`, else one trained on `texts`. Raises InputError."""
+    if config.tokenizer is not None:
+        return _named("model.tokenizer", config.tokenizer)
+    if config.name is not None:
+        return _named("model.name", config.name)
+    key = digest("1", str(config.vocab_size), *texts)  # raise the number when the training below changes
+    trained = cached(cache, f"wordpiece-{key[:32]}.json", lambda: _train(texts, config.vocab_size))
+    return Vocabulary(Tokenizer.from_str(trained.decode()), pad_id=0)
+
+
+def tokenize(vocabulary: Vocabulary, texts: Sequence[str], max_length: int, cache: Path) -> Tokens:
+    """Token ids of every text, special tokens included, cut to `max_length`; from the cache where it has them."""
+    tokenizer = Tokenizer.from_str(vocabulary.tokenizer.to_str())  # a copy: truncation is a setting of the object
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+
+    def encode() -> bytes:
+        encodings: list[npt.NDArray[np.int32]] = []
+        for start in range(0, len(texts), _AT_ONCE):
+            batch = tokenizer.encode_batch_fast(list(texts[start : start + _AT_ONCE]))
+            encodings += [np.array(encoding.ids, dtype=np.int32) for encoding in batch]
+        offsets = np.cumsum([0, *map(len, encodings)], dtype=np.int64)
+        file = io.BytesIO()
+        np.savez(file, ids=np.concatenate(encodings), offsets=offsets)
+        return file.getvalue()
+
+    key = digest("1", tokenizer.to_str(), *texts)  # raise the number when the encoding above changes
+    with np.load(io.BytesIO(cached(cache, f"tokens-{key[:32]}.npz", encode)), allow_pickle=False) as stored:
+        return Tokens(stored["ids"], stored["offsets"])
+
+
+def _named(key: str, name: str) -> Vocabulary:
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        instead = ", or model.tokenizer=null to train one on the training texts" if key == "model.tokenizer" else ""
+        raise InputError(
+            f"{key}={name}: no tokenizer can be loaded ({reason}).\n"
+            f"Give the name of a model on the hub (needs a network the first time), "
+            f"a local folder with tokenizer.json or vocab.txt{instead}."
+        ) from None
+    if getattr(loaded, "backend_tokenizer", None) is None or loaded.pad_token_id is None:
+        raise InputError(
+            f"{key}={name} is not possible: give a model whose tokenizer is a fast one with a padding token."
+        )
+    return Vocabulary(loaded.backend_tokenizer, loaded.pad_token_id)
+
+
+def _train(texts: Sequence[str], vocab_size: int) -> bytes:
+    """WordPiece over BERT's lower-cased words, as JSON of the tokenizers library; [PAD] is entry 0."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    return str(tokenizer.to_str()).encode()
