@@ -176,7 +176,8 @@ class ModelConfig:
                 f"a multiple of model.num_attention_heads={self.num_attention_heads}",
             )
         if self.init is Init.pretrained:
-            require(self.name is not None, "model.init", self.init, "model.name as well, or model.init=random")
+            if self.name is None:
+                raise InputError("model.name is missing: give the hub name or local folder of the pretrained weights.")
             fixed = [key for key, _ in self.architecture() if not key.endswith("_prob")]
             if fixed:
                 raise InputError(
@@ -346,7 +347,7 @@ def from_hydra(composed: DictConfig) -> RunConfig:
     with read_write(settings), open_dict(settings):
         settings.pop("hydra", None)
     for key, known in _unknown_keys(settings):
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}."
         raise InputError(f"{key} is not a known key: {hint}")
     for key in sorted(OmegaConf.missing_keys(settings)):

@@ -24,8 +24,8 @@ from bertmon.config import DataConfig, DocstringsConfig, FilesConfig, InputError
 class Split:
     """Texts [N] and their labels [N], each from 0 to C - 1."""
 
-    texts: Sequence[str]
-    labels: Sequence[int]
+    texts: list[str]
+    labels: list[int]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -55,14 +55,18 @@ def load(config: DataConfig, cache: Path) -> Corpus:
     """The texts that the config asks for. Raises InputError where they cannot be had or do not make a task."""
     match config:
         case NewsgroupsConfig():
-            corpus = _newsgroups(config)
+            return _newsgroups(config, cache)
         case DocstringsConfig():
-            corpus = _docstrings(config, cache)
+            return _docstrings(config, cache)
         case FilesConfig():
-            corpus = _files(config)
-        case _:
-            raise InputError("data is missing: give data=newsgroups, data=docstrings or data=files")
-    return corpus
+            return _files(config)
+    raise InputError("data is missing: give data=newsgroups, data=docstrings or data=files.")
+
+
+def _stored(cache: Path, name: str, read: Callable[[], Corpus]) -> Corpus:
+    """The corpus from the cache, where it is, else read and kept there."""
+    content = json.loads(cached(cache, name, lambda: json.dumps(asdict(read())).encode()))
+    return Corpus(Split(**content["train"]), Split(**content["test"]), tuple(content["label_names"]))
 
 
 # --- 20 newsgroups -------------------------------------------------------------------------------
@@ -91,33 +95,37 @@ NEWSGROUPS = (
 )
 
 
-def _newsgroups(config: NewsgroupsConfig) -> Corpus:
+def _newsgroups(config: NewsgroupsConfig, cache: Path) -> Corpus:
     for category in config.categories:
         if category not in NEWSGROUPS:
             raise InputError(f"data.categories: there is no newsgroup {category}. There are {', '.join(NEWSGROUPS)}.")
+    key = digest("1", importlib.metadata.version("scikit-learn"), *config.categories, "remove", *config.remove)
+    return _stored(cache, f"newsgroups-{key[:32]}.json", lambda: _fetch_newsgroups(config))
+
+
+def _fetch_newsgroups(config: NewsgroupsConfig) -> Corpus:
     from sklearn.datasets import fetch_20newsgroups
 
     def part(subset: str) -> tuple[Split, tuple[str, ...]]:
-        try:
-            fetched = fetch_20newsgroups(
-                data_home=config.home,
-                subset=subset,
-                categories=config.categories,
-                remove=tuple(part.value for part in config.remove),
-                shuffle=False,
-                n_retries=1,
-            )
-        except OSError as error:
-            raise InputError(
-                f"data=newsgroups cannot be downloaded ({error}). With no network, fetch it elsewhere with\n"
-                "  python -c 'from sklearn.datasets import fetch_20newsgroups as f; f(subset=\"all\")'\n"
-                "and give the folder that then holds 20news-bydate_py3.pkz as data.home=..., "
-                "or train on what is already here: experiment=quickstart"
-            ) from None
+        fetched = fetch_20newsgroups(
+            data_home=config.home,
+            subset=subset,
+            categories=config.categories,
+            remove=tuple(part.value for part in config.remove),
+            shuffle=False,
+            n_retries=1,
+        )
         return Split(fetched.data, fetched.target.tolist()), tuple(fetched.target_names)
 
-    train, label_names = part("train")
-    test, test_names = part("test")
+    try:
+        (train, label_names), (test, test_names) = part("train"), part("test")
+    except OSError as error:
+        raise InputError(
+            f"data=newsgroups cannot be had ({error}). With no network, fetch it elsewhere with\n"
+            "  python -c 'from sklearn.datasets import fetch_20newsgroups as f; f(subset=\"all\")'\n"
+            "and give the folder that then holds 20news-bydate_py3.pkz as data.home=..., "
+            "or train on what is already here: experiment=quickstart"
+        ) from None
     assert label_names == test_names
     return Corpus(train, test, label_names)
 
@@ -139,26 +147,26 @@ def _docstrings(config: DocstringsConfig, cache: Path) -> Corpus:
     state = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for paths in sources for path in paths]
     key = digest("1", json.dumps(asdict(config)), *state)  # raise the number when the reading below changes
 
-    def read() -> bytes:
+    def read() -> Corpus:
         count = config.train_per_package + config.test_per_package
         mask = _mask(config.packages)
-        found: dict[str, int] = {}  # text -> label; a text that two packages share stays with the first
+        chosen: dict[str, int] = {}  # text -> label; a text that two packages share stays with the first
         for label, (package, folder, paths) in enumerate(zip(config.packages, folders, sources, strict=True)):
-            texts = _read_package(folder, paths, mask, enough=2 * count, taken=found)
+            texts = _read_package(folder, paths, mask, enough=2 * count) - chosen.keys()
             if len(texts) < count:
                 raise InputError(
                     f"data.packages: {package} has {len(texts)} docstrings of at least {_SHORTEST} words, and "
                     f"data.train_per_package + data.test_per_package asks for {count}."
                 )
-            found |= dict.fromkeys(sorted(texts, key=digest)[:count], label)
-        by_label = [[text for text in found if found[text] == label] for label in range(len(folders))]
-        test = [(text, label) for label, texts in enumerate(by_label) for text in texts[: config.test_per_package]]
-        train = [(text, label) for label, texts in enumerate(by_label) for text in texts[config.test_per_package :]]
-        return json.dumps({"train": train, "test": test}).encode()
+            chosen |= dict.fromkeys(sorted(texts, key=digest)[:count], label)
+        train, test = Split([], []), Split([], [])
+        for row, (text, label) in enumerate(chosen.items()):
+            split = test if row % count < config.test_per_package else train
+            split.texts.append(text)
+            split.labels.append(label)
+        return Corpus(train, test, tuple(config.packages))
 
-    stored = json.loads(cached(cache, f"docstrings-{key[:32]}.json", read))
-    train, test = (Split(*map(list, zip(*stored[part], strict=True))) for part in ("train", "test"))
-    return Corpus(train, test, tuple(config.packages))
+    return _stored(cache, f"docstrings-{key[:32]}.json", read)
 
 
 def _package_folder(package: str) -> Path:
@@ -174,18 +182,13 @@ def _is_source(path: Path, folder: Path) -> bool:
     return not any(part.startswith("test") for part in path.relative_to(folder).parts)
 
 
-def _read_package(
-    folder: Path, paths: list[Path], mask: re.Pattern[str], *, enough: int, taken: dict[str, int]
-) -> set[str]:
-    """Masked docstrings of the package that are not `taken`, from files in a fixed random order until `enough`."""
+def _read_package(folder: Path, paths: list[Path], mask: re.Pattern[str], *, enough: int) -> set[str]:
+    """Masked docstrings of the package, from its files in a fixed random order, until there are `enough`."""
     texts: set[str] = set()
     for path in sorted(paths, key=lambda path: digest(path.relative_to(folder).as_posix())):
         if len(texts) >= enough:
             break
-        for docstring in _docstrings_of(path):
-            text = mask.sub("_", docstring)
-            if text not in taken:
-                texts.add(text)
+        texts.update(mask.sub("_", docstring) for docstring in _docstrings_of(path))
     return texts
 
 

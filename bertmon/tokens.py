@@ -52,7 +52,7 @@ def load_vocabulary(config: ModelConfig, texts: Sequence[str], cache: Path) -> V
         return _named("model.tokenizer", config.tokenizer)
     if config.name is not None:
         return _named("model.name", config.name)
-    key = digest("1", str(config.vocab_size), *texts)  # raise the number when the training below changes
+    key = digest("2", str(config.vocab_size), *texts)  # raise the number when the training below changes
     trained = cached(cache, f"wordpiece-{key[:32]}.json", lambda: _train(texts, config.vocab_size))
     return Vocabulary(Tokenizer.from_str(trained.decode()), pad_id=0)
 
@@ -99,15 +99,35 @@ def _named(key: str, name: str) -> Vocabulary:
 
 
 def _train(texts: Sequence[str], vocab_size: int) -> bytes:
-    """WordPiece over BERT's lower-cased words, as JSON of the tokenizers library; [PAD] is entry 0."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    """WordPiece over BERT's lower-cased words, as JSON of the tokenizers library; [PAD] is entry 0.
+
+    The library numbers the pieces "##x" in the order of a hash table that is new in each process, and breaks ties
+    between equally frequent pairs by these numbers. Here they get fixed numbers first, so that the same texts give the
+    same vocabulary anywhere.
+    """
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    splitter = pre_tokenizers.BertPreTokenizer()
+
+    def continues_a_word(character: str) -> bool:
+        return len(splitter.pre_tokenize_str(normalizer.normalize_str(f"a{character}"))) == 1
+
+    characters = set[str]().union(*(set(normalizer.normalize_str(text)) for text in texts))
+    pieces = [f"##{character}" for character in sorted(characters) if continues_a_word(character)]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    scratch = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    scratch.normalizer, scratch.pre_tokenizer = normalizer, splitter
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=max(vocab_size, len(special) + 2 * len(pieces)),  # the alphabet is never cut
+        special_tokens=[*special, *pieces],
+        show_progress=False,
+    )
+    scratch.train_from_iterator(texts, trainer)
+
+    # A tokenizer of its own: in `scratch` the pieces are special, and would be found in the text itself.
+    tokenizer = Tokenizer(models.WordPiece(scratch.get_vocab(), unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.add_special_tokens(special)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+        single="[CLS] $A [SEP]", special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     )
     return str(tokenizer.to_str()).encode()

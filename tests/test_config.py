@@ -1,0 +1,146 @@
+import pytest
+from omegaconf import OmegaConf
+
+from bertmon import config
+from bertmon.config import InputError, from_hydra
+
+WRONG = [  # key, value, what is allowed
+    ("seed", -1, "a whole number from 0 to 4294967295"),
+    ("seed", 2**32, "a whole number from 0 to 4294967295"),
+    ("data.max_length", 7, "a whole number of at least 8"),
+    ("data.max_length", 600, "at most model.max_position_embeddings=512"),
+    ("data.pad_lengths", [], "ascending whole numbers above 0 that end with data.max_length=64"),
+    ("data.pad_lengths", [0, 64], "ascending"),
+    ("data.pad_lengths", [64, 32], "ascending"),
+    ("data.pad_lengths", [32, 63], "ascending"),
+    ("data.packages", [], "a list of at least two names"),
+    ("data.packages", ["numpy"], "a list of at least two names"),
+    ("data.packages", ["numpy", "numpy"], "each name once"),
+    ("data.train_per_package", 0, "a whole number of at least 1"),
+    ("data.test_per_package", -5, "a whole number of at least 1"),
+    ("model.vocab_size", 99, "a whole number of at least 100"),
+    ("model.num_hidden_layers", 0, "a whole number of at least 1"),
+    ("model.hidden_size", 129, "a multiple of model.num_attention_heads=2"),
+    ("model.hidden_dropout_prob", 1.0, "a number of at least 0 and below 1"),
+    ("model.attention_probs_dropout_prob", float("nan"), "a number of at least 0 and below 1"),
+    ("optimizer.lr", 0.0, "a finite number above 0"),
+    ("optimizer.lr", float("inf"), "a finite number above 0"),
+    ("optimizer.lr", float("nan"), "a finite number above 0"),
+    ("optimizer.eps", -1e-6, "a finite number above 0"),
+    ("optimizer.beta1", 1.0, "a number of at least 0 and below 1"),
+    ("optimizer.beta2", 0.9999999, "at most 0.999997 without bias correction"),
+    ("optimizer.weight_decay", -0.1, "a finite number of at least 0"),
+    ("schedule.warmup_frac", 1.5, "a number from 0 to 1"),
+    ("schedule.warmup_frac", -0.1, "a number from 0 to 1"),
+    ("schedule.warmup_frac", float("nan"), "a number from 0 to 1"),
+    ("train.epochs", 0, "a whole number of at least 1"),
+    ("train.batch_size", 0, "a whole number of at least 1"),
+    ("train.eval_batch_size", 0, "a whole number of at least 1"),
+    ("train.eval_every", 0, "a whole number of at least 1"),
+    ("train.log_every", -1, "a whole number of at least 1"),
+    ("train.clip", 0.0, "a number above 0, or null"),
+    ("train.clip", float("nan"), "a number above 0, or null"),
+    ("monitor.every", 0, "a whole number of at least 1"),
+    ("monitor.skip_prob", 1.0, "a number of at least 0 and below 1"),
+]
+
+
+def composed(*overrides):
+    from hydra import compose, initialize_config_module
+
+    import bertmon.run  # noqa: F401  # registers the types
+
+    with initialize_config_module("bertmon.conf", version_base="1.3"):
+        return compose("config", ["experiment=quickstart", *overrides])
+
+
+@pytest.fixture(scope="module")
+def quickstart():
+    return composed()
+
+
+@pytest.mark.parametrize(("key", "value", "allowed"), WRONG)
+def test_a_wrong_value_is_named_with_what_is_allowed(quickstart, key, value, allowed):
+    changed = quickstart.copy()
+    OmegaConf.update(changed, key, value)
+    with pytest.raises(InputError) as caught:
+        from_hydra(changed)
+    message = str(caught.value)
+    assert message.startswith(f"{key}={value}"), message
+    assert allowed in message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "+schedule.warmup_fraction=0.1",
+            r"schedule\.warmup_fraction is not a known key: did you mean schedule\.warmup_frac\?",
+        ),
+        ("+nonsense=1", r"nonsense is not a known key: there are .*seed"),
+        ("+data.categories=[a,b]", r"data\.categories is not a known key"),
+        ("+model.extra={a: 1}", r"model\.extra is not a known key"),
+    ],
+)
+def test_an_unknown_key_is_refused_even_with_a_plus(override, message):
+    with pytest.raises(InputError, match=message):
+        from_hydra(composed(override))
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(InputError, match=r"data\.test is missing: give data\.test=\.\.\."):
+        from_hydra(composed("data=files", "data.train=a.csv"))
+    with pytest.raises(InputError, match=r"model\.name is missing"):
+        from_hydra(composed("model=hub"))
+
+
+def test_an_architecture_key_with_pretrained_weights():
+    with pytest.raises(InputError, match=r"model\.hidden_size is not possible with model\.init=pretrained"):
+        from_hydra(composed("model=bert_base_pretrained", "model.hidden_size=64"))
+    from_hydra(composed("model=bert_base_pretrained", "model.hidden_dropout_prob=0.2", "data.max_length=256"))
+
+
+def test_settings_become_plain_dataclasses():
+    settings = from_hydra(composed("data=files", "data.train=a.csv", "data.test=b.csv", "schedule=cosine"))
+    assert type(settings) is config.RunConfig
+    assert type(settings.data) is config.FilesConfig
+    assert settings.schedule.shape is config.Shape.cosine
+    assert type(from_hydra(composed()).data) is config.DocstringsConfig
+
+
+def test_the_article_is_the_published_set_up():
+    settings = from_hydra(composed("experiment=article"))
+    assert settings.experiment == "article"
+    assert (settings.optimizer.lr, settings.optimizer.eps, settings.optimizer.weight_decay) == (3e-5, 1e-6, 0)
+    assert settings.optimizer.bias_correction is False
+    assert (settings.train.epochs, settings.train.batch_size, settings.train.clip) == (5, 16, 1.0)
+    assert dict(settings.model.architecture()) == {
+        "num_hidden_layers": 12,
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 256,
+    }
+    assert (settings.model.init.value, settings.model.tokenizer) == ("random", "bert-base-uncased")
+    assert settings.monitor.every == 30
+    assert settings.schedule.shape is config.Shape.linear
+
+
+@pytest.mark.parametrize("experiment", ["quickstart", "article", "finetune"])
+def test_every_experiment_composes_and_names_itself(experiment):
+    assert from_hydra(composed(f"experiment={experiment}")).experiment == experiment
+
+
+def test_every_field_has_a_docstring_right_under_it():
+    import ast
+    import inspect
+
+    for node in ast.parse(inspect.getsource(config)).body:
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
+            for field, below in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(field, ast.AnnAssign) and ast.unparse(field.target) not in GROUPS:
+                    documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+                    assert documented, f"{node.name}.{ast.unparse(field.target)}"
+
+
+GROUPS = {"data", "model", "optimizer", "schedule", "train", "monitor"}

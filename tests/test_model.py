@@ -1,0 +1,141 @@
+import dataclasses
+
+import pytest
+import torch
+from conftest import TINY
+
+from bertmon import model
+from bertmon.config import Init, InputError, ModelConfig
+
+TASK = {"label_names": ("no", "yes"), "vocab_size": 120, "pad_id": 0, "max_length": 32}
+BERT_BASE_LAYER = [
+    "attention.query",
+    "attention.key",
+    "attention.value",
+    "attention.output.dense",
+    "attention.output.LayerNorm",
+    "intermediate.dense",
+    "output.dense",
+    "output.LayerNorm",
+]
+
+
+def test_fresh_weights_depend_on_the_seed_alone():
+    def weights(seed):
+        torch.manual_seed(seed)
+        return torch.cat([p.flatten() for p in model.build(TINY, **TASK).parameters()])
+
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+
+
+def test_the_102_weights_of_bert_base_have_short_labels():
+    config = dataclasses.replace(
+        TINY, num_hidden_layers=12, hidden_size=12, num_attention_heads=12, intermediate_size=12
+    )
+    layers = model.layers(model.build(config, **TASK))
+    assert list(layers) == [
+        "embeddings.word_embeddings",
+        "embeddings.position_embeddings",
+        "embeddings.token_type_embeddings",
+        "embeddings.LayerNorm",
+        *(f"enc.l.{number}.{part}" for number in range(12) for part in BERT_BASE_LAYER),
+        "pooler.dense",
+        "classifier",
+    ]
+    assert len(layers) == 102
+    kinds = {label: layer.kind for label, layer in layers.items()}
+    assert kinds["embeddings.word_embeddings"] == "embedding"
+    assert kinds["enc.l.3.attention.query"] == kinds["classifier"] == "linear"
+    assert kinds["enc.l.3.output.LayerNorm"] == kinds["embeddings.LayerNorm"] == "norm"
+
+
+def test_biases_and_frozen_weights():
+    built = model.build(TINY, **TASK)
+    built.classifier.weight.requires_grad_(False)
+    layers = model.layers(built, biases=True)
+    assert layers["enc.l.0.attention.query.bias"].kind == "bias"
+    assert layers["classifier.bias"].parameter is built.classifier.bias
+    assert "classifier" not in layers
+    assert not any(label.endswith(".bias") for label in model.layers(built))
+
+
+def saved(folder, **changes):
+    """A small pretrained checkpoint in `folder`, as transformers writes it; returns its weights."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(7)
+    small = {
+        "vocab_size": 120,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 64,
+    }
+    bert = BertModel(BertConfig(**(small | changes)))
+    bert.save_pretrained(folder)
+    return bert.state_dict()
+
+
+def test_pretrained_weights_are_loaded_under_a_fresh_classifier(tmp_path):
+    weights = saved(tmp_path)
+    built = model.build(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **TASK)
+    assert built.training
+    for name, tensor in built.bert.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+    assert built.classifier.weight.shape == (2, 16)
+    assert built.config.id2label == {0: "no", 1: "yes"}
+
+
+def test_a_named_architecture_with_random_weights(tmp_path):
+    weights = saved(tmp_path)
+    built = model.build(ModelConfig(name=str(tmp_path)), **TASK)
+    name = "encoder.layer.0.attention.self.query.weight"
+    assert built.bert.state_dict()[name].shape == weights[name].shape
+    assert not torch.equal(built.bert.state_dict()[name], weights[name])
+
+
+def test_another_family_by_its_name():
+    config = dataclasses.replace(TINY, model_type="roberta-prelayernorm", max_position_embeddings=64)
+    labels = list(model.layers(model.build(config, **TASK)))
+    assert "enc.l.1.attention.query" in labels
+    assert len(labels) == len(set(labels))
+
+
+def test_incomplete_weights_are_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    saved(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lack .*encoder\.layer\.1\.output\.dense\.weight"):
+        model.build(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **TASK)
+
+
+def test_a_pickle_is_never_loaded(tmp_path):
+    weights = saved(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="no model can be loaded"):
+        model.build(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **TASK)
+
+
+@pytest.mark.parametrize(
+    ("changes", "task", "message"),
+    [
+        ({"model_type": "nonsense"}, {}, r"model\.model_type=nonsense is not possible"),
+        ({"model_type": "clip_vision_model"}, {}, "no sequence classifier"),
+        ({}, {"max_length": 33}, r"data\.max_length=33 is not possible: the model knows 32 positions"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_error(changes, task, message):
+    with pytest.raises(InputError, match=message):
+        model.build(dataclasses.replace(TINY, **changes), **(TASK | task))
+
+
+def test_a_vocabulary_larger_than_the_embeddings(tmp_path):
+    saved(tmp_path)
+    with pytest.raises(InputError, match=r"model\.tokenizer has 121 entries"):
+        model.build(ModelConfig(name=str(tmp_path)), **(TASK | {"vocab_size": 121}))

@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from bertmon import optimizer
+from bertmon.config import OptimizerConfig
+
+
+def plain_adamw(config, lr, parameter, gradients):
+    """The docstring's equations, one tensor, float64."""
+    p = parameter.double().clone()
+    m, v = torch.zeros_like(p), torch.zeros_like(p)
+    for t, g in enumerate((g.double() for g in gradients), start=1):
+        m = config.beta1 * m + (1 - config.beta1) * g
+        v = config.beta2 * v + (1 - config.beta2) * g * g
+        c1 = 1 - config.beta1**t if config.bias_correction else 1
+        c2 = 1 - config.beta2**t if config.bias_correction else 1
+        if parameter.ndim >= 2:
+            p = p - lr * config.weight_decay * p
+        p = p - lr * (m / c1) / ((v / c2).sqrt() + config.eps)
+    return p
+
+
+@pytest.mark.parametrize("bias_correction", [True, False])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_equals_the_equations(bias_correction, weight_decay):
+    config = OptimizerConfig(bias_correction=bias_correction, weight_decay=weight_decay)
+    torch.manual_seed(0)
+    start = [torch.randn(5, 3), torch.randn(4)]
+    gradients = [[torch.randn_like(p) * 10.0**-k for p in start] for k in range(20)]
+
+    parameters = [torch.nn.Parameter(p.clone()) for p in start]
+    adamw = optimizer.build(config, parameters)
+    for group in adamw.param_groups:
+        group["lr"] = 1e-2
+    for step in gradients:
+        for parameter, gradient in zip(parameters, step, strict=True):
+            parameter.grad = gradient
+        adamw.step()
+
+    for index, parameter in enumerate(parameters):
+        expected = plain_adamw(config, 1e-2, start[index], [step[index] for step in gradients])
+        torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_first_step_without_correction_is_larger_by_the_known_factor():
+    moved = {}
+    for bias_correction in (True, False):
+        parameter = torch.nn.Parameter(torch.zeros(1, 1))
+        adamw = optimizer.build(OptimizerConfig(bias_correction=bias_correction, eps=1e-12), [parameter])
+        adamw.param_groups[0]["lr"] = 1e-3
+        parameter.grad = torch.ones(1, 1)
+        adamw.step()
+        moved[bias_correction] = parameter.item()
+    assert moved[False] / moved[True] == pytest.approx((1 - 0.9) / (1 - 0.999) ** 0.5, rel=1e-5)
+
+
+def test_frozen_parameters_are_left_out_and_the_rate_starts_at_0():
+    frozen = torch.nn.Parameter(torch.ones(2, 2), requires_grad=False)
+    trained = torch.nn.Parameter(torch.ones(2, 2))
+    adamw = optimizer.build(OptimizerConfig(), [frozen, trained])
+    assert [p is trained for group in adamw.param_groups for p in group["params"]] == [True]
+    trained.grad = torch.ones(2, 2)
+    adamw.step()
+    assert torch.equal(trained.detach(), torch.ones(2, 2))
