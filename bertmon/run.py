@@ -144,6 +144,8 @@ def _task(composed: DictConfig) -> float:
 def main() -> None:
     """The command line."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    flags = ("-m", "--multirun")  # Hydra's parser takes no overrides behind a flag that stands between overrides
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in flags)
     _task()
 
 

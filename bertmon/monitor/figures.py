@@ -11,6 +11,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -30,9 +31,8 @@ _COLOURS = {
     "bias": "#E69F00",
     "other": "#56B4E9",
 }
-_INK, _QUIET, _BAND = "#222222", "#777777", "#F0F1F3"
+_INK, _QUIET, _ALARM, _GRID, _BAND, _PAPER = "#222222", "#777777", "#D55E00", "#D5D7DB", "#EEF0F3", "#FFFFFF"
 _ROW_INCHES, _MARGIN_INCHES, _WIDTH_INCHES, _DPI = 0.15, 1.25, 10.5, 100
-_PALETTE = 64  # colours
 
 
 def gradient_flow(snapshot: Snapshot) -> Figure:
@@ -84,20 +84,32 @@ def update_ratio(snapshot: Snapshot) -> Figure:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file, with a palette: a third of the size of full colour."""
+    """The figure as a PNG file, in a palette of its own colours: a third of the size of full colour."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
     file = io.BytesIO()
-    pixels.quantize(_PALETTE, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, "png")
+    pixels.quantize(palette=_palette(), dither=Image.Dither.NONE).save(file, "png")
     return file.getvalue()
+
+
+def _palette() -> Image.Image:
+    """Grounds, inks, and what lies between them; Pillow rounds colours, so nothing may lie close to a ground."""
+    inks = np.array([to_rgb(colour) for colour in (*_COLOURS.values(), _INK, _QUIET, _ALARM, _GRID)])
+    grounds = np.array([to_rgb(colour) for colour in (_PAPER, _BAND)])
+    shares = np.linspace(0.125, 1, 8)[:, None, None, None]  # of ink, as smoothed edges have them
+    blends = ((1 - shares) * grounds[:, None] + shares * inks).reshape(-1, 3)
+    apart = np.abs(blends[:, None] - grounds).max(axis=2).min(axis=1) > 0.05
+    palette = Image.new("P", (1, 1))
+    palette.putpalette((255 * np.concatenate([grounds, blends[apart]])).round().astype(np.uint8).tobytes())
+    return palette
 
 
 def _sheet(snapshot: Snapshot, title: str, remark: str, *, widths: tuple[int, ...]) -> tuple[Figure, list[Axes]]:
     """Axes side by side over the same rows, with labels at the left and a title above."""
     count = len(snapshot.layers)
     height = _ROW_INCHES * count + _MARGIN_INCHES
-    figure = Figure(figsize=(_WIDTH_INCHES, height), dpi=_DPI, facecolor="white")
+    figure = Figure(figsize=(_WIDTH_INCHES, height), dpi=_DPI, facecolor=_PAPER)
     grid = figure.add_gridspec(
         1,
         len(widths),
@@ -115,7 +127,7 @@ def _sheet(snapshot: Snapshot, title: str, remark: str, *, widths: tuple[int, ..
         axes.set_yticks([])
         axes.tick_params(axis="x", labelsize=8, colors=_QUIET, length=2)
         axes.xaxis.label.set(fontsize=9, color=_INK)
-        axes.grid(axis="x", color="#D5D7DB", linewidth=0.6)
+        axes.grid(axis="x", color=_GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         for side in axes.spines:
             axes.spines[side].set_visible(False)
@@ -217,7 +229,7 @@ def _name_missing(axes: Axes, values: npt.NDArray[np.float64], what: str) -> Non
                 transform=axes.get_yaxis_transform(),
                 va="center",
                 fontsize=7,
-                color=_QUIET if value == 0 else "#D55E00",
+                color=_QUIET if value == 0 else _ALARM,
             )
 
 

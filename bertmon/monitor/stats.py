@@ -11,12 +11,13 @@ from torch import Tensor
 
 
 def gradient_statistics(gradients: Sequence[Tensor]) -> Tensor:
-    """Mean, max and standard deviation (of the population) of |g|, and the share of zeros: [L, 4] float64.
+    """Mean, max and standard deviation (of the population) of |g|, and the share of zeros: [L, 4].
 
-    All four come from norms of the tensors as they are: mean = L1 / n, max = Linf, zeros = (n - L0) / n and
-    variance = L2^2 / n - mean^2, where rounding can leave a negative rest that is taken as 0.
+    All but the share of zeros are norms of the tensors as they are: mean = L1 / n, max = Linf and
+    variance = L2^2 / n - mean^2. In float64: squares of vanishing gradients are no float32 numbers any more, and the
+    difference of two nearly equal ones would have no digit left.
     """
-    sizes = torch.tensor([gradient.numel() for gradient in gradients], dtype=torch.float64)
+    sizes = torch.tensor([gradient.numel() for gradient in gradients], dtype=_dtype(gradients[0]))
     n = sizes.to(gradients[0].device, non_blocking=True)
     mean = _norms(gradients, 1) / n
     largest = _norms(gradients, torch.inf)
@@ -26,7 +27,7 @@ def gradient_statistics(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def update_ratios(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
-    """||after - before|| / ||before||, L2, of each pair: [L] float64; nan where `before` is all zero.
+    """||after - before|| / ||before||, L2, of each pair: [L]; nan where `before` is all zero.
 
     The ratio is CS231n's (https://cs231n.github.io/neural-networks-3, "Ratio of weights:updates").
     """
@@ -36,4 +37,8 @@ def update_ratios(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
 
 
 def _norms(tensors: Sequence[Tensor], order: float) -> Tensor:
-    return torch.stack(torch._foreach_norm(list(tensors), order)).double()
+    return torch.stack(torch._foreach_norm(list(tensors), order, dtype=_dtype(tensors[0])))
+
+
+def _dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64  # Apple's GPUs have no float64

@@ -1,0 +1,70 @@
+"""Which room may import which: a new edge is a decision, made here."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import bertmon
+
+ALLOWED = {
+    "bertmon": set(),
+    "cache": set(),
+    "config": set(),
+    "schedule": set(),
+    "monitor": set(),
+    "record": {"cache", "config"},
+    "data": {"cache", "config"},
+    "tokens": {"cache", "config"},
+    "model": {"config"},
+    "optimizer": {"config"},
+    "monitor.stats": set(),
+    "monitor.figures": {"monitor"},
+    "monitor.writer": {"monitor", "monitor.figures"},
+    "monitor.watch": {"monitor", "monitor.stats"},
+    "batches": {"tokens"},
+    "step": {"batches", "config"},
+    "train": {"batches", "config", "monitor.watch", "schedule", "step"},
+    "launch": {"cache", "config", "data", "model", "step", "tokens"},
+    "run": {
+        "batches",
+        "config",
+        "data",
+        "launch",
+        "model",
+        "monitor.watch",
+        "monitor.writer",
+        "optimizer",
+        "record",
+        "step",
+        "tokens",
+        "train",
+    },
+}
+ROOT = Path(bertmon.__file__).parent
+
+
+def name_of(path):
+    dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+    return dotted or "bertmon"
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "bertmon":
+            inside = node.module.removeprefix("bertmon").lstrip(".")
+            for alias in node.names:
+                module = ROOT / inside.replace(".", "/") / f"{alias.name}.py"
+                yield f"{inside}.{alias.name}".lstrip(".") if module.exists() else inside
+        elif isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("bertmon") for alias in node.names), path
+
+
+def test_every_import_is_in_the_table():
+    found = {name_of(path): set(imported(path)) for path in ROOT.rglob("*.py")}
+    assert found == ALLOWED
+
+
+def test_the_vocabulary_needs_numpy_alone():
+    code = "import sys, bertmon.monitor; print({'torch', 'matplotlib', 'tensorboard', 'hydra'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

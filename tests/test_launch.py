@@ -1,0 +1,31 @@
+import pytest
+
+from bertmon.launch import cell_name
+
+CASES = [  # overrides of the run, keys that are swept, the name
+    (["schedule.warmup_frac=0.1"], ["schedule.warmup_frac"], "warmup_frac=0.1"),
+    (["schedule.warmup_frac=0.1", "train.epochs=2", "seed=3"], ["schedule.warmup_frac", "seed"], "warmup_frac=0.1"),
+    (["schedule.warmup_frac=0.1", "train.epochs=2", "seed=3"], None, "warmup_frac=0.1,epochs=2"),
+    (["seed=3"], ["seed"], "quickstart"),
+    ([], None, "quickstart"),
+    (["experiment=article"], None, "quickstart"),
+    (["experiment=article"], ["experiment"], "experiment=article"),
+    (["model=bert_base", "model.name=x"], None, "model=bert_base,name=x"),
+    (["data.name=a", "model.name=b"], None, "data.name=a,model.name=b"),
+    (["++train.clip=null", "~monitor"], None, "clip=null"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "swept", "name"), CASES)
+def test_a_folder_is_named_by_what_differs(overrides, swept, name):
+    assert cell_name(overrides, swept, "quickstart") == name
+
+
+@pytest.mark.parametrize("value", ["../../etc/passwd", "/root/x.csv", "[a,b]", "x" * 400, "..", "a\nb", "☃/é", "."])
+def test_a_value_never_leaves_its_folder_nor_meets_another(value):
+    name = cell_name([f"data.train={value}"], None, "quickstart")
+    assert "/" not in name
+    assert "\n" not in name
+    assert name not in ("", ".", "..")
+    assert len(name.encode()) < 255
+    assert name != cell_name([f"data.train={value}-"], None, "quickstart")

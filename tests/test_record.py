@@ -1,0 +1,59 @@
+import json
+import math
+
+import pytest
+
+from bertmon.config import InputError
+from bertmon.record import NAME, recorded
+
+
+def read(folder):
+    return json.loads((folder / NAME).read_text())
+
+
+def test_a_run_that_ends_well(tmp_path):
+    with recorded(tmp_path) as result:
+        assert read(tmp_path)["status"] == "running"
+        result["metrics"] = {"loss": math.nan, "list": [1.5, -math.inf]}
+    found = read(tmp_path)
+    assert found["status"] == "ok"
+    assert found["metrics"] == {"loss": None, "list": [1.5, None]}
+    assert found["seconds"] >= 0
+    assert found["versions"].keys() >= {"bertmon", "torch", "transformers"}
+
+
+def test_a_status_of_its_own_stays(tmp_path):
+    with recorded(tmp_path) as result:
+        result["status"] = "diverged"
+    assert read(tmp_path)["status"] == "diverged"
+
+
+def test_a_run_that_fails_keeps_what_it_had_and_says_why(tmp_path, caplog):
+    def fail():
+        with recorded(tmp_path) as result:
+            result["seed"] = 3
+            return 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    found = read(tmp_path)
+    assert (found["status"], found["seed"]) == ("failed", 3)
+    assert found["error"] == "ZeroDivisionError: division by zero"
+    assert "1 / 0" in found["traceback"]
+    assert "1 / 0" in caplog.text
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit(143)])
+def test_a_run_that_is_interrupted(tmp_path, signal):
+    with pytest.raises((KeyboardInterrupt, SystemExit)), recorded(tmp_path):
+        raise signal
+    assert read(tmp_path)["status"] == "interrupted"
+
+
+def test_a_folder_takes_one_run(tmp_path):
+    with recorded(tmp_path):
+        pass
+    before = (tmp_path / NAME).read_text()
+    with pytest.raises(InputError, match="holds a run already"), recorded(tmp_path):
+        pass
+    assert (tmp_path / NAME).read_text() == before

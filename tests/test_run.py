@@ -1,0 +1,233 @@
+"""The program as a user starts it: real processes, real event files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import SHARED, needs_newsgroups, write_texts
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+TINY = [
+    "model.num_hidden_layers=2",
+    "model.hidden_size=16",
+    "model.intermediate_size=32",
+    "data.max_length=32",
+    "train.batch_size=8",
+    "monitor.every=4",
+]
+
+
+@pytest.fixture
+def bertmon(tmp_path):
+    """Starts `python -m bertmon.run` in tmp_path, with a cache of its own; returns the finished process."""
+
+    def start(*arguments, wait=True):
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        command = [sys.executable, "-m", "bertmon.run", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        if wait:
+            return subprocess.run(command, cwd=tmp_path, env=environment, timeout=600, check=False, **pipes)
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
+
+    return start
+
+
+@pytest.fixture
+def files(tmp_path):
+    train, test = write_texts(tmp_path / "train.csv", 40, seed=1), write_texts(tmp_path / "test.csv", 10, seed=2)
+    return ["data=files", f"data.train={train}", f"data.test={test}", *TINY]
+
+
+def results(folder: Path) -> dict[str, dict]:
+    """result.json of each run, by its name in TensorBoard."""
+    return {
+        str(path.parent.relative_to(folder)): json.loads(path.read_text())
+        for path in sorted(folder.rglob("result.json"))
+    }
+
+
+def only_folder(tmp_path):
+    (folder,) = (tmp_path / "multirun").iterdir()
+    return folder
+
+
+def test_the_sweep_trains_both_runs_and_leaves_everything_beside_each_other(bertmon, files, tmp_path):
+    done = bertmon("schedule.warmup_frac=0.1,0.7", "-m", *files)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("experiment=quickstart, since no CUDA device was found; choose another with experiment=")
+    folder = only_folder(tmp_path)
+    logdir = folder.relative_to(tmp_path)
+    assert lines[-1] == f"To see it: tensorboard --logdir {logdir} --samples_per_plugin images=100"
+
+    runs = results(folder)
+    assert list(runs) == ["warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0"]
+    for name, result in runs.items():
+        assert result["status"] == "ok"
+        assert result["experiment"] == "quickstart"
+        assert result["metrics"]["final"]["step"] == result["steps"] == 15
+        assert len(result["data"]["fingerprint"]) == 64
+        run = folder / name
+        assert "experiment: quickstart" in (run / ".hydra" / "config.yaml").read_text()
+        assert "accuracy/test" in (run / "run.log").read_text()
+
+        events = EventAccumulator(str(run), size_guidance={"images": 0, "scalars": 0}).Reload()
+        tags = events.Tags()
+        assert set(tags["images"]) == {"gradient_flow", "update_ratio"}
+        assert [image.step for image in events.Images("gradient_flow")] == [0, 4, 8, 12]
+        assert {"loss/train", "loss/test", "accuracy/test", "learning_rate"} < set(tags["scalars"])
+        layers = [tag.removeprefix("grad_mean/") for tag in tags["scalars"] if tag.startswith("grad_mean/")]
+        assert len(layers) == 22
+        for statistic in ("grad_max", "grad_std", "grad_zero", "update_ratio"):
+            assert {f"{statistic}/{layer}" for layer in layers} < set(tags["scalars"])
+        assert events.Scalars("accuracy/test")[-1].value == pytest.approx(result["metrics"]["final"]["accuracy"])
+        assert "config/text_summary" in tags["tensors"]
+    rates = [EventAccumulator(str(folder / name)).Reload().Scalars("learning_rate") for name in runs]
+    assert rates[0] != rates[1]
+
+
+def test_a_single_run_and_then_the_same_again_give_the_same_numbers(bertmon, files, tmp_path):
+    for number in (1, 2):
+        done = bertmon(f"hydra.run.dir=run{number}", "seed=5", *files)
+        assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"run{number}" / "result.json").read_text()) for number in (1, 2))
+    assert first["evaluations"] == second["evaluations"]
+    assert first["data"] == second["data"]
+
+    again = bertmon("hydra.run.dir=run1", *files)
+    assert again.returncode != 0
+    assert "run1 holds a run already" in again.stderr
+    assert "Traceback" not in again.stderr
+    assert json.loads((tmp_path / "run1" / "result.json").read_text()) == first
+
+
+def test_watching_off_leaves_loss_and_accuracy(bertmon, files, tmp_path):
+    assert bertmon("monitor=off", *files).returncode == 0
+    folder = only_folder(tmp_path)
+    (name,) = results(folder)
+    tags = EventAccumulator(str(folder / name)).Reload().Tags()
+    assert set(tags["scalars"]) >= {"loss/train", "loss/test", "accuracy/test", "learning_rate"}
+    assert not any("grad" in tag for tag in tags["scalars"])
+    assert tags["images"] == []
+
+
+WRONG = [  # arguments, what the message says
+    (["schedule.warmup_frac=1.5"], "schedule.warmup_frac=1.5 is not possible: give a number from 0 to 1."),
+    (["schedule.warmup_frac=0.1,1.5", "-m"], "schedule.warmup_frac=1.5 is not possible"),
+    (["schedule.warmup_frac=0.1,abc", "-m"], "Value 'abc' of type 'str' could not be converted to Float"),
+    (["schedule.warmup_frac=abc"], "Value 'abc' of type 'str' could not be converted to Float"),
+    (["schedule.warmup_fraction=0.1"], "schedule.warmup_fraction"),
+    (["+schedule.warmup_fraction=0.1"], "did you mean schedule.warmup_frac?"),
+    (["train.batch_size=0,8", "-m"], "train.batch_size=0 is not possible"),
+    (["data=newsgroups", "data.categories=[]"], "data.categories=[] is not possible: give a list of at least two"),
+    (["data=newsgroups", "data.categories=[sci.med,sci.magic]"], "there is no newsgroup sci.magic"),
+    (["data=files", "data.train=a.csv"], "data.test is missing"),
+    (
+        ["data=files", "data.train=nowhere.csv", "data.test=nowhere.csv"],
+        "data.train=nowhere.csv: there is no such file",
+    ),
+    (["device=cuda"], "device=cuda is not possible: this machine has cpu"),
+    (["device=tpu"], "device"),
+    (["seed=1,1", "-m"], "Two runs of the sweep are the same"),
+    (["model=hub", "model.name=./nowhere"], "model.name=./nowhere: no tokenizer can be loaded"),
+    (["data=nonsense"], "Could not find 'data/nonsense'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_wrong_input_is_one_clear_message_before_anything_is_written(bertmon, tmp_path, arguments, message):
+    import torch
+
+    if arguments == ["device=cuda"] and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    done = bertmon("experiment=quickstart", *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "warning" not in done.stderr.lower()
+    assert not (tmp_path / "multirun").exists()
+
+
+def test_a_run_that_fails_leaves_the_others_and_says_so_at_once(bertmon, files, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(FAILING_SCHEDULE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = bertmon("schedule.warmup_frac=0.1,0.5,0.9", "-m", *files)
+    assert done.returncode == 1
+    folder = only_folder(tmp_path)
+    runs = results(folder)
+    assert [result["status"] for result in runs.values()] == ["ok", "failed", "ok"]
+    assert runs["warmup_frac=0.5/seed=0"]["error"] == "RuntimeError: the disk caught fire"
+    assert "the disk caught fire" in (folder / "warmup_frac=0.5/seed=0/run.log").read_text()
+    assert done.stdout.index("the disk caught fire") < done.stdout.index("warmup_frac=0.9/seed=0:")
+    assert "failed: the disk caught fire" in done.stderr
+    assert "To see it: tensorboard" in done.stdout
+
+
+FAILING_SCHEDULE = """
+import importlib.abc, sys
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "bertmon.train":
+            sys.meta_path.remove(self)
+            from bertmon import schedule
+            original = schedule.factor
+            def factor(step, *, warmup_frac, **rest):
+                if warmup_frac == 0.5 and step == 3:
+                    raise RuntimeError("the disk caught fire")
+                return original(step, warmup_frac=warmup_frac, **rest)
+            schedule.factor = factor
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_so(bertmon, files, tmp_path, number):
+    running = bertmon("hydra.run.dir=run", "train.epochs=10000", *files, wait=False)
+    log = tmp_path / "run" / "run.log"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and "step 5 " in log.read_text()):
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    running.send_signal(number)
+    running.communicate(timeout=60)
+    assert running.returncode != 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["status"] == "interrupted"
+    tags = EventAccumulator(str(tmp_path / "run")).Reload().Tags()
+    assert "accuracy/test" in tags["scalars"]
+
+
+@needs_newsgroups
+def test_the_comparison_on_real_newsgroups(bertmon, tmp_path):
+    done = bertmon(
+        "schedule.warmup_frac=0.1,0.7",
+        "-m",
+        "data=newsgroups",
+        f"data.home={SHARED / 'scikit_learn_data'}",
+        "model.num_hidden_layers=2",
+        "model.hidden_size=16",
+        "model.intermediate_size=32",
+        "data.max_length=16",
+        "train.epochs=1",
+        "train.batch_size=64",
+    )
+    assert done.returncode == 0, done.stderr
+    runs = results(only_folder(tmp_path))
+    assert [result["data"]["train_texts"] for result in runs.values()] == [2034, 2034]
+    assert [result["steps"] for result in runs.values()] == [32, 32]
+
+
+def test_configs_are_shown_from_any_directory_by_the_console_script(tmp_path):
+    script = Path(sys.executable).with_name("bertmon")
+    done = subprocess.run([script, "--cfg", "job"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "warmup_frac: 0.1" in done.stdout

@@ -1,0 +1,50 @@
+import pytest
+import torch
+from conftest import build_parts
+
+from bertmon import step
+from bertmon.config import Device, InputError, Precision
+
+
+def test_gradients_equal_those_of_the_plain_loss(settings):
+    parts = build_parts(settings)
+    batch = next(parts.train.shuffled(0, 0))
+    parts.classifier.eval()  # no dropout, so that both see the same network
+    loss = step.forward_backward(parts.classifier, batch, Precision.fp32)
+    found = [parameter.grad.clone() for parameter in parts.classifier.parameters()]
+
+    parts.classifier.zero_grad()
+    log_likelihood = 0
+    for row, label in enumerate(batch.labels):
+        length = int(batch.attention_mask[row].sum())
+        alone = parts.classifier(input_ids=batch.input_ids[row : row + 1, :length]).logits[0]
+        log_likelihood = log_likelihood + alone.log_softmax(dim=0)[label]
+    (-log_likelihood / len(batch.labels)).backward()
+    assert loss.item() == pytest.approx(-log_likelihood.item() / len(batch.labels), rel=1e-5)
+    assert not loss.requires_grad
+    for ours, parameter in zip(found, parts.classifier.parameters(), strict=True):
+        torch.testing.assert_close(ours, parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_bf16_is_close_to_fp32_and_returns_float32(settings):
+    parts = build_parts(settings)
+    parts.classifier.eval()
+    batch = next(parts.train.shuffled(0, 0))
+    exact = step.logits(parts.classifier, batch, Precision.fp32)
+    rounded = step.logits(parts.classifier, batch, Precision.bf16)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(exact, rounded, rtol=0.05, atol=0.05)
+    step.forward_backward(parts.classifier, batch, Precision.bf16)
+    assert all(p.grad.dtype == torch.float32 for p in parts.classifier.parameters())
+
+
+def test_the_device_that_is_there(monkeypatch):
+    assert step.pick_device(Device.cpu) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert step.pick_device(Device.auto) == torch.device("cpu")
+    with pytest.raises(InputError, match="device=cuda is not possible: this machine has cpu"):
+        step.pick_device(Device.cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert step.pick_device(Device.auto) == torch.device("cuda")
