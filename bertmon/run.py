@@ -146,7 +146,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     flags = ("-m", "--multirun")  # Hydra's parser takes no overrides behind a flag that stands between overrides
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in flags)
-    _task()
+    try:
+        _task()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ learning_rate of step s stand at s; an evaluation stands at the number of update
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bertmon import schedule
-from bertmon.batches import Batches
+from bertmon.batches import Batch, Batches
 from bertmon.config import RunConfig
 from bertmon.monitor.watch import Watch
 from bertmon.step import forward_backward, logits
@@ -66,53 +66,56 @@ def fit(
     started = time.perf_counter()
 
     with _progress(total_steps, name) as bar, logging_redirect_tqdm([logging.getLogger()]):
-        for epoch in range(config.train.epochs):
-            for batch in train.shuffled(config.seed, epoch):
-                step = outcome.steps
-                lr = config.optimizer.lr * schedule.factor(
-                    step,
-                    shape=config.schedule.shape.value,
-                    warmup_frac=config.schedule.warmup_frac,
-                    total_steps=total_steps,
-                )
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                running.add(forward_backward(model, batch, config.train.precision))
-                with watch.update(step, lr) if watch else nullcontext():
-                    if config.train.clip is not None:
-                        nn.utils.clip_grad_norm_(model.parameters(), config.train.clip)
-                    optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                outcome.steps = step + 1
+        for step, batch in enumerate(_all_epochs(train, config)):
+            lr = config.optimizer.lr * schedule.factor(
+                step,
+                shape=config.schedule.shape.value,
+                warmup_frac=config.schedule.warmup_frac,
+                total_steps=total_steps,
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            running.add(forward_backward(model, batch, config.train.precision))
+            with watch.update(step, lr) if watch else nullcontext():
+                if config.train.clip is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), config.train.clip)
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
-                last = outcome.steps == total_steps
-                if step % config.train.log_every == 0 or last:
-                    loss = running.take()
-                    record(step, {"loss/train": loss, "learning_rate": lr})
-                    bar.set_postfix(_shown(loss, lr, outcome), refresh=False)
-                    if not math.isfinite(loss):
-                        outcome.status = "diverged"
-                        last = True
-                bar.update()
-
-                epoch_ends = outcome.steps % len(train) == 0
-                if epoch_ends or last or _due(outcome.steps, config.train.eval_every):
-                    paused = time.perf_counter()
-                    evaluation = evaluate(model, test, config, step=outcome.steps)
-                    outcome.evaluations.append(evaluation)
-                    record(evaluation.step, {"loss/test": evaluation.loss, "accuracy/test": evaluation.accuracy})
-                    log.info(
-                        f"step {evaluation.step} of {total_steps}, epoch {epoch + 1}: "
-                        f"loss/test {evaluation.loss:.4f}, accuracy/test {evaluation.accuracy:.1%}"
-                    )
-                    outcome.eval_seconds += time.perf_counter() - paused
-                if outcome.status == "diverged":
+            outcome.steps = step + 1
+            ends = outcome.steps == total_steps
+            if ends or step % config.train.log_every == 0:
+                loss = running.take()
+                record(step, {"loss/train": loss, "learning_rate": lr})
+                bar.set_postfix(_shown(loss, lr, outcome), refresh=False)
+                if not math.isfinite(loss):
                     log.error(f"step {step}: loss/train is {loss}, training ends here")
-                    break
-            if outcome.status == "diverged":
+                    outcome.status, ends = "diverged", True
+            bar.update()
+
+            if ends or _evaluation_due(outcome.steps, len(train), config.train.eval_every):
+                paused = time.perf_counter()
+                evaluation = evaluate(model, test, config, step=outcome.steps)
+                outcome.evaluations.append(evaluation)
+                outcome.eval_seconds += time.perf_counter() - paused
+                record(outcome.steps, {"loss/test": evaluation.loss, "accuracy/test": evaluation.accuracy})
+                log.info(
+                    f"step {outcome.steps} of {total_steps}: "
+                    f"loss/test {evaluation.loss:.4f}, accuracy/test {evaluation.accuracy:.1%}"
+                )
+            if ends:
                 break
     outcome.train_seconds = time.perf_counter() - started - outcome.eval_seconds
     return outcome
+
+
+def _all_epochs(train: Batches, config: RunConfig) -> Iterator[Batch]:
+    for epoch in range(config.train.epochs):
+        yield from train.shuffled(config.seed, epoch)
+
+
+def _evaluation_due(steps: int, steps_per_epoch: int, every: int | None) -> bool:
+    return steps % steps_per_epoch == 0 or (every is not None and steps % every == 0)
 
 
 @torch.no_grad()
@@ -147,10 +150,6 @@ class _RunningLoss:
         self._sum.zero_()
         self._count = 0
         return mean
-
-
-def _due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
 
 
 def _progress(total: int, name: str) -> AbstractContextManager["tqdm[None]"]:

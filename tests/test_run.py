@@ -198,8 +198,9 @@ def test_an_interrupted_run_says_so(bertmon, files, tmp_path, number):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     running.send_signal(number)
-    running.communicate(timeout=60)
-    assert running.returncode != 0
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 128 + number
+    assert "Traceback" not in errors
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["status"] == "interrupted"
     tags = EventAccumulator(str(tmp_path / "run")).Reload().Tags()
