@@ -67,7 +67,7 @@ def test_docstrings_are_read_anew_when_a_package_changes(two_packages, tmp_path)
 
 
 def test_distributions_and_short_forms_are_masked_too():
-    mask = data._mask(["sklearn", "numpy", "torch"])
+    mask = data.docstrings._mask(["sklearn", "numpy", "torch"])
     masked = mask.sub("_", "import numpy as np; scikit-learn, PyTorch's torch.nn, sklearn, input_np, stop snpx")
     assert masked == "import _ as _; _, _'s _.nn, _, input__, stop snpx"
 

@@ -14,7 +14,11 @@ ALLOWED = {
     "schedule": set(),
     "monitor": set(),
     "record": {"cache", "config"},
-    "data": {"cache", "config"},
+    "data": {"config", "data.corpus", "data.docstrings", "data.files", "data.newsgroups"},
+    "data.corpus": {"cache"},
+    "data.docstrings": {"cache", "config", "data.corpus"},
+    "data.files": {"config", "data.corpus"},
+    "data.newsgroups": {"cache", "config", "data.corpus"},
     "tokens": {"cache", "config"},
     "model": {"config"},
     "optimizer": {"config"},
@@ -54,8 +58,9 @@ def imported(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "bertmon":
             inside = node.module.removeprefix("bertmon").lstrip(".")
             for alias in node.names:
-                module = ROOT / inside.replace(".", "/") / f"{alias.name}.py"
-                yield f"{inside}.{alias.name}".lstrip(".") if module.exists() else inside
+                room = ROOT / inside.replace(".", "/") / alias.name
+                is_room = room.is_dir() or room.with_suffix(".py").exists()
+                yield f"{inside}.{alias.name}".lstrip(".") if is_room else inside
         elif isinstance(node, ast.Import):
             assert not any(alias.name.startswith("bertmon") for alias in node.names), path
 

@@ -1,0 +1,48 @@
+"""A classification task in memory: texts, labels and their names.
+
+Shapes: N texts of a split, C classes.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bertmon.cache import cached, digest
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Texts [N] and their labels [N], each from 0 to C - 1."""
+
+    texts: list[str]
+    labels: list[int]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """A training and a test split over the same label names [C]."""
+
+    train: Split
+    test: Split
+    label_names: tuple[str, ...]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all texts, labels and label names, in order."""
+        parts = [*self.label_names]
+        for split in (self.train, self.test):
+            parts += [*split.texts, ",".join(map(str, split.labels))]
+        return digest(*parts)
+
+    def majority(self) -> float:
+        """Share of the test split that its most frequent class has: what a run that learned nothing reaches."""
+        return max(self.test.labels.count(label) for label in set(self.test.labels)) / len(self.test)
+
+
+def stored(cache: Path, name: str, read: Callable[[], Corpus]) -> Corpus:
+    """The corpus from the cache, where it is, else read and kept there."""
+    content = json.loads(cached(cache, name, lambda: json.dumps(asdict(read())).encode()))
+    return Corpus(Split(**content["train"]), Split(**content["test"]), tuple(content["label_names"]))

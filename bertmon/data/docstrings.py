@@ -1,0 +1,101 @@
+"""Docstrings of installed packages: real English on every machine. Read with `ast`, never imported."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import json
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from bertmon.cache import digest
+from bertmon.config import DocstringsConfig, InputError
+from bertmon.data.corpus import Corpus, Split, stored
+
+_SHORTEST = 20  # words; below that a docstring is a stub ("Return self.") that no reader could place
+_NICKNAMES = {
+    "numpy": ("np",),
+    "sklearn": ("scikit",),
+    "matplotlib": ("mpl", "plt", "pyplot"),
+    "torch": ("pytorch",),
+}
+
+
+def read(config: DocstringsConfig, cache: Path) -> Corpus:
+    """Equally many docstrings of each package, in an order and split that depend on their content alone."""
+    folders = [_package_folder(package) for package in config.packages]
+    sources = [sorted(path for path in folder.rglob("*.py") if _is_source(path, folder)) for folder in folders]
+    state = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for paths in sources for path in paths]
+    key = digest("1", json.dumps(asdict(config)), *state)  # raise the number when the reading below changes
+
+    def collect() -> Corpus:
+        count = config.train_per_package + config.test_per_package
+        mask = _mask(config.packages)
+        chosen: dict[str, int] = {}  # text -> label; a text that two packages share stays with the first
+        for label, (package, folder, paths) in enumerate(zip(config.packages, folders, sources, strict=True)):
+            texts = _read_package(folder, paths, mask, enough=2 * count) - chosen.keys()
+            if len(texts) < count:
+                raise InputError(
+                    f"data.packages: {package} has {len(texts)} docstrings of at least {_SHORTEST} words, and "
+                    f"data.train_per_package + data.test_per_package asks for {count}."
+                )
+            chosen |= dict.fromkeys(sorted(texts, key=digest)[:count], label)
+        train, test = Split([], []), Split([], [])
+        for row, (text, label) in enumerate(chosen.items()):
+            split = test if row % count < config.test_per_package else train
+            split.texts.append(text)
+            split.labels.append(label)
+        return Corpus(train, test, tuple(config.packages))
+
+    return stored(cache, f"docstrings-{key[:32]}.json", collect)
+
+
+def _package_folder(package: str) -> Path:
+    """The folder of an installed top-level package, found without importing it."""
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    locations = list(spec.submodule_search_locations or ()) if spec else []
+    if not locations:
+        raise InputError(f"data.packages: {package} is not an installed package.")
+    return Path(locations[0])
+
+
+def _is_source(path: Path, folder: Path) -> bool:
+    return not any(part.startswith("test") for part in path.relative_to(folder).parts)
+
+
+def _read_package(folder: Path, paths: list[Path], mask: re.Pattern[str], *, enough: int) -> set[str]:
+    """Masked docstrings of the package, from its files in a fixed random order, until there are `enough`."""
+    texts: set[str] = set()
+    for path in sorted(paths, key=lambda path: digest(path.relative_to(folder).as_posix())):
+        if len(texts) >= enough:
+            break
+        texts.update(mask.sub("_", docstring) for docstring in _docstrings_of(path))
+    return texts
+
+
+def _docstrings_of(path: Path) -> Iterator[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes in other people's string literals
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):  # a file meant for another Python version
+            return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node)
+            if docstring and len(docstring.split()) >= _SHORTEST:
+                yield docstring
+
+
+def _mask(packages: Sequence[str]) -> re.Pattern[str]:
+    """Matches every name of every package: that of its import, of its distribution, and its customary short forms."""
+    distributions = importlib.metadata.packages_distributions()
+    names = {
+        name
+        for package in packages
+        for name in (package, *distributions.get(package, ()), *_NICKNAMES.get(package, ()))
+    }
+    longest_first = sorted(names, key=lambda name: (-len(name), name))
+    return re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, longest_first))})(?![A-Za-z0-9])", re.IGNORECASE)
