@@ -103,7 +103,7 @@ class DocstringsConfig(DataConfig):
 
     packages: list[str] = field(default_factory=lambda: ["numpy", "sklearn", "matplotlib", "torch"])
     """Import names of installed packages, at least two. Only read, never imported."""
-    train_per_package: int = 380
+    train_per_package: int = 900
     """Training texts taken from each package. At least 1."""
     test_per_package: int = 100
     """Test texts taken from each package. At least 1."""

@@ -1,10 +1,10 @@
 """The run function: the only assembler. `python -m bertmon.run` and the console script `bertmon` start here."""
 
-import dataclasses
 import logging
 import random
 import signal
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import hydra
@@ -26,77 +26,101 @@ config.register()
 launch.register()
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run is made of, ready to train."""
+
+    corpus: data.Corpus
+    classifier: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    train: batches.Batches
+    test: batches.Batches
+
+
 def run(settings: RunConfig, folder: Path, name: str) -> float:
     """Train and watch one model; everything it leaves lies in `folder`. Returns the last test accuracy, in [0, 1]."""
-    with recorded(folder) as result:
+    with recorded(folder) as result, RunWriter(folder, draw=settings.monitor.figures) as writer:
+        result |= {"experiment": settings.experiment, "seed": settings.seed}
+        writer.text("config", OmegaConf.to_yaml(OmegaConf.structured(settings)))
+
         device = step.pick_device(settings.device)
-        cache = Path(settings.cache).expanduser()
-        seed_everything(settings.seed)
-
-        corpus = data.load(settings.data, cache)
-        vocabulary = tokens.load_vocabulary(settings.model, corpus.train.texts, cache)
-        result |= {"experiment": settings.experiment, "device": str(device), "seed": settings.seed}
-        result["data"] = {
-            "fingerprint": corpus.fingerprint(),
-            "train_texts": len(corpus.train),
-            "test_texts": len(corpus.test),
-            "label_names": list(corpus.label_names),
-            "majority": corpus.majority(),
-        }
-
-        classifier = model.build(
-            settings.model,
-            label_names=corpus.label_names,
-            vocab_size=vocabulary.size,
-            pad_id=vocabulary.pad_id,
-            max_length=settings.data.max_length,
-        ).to(device)
-        trained = sum(parameter.numel() for parameter in classifier.parameters())
-        result["parameters"] = trained
-
-        def batched(split: data.Split, batch_size: int) -> batches.Batches:
-            return batches.Batches(
-                tokens.tokenize(vocabulary, split.texts, settings.data.max_length, cache),
-                split.labels,
-                batch_size=batch_size,
-                lengths=batches.pad_lengths(settings.data.max_length, settings.data.pad_lengths),
-                pad_id=vocabulary.pad_id,
-                device=device,
-            )
-
-        training = batched(corpus.train, settings.train.batch_size)
-        testing = batched(corpus.test, settings.train.eval_batch_size)
+        parts = assemble(settings, device)
+        result |= {"device": str(device), "data": _described(parts.corpus)}
+        result["parameters"] = sum(parameter.numel() for parameter in parts.classifier.parameters())
         log.info(
-            f"{name}: {len(corpus.train)} texts to train on, {len(corpus.test)} to test on, "
-            f"{trained / 1e6:.1f} M parameters on {device}, {settings.train.epochs * len(training)} steps"
+            f"{name}: {len(parts.corpus.train)} texts to train on, {len(parts.corpus.test)} to test on, "
+            f"{result['parameters'] / 1e6:.1f} M parameters on {device}"
         )
 
-        with RunWriter(folder, draw=settings.monitor.figures) as writer:
-            writer.text("config", OmegaConf.to_yaml(OmegaConf.structured(settings)))
-            outcome = train.fit(
-                classifier,
-                optimizer.build(settings.optimizer, classifier.parameters()),
-                training,
-                testing,
-                settings,
-                watch=_watch(settings, classifier, writer),
-                record=writer.scalars,
-                name=name,
-            )
-            final = outcome.evaluations[-1]
-            best = max(outcome.evaluations, key=lambda evaluation: evaluation.accuracy)
-            writer.hparams(_flat(settings), {"accuracy/test": final.accuracy, "loss/test": final.loss})
+        outcome = train.fit(
+            parts.classifier,
+            parts.optimizer,
+            parts.train,
+            parts.test,
+            settings,
+            watch=_watch(settings, parts.classifier, writer),
+            record=writer.scalars,
+            name=name,
+        )
 
-        result["status"] = outcome.status
-        result["steps"] = outcome.steps
-        result["metrics"] = {"final": dataclasses.asdict(final), "best": dataclasses.asdict(best)}
-        result["evaluations"] = [dataclasses.asdict(evaluation) for evaluation in outcome.evaluations]
-        result["timings"] = {"train_seconds": outcome.train_seconds, "eval_seconds": outcome.eval_seconds}
+        final = outcome.evaluations[-1]
+        best = max(outcome.evaluations, key=lambda evaluation: evaluation.accuracy)
+        writer.hparams(_flat(settings), {"accuracy/test": final.accuracy, "loss/test": final.loss})
+        result |= {
+            "status": outcome.status,
+            "steps": outcome.steps,
+            "metrics": {"final": asdict(final), "best": asdict(best)},
+            "evaluations": [asdict(evaluation) for evaluation in outcome.evaluations],
+            "timings": {"train_seconds": outcome.train_seconds, "eval_seconds": outcome.eval_seconds},
+        }
         log.info(
             f"{name}: {outcome.status}, accuracy/test {final.accuracy:.1%} "
-            f"(the most frequent class alone: {corpus.majority():.1%}), {outcome.train_seconds:.0f} s of training"
+            f"(the most frequent class alone: {parts.corpus.majority():.1%}), {outcome.train_seconds:.0f} s of training"
         )
         return final.accuracy
+
+
+def assemble(settings: RunConfig, device: torch.device) -> Parts:
+    """Texts to batches, and the model that fits them, from the run's seed. Raises InputError."""
+    seed_everything(settings.seed)
+    cache = Path(settings.cache).expanduser()
+    corpus = data.load(settings.data, cache)
+    vocabulary = tokens.load_vocabulary(settings.model, corpus.train.texts, cache)
+    classifier = model.build(
+        settings.model,
+        label_names=corpus.label_names,
+        vocab_size=vocabulary.size,
+        pad_id=vocabulary.pad_id,
+        max_length=settings.data.max_length,
+    ).to(device)
+
+    def batched(split: data.Split, batch_size: int) -> batches.Batches:
+        return batches.Batches(
+            tokens.tokenize(vocabulary, split.texts, settings.data.max_length, cache),
+            split.labels,
+            batch_size=batch_size,
+            lengths=batches.pad_lengths(settings.data.max_length, settings.data.pad_lengths),
+            pad_id=vocabulary.pad_id,
+            device=device,
+        )
+
+    return Parts(
+        corpus=corpus,
+        classifier=classifier,
+        optimizer=optimizer.build(settings.optimizer, classifier.parameters()),
+        train=batched(corpus.train, settings.train.batch_size),
+        test=batched(corpus.test, settings.train.eval_batch_size),
+    )
+
+
+def _described(corpus: data.Corpus) -> dict[str, object]:
+    return {
+        "fingerprint": corpus.fingerprint(),
+        "train_texts": len(corpus.train),
+        "test_texts": len(corpus.test),
+        "label_names": list(corpus.label_names),
+        "majority": corpus.majority(),
+    }
 
 
 def seed_everything(seed: int) -> None:

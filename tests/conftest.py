@@ -5,9 +5,8 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 
-from bertmon import batches, config, data, model, tokens
+from bertmon import config
 from bertmon.config import FilesConfig, ModelConfig, RunConfig, ScheduleConfig, TrainConfig
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -50,40 +49,3 @@ def settings(tmp_path: Path) -> RunConfig:
         schedule=ScheduleConfig(warmup_frac=0.25),
         train=TrainConfig(epochs=2, batch_size=8, log_every=2),
     )
-
-
-@dataclasses.dataclass
-class Parts:
-    """Everything `fit` takes, made from settings."""
-
-    corpus: data.Corpus
-    vocabulary: tokens.Vocabulary
-    classifier: torch.nn.Module
-    train: batches.Batches
-    test: batches.Batches
-
-
-def build_parts(settings: RunConfig) -> Parts:
-    cache = Path(settings.cache)
-    torch.manual_seed(settings.seed)
-    corpus = data.load(settings.data, cache)
-    vocabulary = tokens.load_vocabulary(settings.model, corpus.train.texts, cache)
-    classifier = model.build(
-        settings.model,
-        label_names=corpus.label_names,
-        vocab_size=vocabulary.size,
-        pad_id=vocabulary.pad_id,
-        max_length=settings.data.max_length,
-    )
-
-    def batched(split: data.Split) -> batches.Batches:
-        return batches.Batches(
-            tokens.tokenize(vocabulary, split.texts, settings.data.max_length, cache),
-            split.labels,
-            batch_size=settings.train.batch_size,
-            lengths=batches.pad_lengths(settings.data.max_length, settings.data.pad_lengths),
-            pad_id=vocabulary.pad_id,
-            device=torch.device("cpu"),
-        )
-
-    return Parts(corpus, vocabulary, classifier, batched(corpus.train), batched(corpus.test))

@@ -1,13 +1,13 @@
 import pytest
 import torch
-from conftest import build_parts
 
 from bertmon import step
 from bertmon.config import Device, InputError, Precision
+from bertmon.run import assemble
 
 
 def test_gradients_equal_those_of_the_plain_loss(settings):
-    parts = build_parts(settings)
+    parts = assemble(settings, torch.device("cpu"))
     batch = next(parts.train.shuffled(0, 0))
     parts.classifier.eval()  # no dropout, so that both see the same network
     loss = step.forward_backward(parts.classifier, batch, Precision.fp32)
@@ -27,7 +27,7 @@ def test_gradients_equal_those_of_the_plain_loss(settings):
 
 
 def test_bf16_is_close_to_fp32_and_returns_float32(settings):
-    parts = build_parts(settings)
+    parts = assemble(settings, torch.device("cpu"))
     parts.classifier.eval()
     batch = next(parts.train.shuffled(0, 0))
     exact = step.logits(parts.classifier, batch, Precision.fp32)

@@ -2,15 +2,15 @@ import math
 
 import pytest
 import torch
-from conftest import build_parts
 
-from bertmon import optimizer, schedule, train
+from bertmon import model, schedule, train
 from bertmon.monitor.watch import Watch
+from bertmon.run import assemble
 
 
 def trained(settings, *, watched=False):
     """A run without folder or writer: the parts, the outcome, the points of each tag, the snapshots."""
-    parts = build_parts(settings)
+    parts = assemble(settings, torch.device("cpu"))
     points, snapshots = {}, []
 
     class Sink:
@@ -21,12 +21,9 @@ def trained(settings, *, watched=False):
         for tag, value in values.items():
             points.setdefault(tag, []).append((step, value))
 
-    from bertmon import model
-
     watch = Watch(model.layers(parts.classifier), every=2, sink=Sink()) if watched else None
-    adamw = optimizer.build(settings.optimizer, parts.classifier.parameters())
     outcome = train.fit(
-        parts.classifier, adamw, parts.train, parts.test, settings, watch=watch, record=record, name="test"
+        parts.classifier, parts.optimizer, parts.train, parts.test, settings, watch=watch, record=record, name="test"
     )
     return parts, outcome, points, snapshots
 
@@ -62,7 +59,7 @@ def test_another_seed_gives_other_weights_and_another_order(settings):
 def test_it_equals_a_plain_loop(settings):
     parts, outcome, points, _ = trained(settings)
 
-    plain = build_parts(settings)
+    plain = assemble(settings, torch.device("cpu"))
     adamw = torch.optim.AdamW(
         plain.classifier.parameters(), lr=0, weight_decay=0, eps=settings.optimizer.eps, fused=True
     )

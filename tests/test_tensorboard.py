@@ -1,0 +1,86 @@
+"""What TensorBoard itself says of a sweep, asked over HTTP as its pages ask."""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from bertmon.monitor import STATISTICS
+from bertmon.run import run
+
+NAMES = ["warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0"]
+
+
+@pytest.fixture
+def server(settings, tmp_path):
+    """A function that asks TensorBoard, started on two finished runs, for the JSON at a path."""
+    sweep = tmp_path / "sweep"
+    for name, warmup_frac in zip(NAMES, (0.1, 0.7), strict=True):
+        (sweep / name).mkdir(parents=True)
+        settings.schedule.warmup_frac = warmup_frac
+        settings.monitor.every = 1
+        run(settings, sweep / name, name)
+
+    command = [Path(sys.executable).with_name("tensorboard"), "--logdir", sweep, "--host", "127.0.0.1", "--port", "0"]
+    log = tmp_path / "tensorboard.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--samples_per_plugin", "images=100"], stdout=output, stderr=subprocess.STDOUT
+        )
+
+    def ask(path, body=None):
+        address = log.read_text().split(" at ")[1].split()[0]
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(address + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def ready():
+        return "Press CTRL+C" in log.read_text() and set(ask("data/plugin/images/tags")) == set(NAMES)
+
+    try:
+        deadline = time.monotonic() + 60
+        while not ready():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield ask
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def test_tensorboard_lists_both_runs_with_everything(server):
+    assert server("data/runs") == NAMES
+
+    scalars = server("data/plugin/scalars/tags")
+    for name in NAMES:
+        tags = set(scalars[name])
+        assert {"loss/train", "loss/test", "accuracy/test", "learning_rate"} < tags
+        assert {f"{statistic}/enc.l.1.attention.query" for statistic in STATISTICS} < tags
+
+    images = server("data/plugin/images/tags")
+    for name in NAMES:
+        assert set(images[name]) == {"gradient_flow", "update_ratio"}
+        query = (
+            f"data/plugin/images/images?tag=gradient_flow&run={name.replace('=', '%3D').replace('/', '%2F')}&sample=0"
+        )
+        assert [image["step"] for image in server(query)] == list(range(12))  # all of them, not the usual 10
+
+    assert server("data/plugin/text/tags") == {name: ["config/text_summary"] for name in NAMES}
+
+    statuses = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
+    columns = [{"hparam": "schedule.warmup_frac"}, {"metric": {"tag": "accuracy/test"}}]
+    groups = server(
+        "data/plugin/hparams/session_groups",
+        {"experimentName": "", "allowedStatuses": statuses, "colParams": columns, "startIndex": 0, "sliceSize": 10},
+    )["sessionGroups"]
+    assert {group["name"]: group["hparams"]["schedule.warmup_frac"] for group in groups} == dict(
+        zip(NAMES, (0.1, 0.7), strict=True)
+    )
+    accuracies = {metric["name"]["tag"]: metric["value"] for metric in groups[0]["metricValues"]}
+    assert accuracies.keys() == {"accuracy/test", "loss/test"}
