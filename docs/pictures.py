@@ -1,6 +1,6 @@
 """Draw the README's pictures from a finished sweep: python docs/pictures.py multirun/<sweep> [step]
 
-Takes the gradient_flow image nearest to the step (120 unless given) out of each run's event file.
+Takes the gradient_flow image nearest to the step (60 unless given) out of each run's event file.
 """
 
 import sys
@@ -10,7 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 
 def main(sweep: Path, step: int) -> None:
-    for run in sorted(path.parent for path in sweep.rglob("result.json")):
+    first_seeds = {path.parent.parent: path.parent for path in sorted(sweep.rglob("result.json"), reverse=True)}
+    for run in first_seeds.values():
         images = EventAccumulator(str(run), size_guidance={"images": 0}).Reload().Images("gradient_flow")
         image = min(images, key=lambda image: abs(image.step - step))
         warmup = run.parent.name.removeprefix("warmup_frac=")
@@ -20,4 +21,4 @@ def main(sweep: Path, step: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 120)
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 60)
