@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,20 +38,25 @@ def register() -> None:
     OmegaConf.register_new_resolver("bertmon.cell", cell_name, replace=True)
 
 
-def cell_name(overrides: Sequence[str], swept: Sequence[str] | None, experiment: str) -> str:
-    """What tells this run from the others, as one folder name: `warmup_frac=0.1`.
+def differing(overrides: Sequence[str], swept: Sequence[str] | None) -> dict[str, str]:
+    """Those of the run's overrides ("key=value" each) that tell it from the others, the seed left out.
 
-    overrides: the run's own, "key=value" each. swept: keys that differ between runs (None: all that were given).
-    A seed is left out, since it has a folder of its own below. Keys go without their group where that is clear.
+    swept: keys that differ between runs. None, for a single run: all that were given but the experiment.
     """
     given = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
-    shown = {key: value for key, value in given.items() if key != "seed" and (swept is None or key in swept)}
-    shown = {key: value for key, value in shown.items() if key != "experiment" or swept is not None}
-    short = [key.rpartition(".")[2] for key in shown]
-    names = [
-        f"{key if short.count(last) > 1 else last}={value}"
-        for (key, value), last in zip(shown.items(), short, strict=True)
-    ]
+    keys = given.keys() - {"experiment"} if swept is None else set(swept)
+    return {key: value for key, value in given.items() if key in keys - {"seed"}}
+
+
+def cell_name(overrides: Sequence[str], swept: Sequence[str] | None, experiment: str) -> str:
+    """What tells this run from the others but for its seed, as one folder name: `warmup_frac=0.1`.
+
+    Keys go without their group where that is clear. Where nothing differs it is the experiment's name.
+    """
+    shown = differing(overrides, swept)
+    short = {key: key.rpartition(".")[2] for key in shown}
+    unclear = {name for name, count in Counter(short.values()).items() if count > 1}
+    names = [f"{key if short[key] in unclear else short[key]}={value}" for key, value in shown.items()]
     full = ",".join(names) or experiment
     safe = re.sub(r"[^\w.=,+\-]", "-", full)[:_LONGEST_NAME].strip(".") or experiment
     return safe if safe == full else f"{safe}-{digest(full)[:6]}"

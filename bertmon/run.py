@@ -1,10 +1,12 @@
 """The run function: the only assembler. `python -m bertmon.run` and the console script `bertmon` start here."""
 
+import functools
 import logging
 import random
 import signal
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
 import hydra
@@ -37,8 +39,12 @@ class Parts:
     test: batches.Batches
 
 
-def run(settings: RunConfig, folder: Path, name: str) -> float:
-    """Train and watch one model; everything it leaves lies in `folder`. Returns the last test accuracy, in [0, 1]."""
+def run(settings: RunConfig, folder: Path, *, name: str, differs: Mapping[str, str] | None = None) -> float:
+    """Train and watch one model; everything it leaves lies in `folder`. Returns the last test accuracy, in [0, 1].
+
+    name: heads the progress bar and the log's lines. differs: the overrides that tell this run from its sweep's others;
+    they and the seed are the columns of TensorBoard's HPARAMS table.
+    """
     with recorded(folder) as result, RunWriter(folder, draw=settings.monitor.figures) as writer:
         result |= {"experiment": settings.experiment, "seed": settings.seed}
         writer.text("config", OmegaConf.to_yaml(OmegaConf.structured(settings)))
@@ -65,7 +71,9 @@ def run(settings: RunConfig, folder: Path, name: str) -> float:
 
         final = outcome.evaluations[-1]
         best = max(outcome.evaluations, key=lambda evaluation: evaluation.accuracy)
-        writer.hparams(_flat(settings), {"accuracy/test": final.accuracy, "loss/test": final.loss})
+        columns = {key: _setting(settings, key, given) for key, given in (differs or {}).items()}
+        columns["seed"] = settings.seed
+        writer.hparams(columns, {"accuracy/test": final.accuracy, "loss/test": final.loss})
         result |= {
             "status": outcome.status,
             "steps": outcome.steps,
@@ -138,27 +146,20 @@ def _watch(settings: RunConfig, classifier: torch.nn.Module, writer: RunWriter) 
     return Watch({label: layers[label] for label in kept}, every=settings.monitor.every, sink=writer)
 
 
-def _flat(settings: RunConfig) -> dict[str, object]:
-    """Dotted key -> value of every setting, enums by their names."""
-    flat: dict[str, object] = {}
-
-    def add(prefix: str, value: object) -> None:
-        if isinstance(value, dict):
-            for key, item in value.items():
-                add(f"{prefix}.{key}" if prefix else key, item)
-        else:
-            flat[prefix] = value
-
-    add("", OmegaConf.to_container(OmegaConf.structured(settings), enum_to_str=True))
-    return flat
+def _setting(settings: RunConfig, key: str, given: str) -> object:
+    """The value at a dotted key; for a whole group, such as `model`, the name of the choice that was given."""
+    value: object = functools.reduce(getattr, key.split("."), settings)
+    return given if is_dataclass(value) else value
 
 
 @hydra.main(version_base="1.3", config_path="pkg://bertmon.conf", config_name="config")
 def _task(composed: DictConfig) -> float:
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    job = HydraConfig.get()
+    folder = Path(job.runtime.output_dir)
     settings = config.from_hydra(composed)
+    differs = launch.differing(job.overrides.task, job.callbacks["bertmon"]["swept"])
     try:
-        return run(settings, folder, name=str(HydraConfig.get().sweep.subdir))
+        return run(settings, folder, name=str(job.sweep.subdir), differs=differs)
     except config.InputError:
         raise
     except Exception as error:  # its traceback is on the console and in run.log already

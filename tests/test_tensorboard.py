@@ -23,7 +23,9 @@ def server(settings, tmp_path):
         (sweep / name).mkdir(parents=True)
         settings.schedule.warmup_frac = warmup_frac
         settings.monitor.every = 1
-        run(settings, sweep / name, name)
+        run(
+            settings, sweep / name, name=name, differs={"schedule.warmup_frac": str(warmup_frac), "model": "bert_small"}
+        )
 
     command = [Path(sys.executable).with_name("tensorboard"), "--logdir", sweep, "--host", "127.0.0.1", "--port", "0"]
     log = tmp_path / "tensorboard.log"
@@ -79,8 +81,9 @@ def test_tensorboard_lists_both_runs_with_everything(server):
         "data/plugin/hparams/session_groups",
         {"experimentName": "", "allowedStatuses": statuses, "colParams": columns, "startIndex": 0, "sliceSize": 10},
     )["sessionGroups"]
-    assert {group["name"]: group["hparams"]["schedule.warmup_frac"] for group in groups} == dict(
-        zip(NAMES, (0.1, 0.7), strict=True)
-    )
+    assert {group["name"]: group["hparams"] for group in groups} == {
+        name: {"schedule.warmup_frac": warmup_frac, "model": "bert_small", "seed": 1}
+        for name, warmup_frac in zip(NAMES, (0.1, 0.7), strict=True)
+    }
     accuracies = {metric["name"]["tag"]: metric["value"] for metric in groups[0]["metricValues"]}
     assert accuracies.keys() == {"accuracy/test", "loss/test"}
