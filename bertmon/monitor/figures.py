@@ -1,22 +1,32 @@
-"""Snapshot -> matplotlib Figure. Pure: no pyplot, no state, nothing written.
+"""Snapshot -> matplotlib Figure. Pure: no pyplot, nothing written, nothing remembered but pictures of empty sheets.
 
-One row a layer, input at the top, output at the bottom; encoder layers take turns between white and grey.
+One row a layer, input at the top, output at the bottom; encoder layers take turns between white and grey. Axes and text
+take nearly all of matplotlib's time, and from step to step they hardly change: `blank` draws them once for each range
+of decades, and a figure is such a sheet, as pixels, with bars and marks on top. Coordinates there are pixels from the
+lower left corner.
 """
 
 import functools
 import io
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.transforms import IdentityTransform
 from PIL import Image
 
 from bertmon.monitor import Snapshot
@@ -35,53 +45,32 @@ _COLOURS = {
 _INK, _QUIET, _ALARM, _GRID, _BAND, _PAPER = "#222222", "#777777", "#D55E00", "#D5D7DB", "#EEF0F3", "#FFFFFF"
 _ROW_INCHES, _ABOVE_INCHES, _BELOW_INCHES, _WIDTH_INCHES, _DPI = 0.15, 0.7, 0.52, 10.5, 100
 _LEFT, _RIGHT = 0.235, 0.975  # edges of the panels, as shares of the width
+_DASHES = (0, (4, 3))
 
 
 def gradient_flow(snapshot: Snapshot) -> Figure:
     """Mean, largest and standard deviation of |gradient| and the share of zeros, for each layer."""
-    figure, (flow, zeros) = _sheet(snapshot, "Gradient flow", "before clipping", widths=(4, 1))
     mean, largest, spread = (snapshot[name] for name in ("grad_mean", "grad_max", "grad_std"))
-    low = _log_axis(flow, np.concatenate([mean, largest, spread]))
-    rows = np.arange(len(mean))
-    _bars(flow, mean, snapshot.kinds, start=low)
-    flow.plot(spread, rows, linestyle="none", marker="o", markersize=3.2, color="white", markeredgecolor=_INK)
-    flow.plot(largest, rows, linestyle="none", marker="|", markersize=5.5, color=_INK, markeredgewidth=1.2)
-    _name_missing(flow, mean, "gradient")
-    flow.set_xlabel("|gradient|")
-
-    _bars(zeros, 100 * snapshot["grad_zero"], snapshot.kinds, start=0)
-    zeros.set_xlim(0, 104)
-    zeros.xaxis.set_major_locator(FixedLocator([0, 50, 100]))
-    zeros.set_xlabel("zeros [%]")
-
-    marks = [
-        Line2D(
-            [],
-            [],
-            linestyle="none",
-            marker="o",
-            markersize=4,
-            color="white",
-            markeredgecolor=_INK,
-            label="std",
-        ),
-        Line2D([], [], linestyle="none", marker="|", markersize=8, color=_INK, label="max"),
-    ]
-    _legend(figure, snapshot.kinds, "mean: ", marks)
+    sheet = _sheet("gradient_flow", snapshot.layers, snapshot.kinds, _decades(mean, largest, spread))
+    figure = _on(sheet, snapshot, "Gradient flow", "before clipping")
+    flow, zeros = sheet.panels
+    flow.bars(figure, mean, snapshot.kinds)
+    flow.marks(figure, spread, marker="o", markersize=3.2, color=_PAPER, markeredgecolor=_INK)
+    flow.marks(figure, largest, marker="|", markersize=5.5, color=_INK, markeredgewidth=1.2)
+    flow.name_missing(figure, mean, "gradient")
+    zeros.bars(figure, 100 * snapshot["grad_zero"], snapshot.kinds)
     return figure
 
 
 def update_ratio(snapshot: Snapshot) -> Figure:
     """L2 norm of each layer's change in this step over that of the layer itself."""
-    figure, (axes,) = _sheet(snapshot, "Update / parameter ratio", "measured over this step", widths=(1,))
     ratio = snapshot["update_ratio"]
-    low = _log_axis(axes, np.append(ratio, HEALTHY_RATIO))
-    _bars(axes, ratio, snapshot.kinds, start=low)
-    axes.axvline(HEALTHY_RATIO, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
-    _name_missing(axes, ratio, "update" if snapshot.lr else "update: the learning rate is 0")
-    axes.set_xlabel("||change|| / ||parameter||")
-    rule = Line2D([], [], color=_INK, linewidth=1, linestyle=(0, (4, 3)), label="1e-3, rule of thumb for matrices")
-    _legend(figure, snapshot.kinds, "", [rule])
+    sheet = _sheet("update_ratio", snapshot.layers, snapshot.kinds, _decades(ratio, np.array([HEALTHY_RATIO])))
+    figure = _on(sheet, snapshot, "Update / parameter ratio", "measured over this step")
+    (panel,) = sheet.panels
+    panel.bars(figure, ratio, snapshot.kinds)
+    panel.line(figure, HEALTHY_RATIO)
+    panel.name_missing(figure, ratio, "update" if snapshot.lr else "update: the learning rate is 0")
     return figure
 
 
@@ -95,22 +84,12 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _palette() -> Image.Image:
-    """Grounds, inks, and what lies between them; Pillow rounds colours, so nothing may lie close to a ground."""
-    inks = np.array([to_rgb(colour) for colour in (*_COLOURS.values(), _INK, _QUIET, _ALARM, _GRID)])
-    grounds = np.array([to_rgb(colour) for colour in (_PAPER, _BAND)])
-    shares = np.linspace(0.125, 1, 8)[:, None, None, None]  # of ink, as smoothed edges have them
-    blends = ((1 - shares) * grounds[:, None] + shares * inks).reshape(-1, 3)
-    apart = np.abs(blends[:, None] - grounds).max(axis=2).min(axis=1) > 0.05
-    palette = Image.new("P", (1, 1))
-    palette.putpalette((255 * np.concatenate([grounds, blends[apart]])).round().astype(np.uint8).tobytes())
-    return palette
-
-
-def _sheet(snapshot: Snapshot, title: str, remark: str, *, widths: tuple[int, ...]) -> tuple[Figure, list[Axes]]:
-    """Axes side by side over the same rows, with labels at the left and a title above."""
-    count = len(snapshot.layers)
-    height = _ROW_INCHES * count + _ABOVE_INCHES + _BELOW_INCHES
+def blank(
+    kind: str, layers: tuple[str, ...], kinds: tuple[str, ...], decades: tuple[int, int]
+) -> tuple[Figure, list[Axes]]:
+    """The sheet without data: labels, axes over powers of ten from the first to the last of `decades`, legend."""
+    widths = {"gradient_flow": (4, 1), "update_ratio": (1,)}[kind]
+    height = _ROW_INCHES * len(layers) + _ABOVE_INCHES + _BELOW_INCHES
     figure = Figure(figsize=(_WIDTH_INCHES, height), dpi=_DPI, facecolor=_PAPER)
     grid = figure.add_gridspec(
         1,
@@ -123,9 +102,8 @@ def _sheet(snapshot: Snapshot, title: str, remark: str, *, widths: tuple[int, ..
         bottom=_BELOW_INCHES / height,
     )
     panels = [figure.add_subplot(grid[0, column]) for column in range(len(widths))]
-    bands = _bands(snapshot.layers)
     for axes in panels:
-        axes.set_ylim(count - 0.5, -0.5)
+        axes.set_ylim(len(layers) - 0.5, -0.5)
         axes.set_yticks([])
         axes.tick_params(axis="x", labelsize=8, colors=_QUIET, length=2)
         axes.xaxis.label.set(fontsize=9, color=_INK)
@@ -133,49 +111,146 @@ def _sheet(snapshot: Snapshot, title: str, remark: str, *, widths: tuple[int, ..
         axes.set_axisbelow(True)
         for side in axes.spines:
             axes.spines[side].set_visible(False)
-        axes.add_collection(
-            PolyCollection(
-                [[(0, top), (1, top), (1, bottom), (0, bottom)] for top, bottom in bands],
-                facecolor=_BAND,
-                zorder=-1,
-                transform=axes.get_yaxis_transform(),
-            ),
-            autolim=False,
-        )
-    figure.figimage(_labels(snapshot.layers), xo=0, yo=round(_BELOW_INCHES * _DPI), zorder=1)
-    figure.text(
-        0.012,
-        1 - 0.12 / height,
-        f"{title}, step {snapshot.step}",
-        fontsize=12,
-        color=_INK,
-        weight="bold",
-        va="top",
-    )
-    figure.text(
-        _RIGHT,
-        1 - 0.14 / height,
-        f"learning rate {snapshot.lr:.3g}, {remark}",
-        fontsize=9,
-        color=_QUIET,
-        va="top",
-        ha="right",
+        for top, bottom in _bands(layers):
+            axes.axhspan(top, bottom, color=_BAND, linewidth=0, zorder=-1)
+    panels[0].set_yticks(range(len(layers)), layers, fontsize=7.5, color=_INK)
+    panels[0].tick_params(axis="y", length=0, pad=3)
+    _log_axis(panels[0], *decades)
+
+    marks = []
+    if kind == "gradient_flow":
+        panels[0].set_xlabel("|gradient|")
+        panels[1].set_xlim(0, 104)
+        panels[1].xaxis.set_major_locator(FixedLocator([0, 50, 100]))
+        panels[1].set_xlabel("zeros [%]")
+        marks.append(Line2D([], [], ls="none", marker="o", ms=4, color=_PAPER, mec=_INK, label="std"))
+        marks.append(Line2D([], [], ls="none", marker="|", ms=8, color=_INK, label="max"))
+    else:
+        panels[0].set_xlabel("||change|| / ||parameter||")
+        label = "1e-3, rule of thumb for matrices"
+        marks.append(Line2D([], [], color=_INK, linewidth=1, linestyle=_DASHES, label=label))
+    what = "mean: " if kind == "gradient_flow" else ""
+    patches = [Patch(color=colour, label=what + name) for name, colour in _COLOURS.items() if name in kinds]
+    figure.legend(
+        handles=[*patches, *marks],
+        loc="upper left",
+        bbox_to_anchor=(0.005, 1 - 0.31 / height),
+        ncols=len(patches) + len(marks),
+        fontsize=8.5,
+        frameon=False,
+        handlelength=1.2,
+        columnspacing=1.4,
+        borderaxespad=0.2,
     )
     return figure, panels
 
 
-@functools.lru_cache(maxsize=4)
-def _labels(layers: tuple[str, ...]) -> npt.NDArray[np.uint8]:
-    """The column of labels at the left, as pixels: text is what takes the time, and it is the same at every step."""
-    width, height = _LEFT * _WIDTH_INCHES, _ROW_INCHES * len(layers)
-    column = Figure(figsize=(width, height), dpi=_DPI)
-    column.patch.set_alpha(0)
-    for row, label in enumerate(layers):
-        y = 1 - (row + 0.5) / len(layers)
-        column.text(1 - 0.05 / width, y, label, fontsize=7.5, color=_INK, ha="right", va="center_baseline")
-    canvas = FigureCanvasAgg(column)
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """Where a value and a row lie on a sheet."""
+
+    left: float
+    right: float
+    top: float
+    low: float  # the value at `left`, or its decadic logarithm
+    high: float
+    logarithmic: bool
+
+    def x(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Pixels; nan for what a logarithmic axis cannot show."""
+        shown = values.astype(np.float64)
+        if self.logarithmic:
+            shown = np.log10(np.where(np.isfinite(values) & (values > 0), values, np.nan))
+        pixels: npt.NDArray[np.float64] = self.left + (shown - self.low) / (self.high - self.low) * (
+            self.right - self.left
+        )
+        return pixels
+
+    def y(self, row: float) -> float:
+        return self.top - (row + 0.5) * _ROW_INCHES * _DPI
+
+    def bars(self, figure: Figure, values: npt.NDArray[np.float64], kinds: Sequence[str]) -> None:
+        """A bar a row from the left edge to the value, coloured by kind."""
+        drawn = [(x, row) for row, x in enumerate(self.x(values)) if x > self.left]
+        corners = [
+            [(self.left, y - half), (x, y - half), (x, y + half), (self.left, y + half)]
+            for x, row in drawn
+            for y, half in [(self.y(row), 0.36 * _ROW_INCHES * _DPI)]
+        ]
+        colours = [_COLOURS[kinds[row]] for _, row in drawn]
+        figure.add_artist(PolyCollection(corners, facecolor=colours, transform=IdentityTransform(), zorder=2))
+
+    def marks(self, figure: Figure, values: npt.NDArray[np.float64], **style: Any) -> None:
+        """A mark a row at the value."""
+        rows = [self.y(row) for row in range(len(values))]
+        marks = Line2D(self.x(values), rows, linestyle="none", transform=IdentityTransform(), zorder=3, **style)
+        figure.add_artist(marks)
+
+    def line(self, figure: Figure, value: float) -> None:
+        """A dashed line from top to bottom at the value."""
+        (x,) = self.x(np.array([value]))
+        line = Line2D([x, x], [self.top, _BELOW_INCHES * _DPI], color=_INK, linewidth=1, linestyle=_DASHES, zorder=3)
+        line.set_transform(IdentityTransform())
+        figure.add_artist(line)
+
+    def name_missing(self, figure: Figure, values: npt.NDArray[np.float64], what: str) -> None:
+        """Say in words where a logarithmic bar cannot be: all zero, infinite, or not a number."""
+        if not values.any():
+            middle = (self.left + self.right) / 2
+            _write(figure, middle, self.y(len(values) / 2 - 0.5), f"no {what}", fontsize=11, color=_QUIET, ha="center")
+            return
+        for row, value in enumerate(values):
+            if not (np.isfinite(value) and value > 0):
+                word = "none" if np.isnan(value) else f"{value:g}"
+                colour = _QUIET if value == 0 else _ALARM
+                _write(figure, self.left + 4, self.y(row), word, fontsize=7, color=colour)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sheet:
+    """A blank sheet as pixels [height, width, 4], and its panels."""
+
+    pixels: npt.NDArray[np.uint8]
+    panels: tuple[_Panel, ...]
+
+
+@functools.lru_cache(maxsize=16)
+def _sheet(kind: str, layers: tuple[str, ...], kinds: tuple[str, ...], decades: tuple[int, int]) -> _Sheet:
+    figure, axes = blank(kind, layers, kinds, decades)
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba()).copy()
+    boxes = [panel.get_window_extent() for panel in axes]
+    ends = [(*decades, True), (*axes[-1].get_xlim(), False)][: len(axes)]
+    panels = tuple(_Panel(box.x0, box.x1, box.y1, *end) for box, end in zip(boxes, ends, strict=True))
+    return _Sheet(np.asarray(canvas.buffer_rgba()).copy(), panels)
+
+
+def _on(sheet: _Sheet, snapshot: Snapshot, title: str, remark: str) -> Figure:
+    """A figure that shows the sheet, with the step's own heading."""
+    height, width, _ = sheet.pixels.shape
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=_PAPER)
+    figure.add_artist(_Pixels(sheet.pixels))
+    heading = f"{title}, step {snapshot.step}"
+    _write(figure, 0.012 * width, height - 19, heading, fontsize=12, color=_INK, weight="bold")
+    remark = f"learning rate {snapshot.lr:.3g}, {remark}"
+    _write(figure, _RIGHT * width, height - 20, remark, fontsize=9, color=_QUIET, ha="right")
+    return figure
+
+
+def _write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
+    figure.add_artist(Text(x, y, text, va="center_baseline", transform=IdentityTransform(), zorder=4, **style))
+
+
+class _Pixels(Artist):
+    """Pixels [height, width, 4] as they are; matplotlib's own images are resampled first, at ten times the time."""
+
+    def __init__(self, pixels: npt.NDArray[np.uint8]) -> None:
+        super().__init__()
+        self._flipped = pixels[::-1]  # the renderer counts rows from below
+        self.set_zorder(0)
+
+    def draw(self, renderer: RendererBase) -> None:
+        renderer.draw_image(renderer.new_gc(), 0, 0, self._flipped)
 
 
 def _bands(layers: tuple[str, ...]) -> list[tuple[float, float]]:
@@ -185,31 +260,15 @@ def _bands(layers: tuple[str, ...]) -> list[tuple[float, float]]:
     return [(min(found) - 0.5, max(found) + 0.5) for number, found in rows.items() if number % 2 == 0]
 
 
-def _bars(axes: Axes, widths: npt.NDArray[np.float64], kinds: tuple[str, ...], *, start: float) -> None:
-    """Horizontal bars from `start` to the finite widths above it, one a row, coloured by kind."""
-    drawn = [row for row, width in enumerate(widths) if np.isfinite(width) and width > start]
-    axes.add_collection(
-        PolyCollection(
-            [
-                [
-                    (start, row - 0.36),
-                    (widths[row], row - 0.36),
-                    (widths[row], row + 0.36),
-                    (start, row + 0.36),
-                ]
-                for row in drawn
-            ],
-            facecolor=[_COLOURS[kinds[row]] for row in drawn],
-        ),
-        autolim=False,
-    )
+def _decades(*values: npt.NDArray[np.float64]) -> tuple[int, int]:
+    """Exponents of the powers of ten between which every positive value lies, none of them at the edge."""
+    joined = np.concatenate(values)
+    positive = joined[np.isfinite(joined) & (joined > 0)]
+    exponents = np.log10(positive) if len(positive) else np.array([-1.0, -0.5])
+    return int(np.floor(exponents.min() - 0.05)), int(np.ceil(exponents.max() + 0.02))
 
 
-def _log_axis(axes: Axes, values: npt.NDArray[np.float64]) -> float:
-    """A logarithmic axis over whole decades that holds every positive value uncut; returns its lower end."""
-    positive = values[np.isfinite(values) & (values > 0)]
-    exponents = np.log10(positive) if len(positive) else np.array([-1.0, 0.0])
-    low, high = int(np.floor(exponents.min() - 0.05)), int(np.ceil(exponents.max() + 0.02))
+def _log_axis(axes: Axes, low: int, high: int) -> None:
     axes.set_xscale("log")
     axes.set_xlim(10.0**low, 10.0**high)
     every = max(1, -(-(high - low) // 12))
@@ -217,47 +276,16 @@ def _log_axis(axes: Axes, values: npt.NDArray[np.float64]) -> float:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"1e{round(np.log10(value))}"))
     axes.xaxis.set_minor_locator(LogLocator(subs=range(2, 10)) if high - low <= 3 else NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    return float(10.0**low)
 
 
-def _name_missing(axes: Axes, values: npt.NDArray[np.float64], what: str) -> None:
-    """Say in words where a logarithmic bar cannot be: all zero, infinite, or not a number."""
-    if not values.any():
-        axes.text(
-            0.5,
-            0.5,
-            f"no {what}",
-            transform=axes.transAxes,
-            ha="center",
-            va="center",
-            fontsize=11,
-            color=_QUIET,
-        )
-        return
-    for row, value in enumerate(values):
-        if not (np.isfinite(value) and value > 0):
-            word = "none" if np.isnan(value) else f"{value:g}"
-            axes.text(
-                0.006,
-                row,
-                word,
-                transform=axes.get_yaxis_transform(),
-                va="center",
-                fontsize=7,
-                color=_QUIET if value == 0 else _ALARM,
-            )
-
-
-def _legend(figure: Figure, kinds: tuple[str, ...], prefix: str, marks: list[Line2D]) -> None:
-    patches = [Patch(color=colour, label=prefix + kind) for kind, colour in _COLOURS.items() if kind in kinds]
-    figure.legend(
-        handles=[*patches, *marks],
-        loc="upper left",
-        bbox_to_anchor=(0.005, 1 - 0.31 / figure.get_figheight()),
-        ncols=len(patches) + len(marks),
-        fontsize=8.5,
-        frameon=False,
-        handlelength=1.2,
-        columnspacing=1.4,
-        borderaxespad=0.2,
-    )
+@functools.lru_cache(maxsize=1)
+def _palette() -> Image.Image:
+    """Grounds, inks, and what lies between them; Pillow rounds colours, so nothing may lie close to a ground."""
+    inks = np.array([to_rgb(colour) for colour in (*_COLOURS.values(), _INK, _QUIET, _ALARM, _GRID)])
+    grounds = np.array([to_rgb(colour) for colour in (_PAPER, _BAND)])
+    shares = np.linspace(0.125, 1, 8)[:, None, None, None]  # of ink, as smoothed edges have them
+    blends = ((1 - shares) * grounds[:, None] + shares * inks).reshape(-1, 3)
+    apart = np.abs(blends[:, None] - grounds).max(axis=2).min(axis=1) > 0.05
+    palette = Image.new("P", (1, 1))
+    palette.putpalette((255 * np.concatenate([grounds, blends[apart]])).round().astype(np.uint8).tobytes())
+    return palette
