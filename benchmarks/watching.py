@@ -45,6 +45,7 @@ def seconds(overrides: list[str]) -> float:
                 settings,
                 watch=_watch(settings, parts.classifier, writer),
                 record=writer.scalars,
+                outcome=train.Outcome(),
                 name="",
             )
         return time.perf_counter() - started

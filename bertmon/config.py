@@ -6,9 +6,11 @@ Leaves to others: whether a file, a package or a device is really there (data, m
 
 import difflib
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum, StrEnum
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -142,10 +144,10 @@ class ModelConfig:
     tokenizer: str | None = None
     """Hub name or local folder that gives the vocabulary. null: that of `name`; without a name, a WordPiece vocabulary
     trained on the training texts."""
-    vocab_size: int = 8000
-    """Entries of a vocabulary that is trained on the texts (fewer where they hold fewer). At least 100."""
-    model_type: str = "bert"
-    """Architecture family, by its transformers name, where `name` is null: bert, roberta-prelayernorm, ..."""
+    vocab_size: int | None = None
+    """Entries of a vocabulary that is trained on the texts (fewer where they hold fewer), at least 100. null: 8,000."""
+    model_type: str | None = None
+    """Architecture family, by its transformers name, where `name` is null: roberta-prelayernorm, ... null: bert."""
     num_hidden_layers: int | None = None
     """Encoder layers. This and the keys below: null leaves it to `name` or to the family's own default."""
     hidden_size: int | None = None
@@ -162,7 +164,12 @@ class ModelConfig:
     """Dropout of attention weights, in [0, 1)."""
 
     def __post_init__(self) -> None:
-        require(self.vocab_size >= 100, "model.vocab_size", self.vocab_size, "a whole number of at least 100")
+        if self.vocab_size is not None:
+            require(self.vocab_size >= 100, "model.vocab_size", self.vocab_size, "a whole number of at least 100")
+            if self.tokenizer or self.name:
+                raise InputError("model.vocab_size is not possible beside model.tokenizer or model.name: leave it out.")
+        if self.model_type is not None and self.name is not None:
+            raise InputError("model.model_type is not possible beside model.name: leave it out.")
         for key, value in self.architecture():
             if key.endswith("_prob"):
                 require(0 <= value < 1, f"model.{key}", value, "a number of at least 0 and below 1")
@@ -305,8 +312,9 @@ class RunConfig:
     """Seeds weights, order of the texts, dropout. From 0 to 2**32 - 1."""
     device: Device = Device.auto
     """cuda, cpu, mps, or auto: the first of cuda and mps that is there, else cpu."""
-    cache: str = "${oc.env:XDG_CACHE_HOME,'~/.cache'}/bertmon"
-    """Folder for what is made once and used by many runs: docstrings, vocabularies, tokens. Safe to delete."""
+    cache: str | None = None
+    """Folder for what is made once and used by many runs: corpora, vocabularies, tokens. Safe to delete.
+    null: bertmon in $XDG_CACHE_HOME, else in ~/.cache."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -316,6 +324,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
+        require(self.cache != "", "cache", "", "a folder, or null")
         positions = self.model.max_position_embeddings
         if positions is not None:
             require(
@@ -324,6 +333,11 @@ class RunConfig:
                 self.data.max_length,
                 f"at most model.max_position_embeddings={positions}",
             )
+
+    def cache_folder(self) -> Path:
+        """Where `cache` is, absolute."""
+        named = self.cache or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bertmon")
+        return Path(named).expanduser().absolute()
 
 
 def register() -> None:

@@ -19,12 +19,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
-from bertmon import data, model, step, tokens
+from bertmon import data, model, record, step, tokens
 from bertmon.cache import digest
 from bertmon.config import InputError, RunConfig, from_hydra
 
-_LONGEST_NAME = 120  # characters; file systems allow 255 bytes
+_LONGEST_NAME = 120  # bytes; file systems allow 255
 
 
 def register() -> None:
@@ -58,7 +59,7 @@ def cell_name(overrides: Sequence[str], swept: Sequence[str] | None, experiment:
     unclear = {name for name, count in Counter(short.values()).items() if count > 1}
     names = [f"{key if short[key] in unclear else short[key]}={value}" for key, value in shown.items()]
     full = ",".join(names) or experiment
-    safe = re.sub(r"[^\w.=,+\-]", "-", full)[:_LONGEST_NAME].strip(".") or experiment
+    safe = re.sub(r"[^\w.=,+\-]", "-", full).encode()[:_LONGEST_NAME].decode(errors="ignore").strip(".") or experiment
     return safe if safe == full else f"{safe}-{digest(full)[:6]}"
 
 
@@ -69,43 +70,44 @@ class Door(Callback):
         del swept  # kept in the config for cell_name
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self._open(config, lambda: [config], Path(config.hydra.run.dir))
+        self._open(config, _the_run)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self._open(config, lambda: list(_combinations(config)), Path(config.hydra.sweep.dir))
+        self._open(config, _combinations)
 
-    def _open(self, config: DictConfig, runs: Callable[[], list[DictConfig]], folder: Path) -> None:
+    def _open(self, config: DictConfig, listed: Callable[[DictConfig], Iterator[tuple[Path, DictConfig]]]) -> None:
         try:
             print(_choice_of_experiment(config), flush=True)
-            composed = runs()
-            _check_folders(composed)
-            check([from_hydra(run) for run in composed])
-        except (InputError, HydraException) as error:
+            runs = list(listed(config))
+            settings = [from_hydra(run) for _, run in runs]
+            _check_folders(runs)
+            check(settings)
+            start = _start_folder(*runs[0])
+        except (InputError, HydraException, OmegaConfBaseException) as error:
             cause = f"\n{error.__cause__}" if error.__cause__ else ""
             sys.exit(f"{error}{cause}")
         except Exception:  # Hydra would turn a callback's exception into a warning and go on
             traceback.print_exc()
             sys.exit(1)
-        command = ["tensorboard", "--logdir", str(folder), "--samples_per_plugin", "images=100"]
+        command = ["tensorboard", "--logdir", str(start), "--samples_per_plugin", "images=100"]
         atexit.register(print, f"To see it: {shlex.join(command)}", flush=True)
 
 
 def check(configs: Sequence[RunConfig]) -> None:
-    """Raise InputError for whatever can be found wrong without training: devices, files, categories, vocabularies.
+    """Raise InputError for whatever can be found wrong without training: devices, files, categories, models.
 
-    What is read and tokenized on the way stays in the cache for the runs.
+    What is read and trained on the way, corpora and vocabularies, stays in the cache for the runs.
     """
     for device in dict.fromkeys(config.device for config in configs):
         step.pick_device(device)
     seen: list[object] = []
     for config in configs:
-        task = (config.data, config.model)
+        task = (config.data, config.model, config.cache)
         if task not in seen:
             seen.append(task)
-            cache = Path(config.cache).expanduser()
-            corpus = data.load(config.data, cache)
-            vocabulary = tokens.load_vocabulary(config.model, corpus.train.texts, cache)
-            model.architecture(
+            corpus = data.load(config.data, config.cache_folder())
+            vocabulary = tokens.load_vocabulary(config.model, corpus.train.texts, config.cache_folder())
+            model.check(
                 config.model,
                 label_names=corpus.label_names,
                 vocab_size=vocabulary.size,
@@ -114,33 +116,60 @@ def check(configs: Sequence[RunConfig]) -> None:
             )
 
 
-def _combinations(config: DictConfig) -> Iterator[DictConfig]:
-    """Every run of the sweep, composed. Notes in `config` what is swept and which experiment `auto` was."""
+def _the_run(config: DictConfig) -> Iterator[tuple[Path, DictConfig]]:
+    yield Path(config.hydra.run.dir), config
+
+
+def _combinations(config: DictConfig) -> Iterator[tuple[Path, DictConfig]]:
+    """Every run of the sweep, composed, with its folder. Notes in `config` what is swept and what `auto` was."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     loader = GlobalHydra.instance().config_loader()
+    sweep = Path(config.hydra.sweep.dir)  # first of all: the runs composed below take the moment in it from here
     given = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     given += config.hydra.overrides.task
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
-    swept = [override.get_key_element() for override in parsed if override.is_sweep_override()]
+    swept = [override for override in parsed if override.is_sweep_override()]
     with read_write(config), open_dict(config):
-        config.hydra.overrides.hydra.append(f"hydra.callbacks.bertmon.swept=[{','.join(swept)}]")
+        keys = ",".join(override.key_or_group for override in swept)
+        config.hydra.overrides.hydra.append(f"hydra.callbacks.bertmon.swept=[{keys}]")
         if config.hydra.runtime.choices.get("experiment") == "auto":  # workers on other machines must not choose anew
             config.hydra.overrides.task.append(f"experiment={config.experiment}")
-    if not all(override.is_discrete_sweep() for override in parsed if override.is_sweep_override()):
-        yield config  # a sweeper with ranges of its own: only what all runs share can be checked
+    if not all(override.is_discrete_sweep() for override in swept):
+        yield sweep, config  # ranges of another sweeper: what all runs share can be checked
         return
-    for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
-        yield loader.load_sweep_config(config, overrides)
+    for number, overrides in enumerate(BasicSweeper.split_arguments(parsed, None)[0]):
+        run = loader.load_sweep_config(config, overrides)
+        with open_dict(run):
+            run.hydra.job.num, run.hydra.job.id = number, str(number)
+        yield sweep / str(run.hydra.sweep.subdir), run
 
 
-def _check_folders(runs: Sequence[DictConfig]) -> None:
-    folders: dict[str, Sequence[str]] = {}
-    for run in runs:
-        folder, overrides = str(run.hydra.sweep.subdir), list(run.hydra.overrides.task)
-        if folder in folders:
-            raise InputError(f"Two runs of the sweep are the same: {' '.join(overrides)} comes twice.")
-        folders[folder] = overrides
+def _check_folders(runs: Sequence[tuple[Path, DictConfig]]) -> None:
+    """Raise InputError unless each run has a new folder of its own."""
+    seen: dict[Path, str] = {}
+    for folder, run in runs:
+        overrides = " ".join(run.hydra.overrides.task)
+        if folder in seen:
+            raise InputError(f"Two runs of the sweep have one folder, {folder}: {seen[folder]} and {overrides}.")
+        seen[folder] = overrides
+        if (folder / record.NAME).exists():
+            raise InputError(f"{folder} holds a run already: give another folder, or take this one away.")
+        if run.hydra.job.chdir:
+            raise InputError(
+                "hydra.job.chdir=true is not possible: files that are named relatively would not be found."
+            )
+
+
+def _start_folder(folder: Path, run: DictConfig) -> Path:
+    """The launch's own folder, above those of its runs, made. Raises InputError where it cannot be."""
+    inside = Path(str(run.hydra.sweep.subdir))
+    start = Path(str(folder).removesuffix(str(inside))) if folder.match(str(inside)) else folder
+    try:
+        start.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{start} cannot be made: {error.strerror}.") from None
+    return start
 
 
 def _choice_of_experiment(config: DictConfig) -> str:

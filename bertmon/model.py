@@ -5,9 +5,11 @@ Knows transformers' models and their parameter names. Leaves vocabularies to tok
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from bertmon.config import Init, InputError, ModelConfig
@@ -42,6 +44,27 @@ def build(
     return trained
 
 
+def check(config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, pad_id: int, max_length: int) -> None:
+    """Raise InputError for what would make `build` fail or not fit the data, at the cost of no weights."""
+    from transformers import AutoModelForSequenceClassification
+
+    planned = architecture(config, label_names=label_names, vocab_size=vocab_size, pad_id=pad_id, max_length=max_length)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(planned)
+    except Exception as error:  # whatever the family's own code makes of the keys
+        raise InputError(f"model: {config.name or planned.model_type} cannot be built so: {error}") from None
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            positions = module.num_embeddings - module.padding_idx - 1  # RoBERTa counts from behind the padding
+            if max_length > positions:
+                raise InputError(
+                    f"data.max_length={max_length} is not possible: the model knows {positions} positions."
+                )
+    if config.init is Init.pretrained and Path(str(config.name)).is_dir():
+        _check_weights(Path(str(config.name)))
+
+
 def architecture(
     config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, pad_id: int, max_length: int
 ) -> "PretrainedConfig":
@@ -49,32 +72,51 @@ def architecture(
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     wanted: dict[str, Any] = dict(config.architecture())
-    wanted["id2label"] = dict(enumerate(label_names))
-    wanted["label2id"] = {name: label for label, name in enumerate(label_names)}
+    labels = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
     if config.name is None:
+        family = config.model_type or "bert"
         try:
-            planned = AutoConfig.for_model(config.model_type, vocab_size=vocab_size, pad_token_id=pad_id, **wanted)
+            planned = AutoConfig.for_model(family, vocab_size=vocab_size, pad_token_id=pad_id, **wanted, **labels)
         except ValueError:
             raise InputError(
-                f"model.model_type={config.model_type} is not possible: give the name of a family that transformers "
-                "has, such as bert or roberta-prelayernorm."
+                f"model.model_type={family} is not possible: give the name of a family that transformers has, "
+                "such as bert or roberta-prelayernorm."
             ) from None
     else:
         try:
-            planned = AutoConfig.from_pretrained(config.name, trust_remote_code=False, **wanted)
+            planned = AutoConfig.from_pretrained(config.name, trust_remote_code=False, **wanted, **labels)
         except (OSError, ValueError) as error:
             raise InputError(_unloadable(config.name, error)) from None
-        if vocab_size > planned.vocab_size:
-            raise InputError(
-                f"model.tokenizer has {vocab_size} entries and model.name={config.name} has embeddings for "
-                f"{planned.vocab_size}: leave model.tokenizer out."
-            )
+    if type(planned) not in AutoModelForSequenceClassification._model_mapping:
+        raise InputError(f"{config.name or config.model_type} is no sequence classifier that transformers knows.")
+    known = {*type(planned)().to_dict(), *planned.attribute_map}
+    for key in wanted:
+        if key not in known:  # transformers would take it, and do nothing with it
+            raise InputError(f"model.{key} is not possible: {planned.model_type} has no such key, leave it out.")
+    if vocab_size > planned.vocab_size:
+        raise InputError(
+            f"model.tokenizer has {vocab_size} entries and model.name={config.name} has embeddings for "
+            f"{planned.vocab_size}: leave model.tokenizer out."
+        )
     positions = getattr(planned, "max_position_embeddings", None)
     if positions is not None and max_length > positions:
         raise InputError(f"data.max_length={max_length} is not possible: the model knows {positions} positions.")
-    if type(planned) not in AutoModelForSequenceClassification._model_mapping:
-        raise InputError(f"{config.name or config.model_type} is no sequence classifier that transformers knows.")
     return planned
+
+
+def _check_weights(folder: Path) -> None:
+    """Raise InputError unless the folder has weights whose file opens."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(
+            f"model.name={folder}: there are no weights (model.safetensors); model.init=random needs none."
+        )
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"model.name={folder}: {file.name} cannot be read ({error}).") from None
 
 
 def _load(name: str, planned: "PretrainedConfig") -> nn.Module:
@@ -92,16 +134,18 @@ def _load(name: str, planned: "PretrainedConfig") -> nn.Module:
             dtype=torch.float32,
             use_safetensors=True,  # never a pickle from somewhere else
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # of a classifier for another number of classes; others raise below
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(_unloadable(name, error)) from None
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
-    missing = [key for key in sorted(loading["missing_keys"]) if ".encoder." in key or ".embeddings." in key]
-    if missing:
-        raise InputError(f"model.name={name} is not possible: its weights lack {missing[0]}.")
+    gaps = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    for key in sorted(gaps):
+        if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key:
+            raise InputError(f"model.name={name} is not possible: its weights lack {key}, or have it in another shape.")
     loaded: nn.Module = model
     return loaded
 

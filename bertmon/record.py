@@ -30,8 +30,10 @@ def recorded(folder: Path) -> Iterator[dict[str, Any]]:
     Raises InputError where the folder holds a run already.
     """
     path = folder / NAME
-    if path.exists():
-        raise InputError(f"{folder} holds a run already: give another folder, or take this one away.")
+    try:
+        path.touch(exist_ok=False)  # of two runs that come at once, one is refused
+    except FileExistsError:
+        raise InputError(f"{folder} holds a run already: give another folder, or take this one away.") from None
     started = time.time()
     result: dict[str, Any] = {
         "status": "running",

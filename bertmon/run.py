@@ -58,29 +58,27 @@ def run(settings: RunConfig, folder: Path, *, name: str, differs: Mapping[str, s
             f"{result['parameters'] / 1e6:.1f} M parameters on {device}"
         )
 
-        outcome = train.fit(
-            parts.classifier,
-            parts.optimizer,
-            parts.train,
-            parts.test,
-            settings,
-            watch=_watch(settings, parts.classifier, writer),
-            record=writer.scalars,
-            name=name,
-        )
+        outcome = train.Outcome()
+        try:
+            train.fit(
+                parts.classifier,
+                parts.optimizer,
+                parts.train,
+                parts.test,
+                settings,
+                watch=_watch(settings, parts.classifier, writer),
+                record=writer.scalars,
+                outcome=outcome,
+                name=name,
+            )
+        finally:
+            result |= _summarized(outcome)
 
         final = outcome.evaluations[-1]
-        best = max(outcome.evaluations, key=lambda evaluation: evaluation.accuracy)
         columns = {key: _setting(settings, key, given) for key, given in (differs or {}).items()}
         columns["seed"] = settings.seed
         writer.hparams(columns, {"accuracy/test": final.accuracy, "loss/test": final.loss})
-        result |= {
-            "status": outcome.status,
-            "steps": outcome.steps,
-            "metrics": {"final": asdict(final), "best": asdict(best)},
-            "evaluations": [asdict(evaluation) for evaluation in outcome.evaluations],
-            "timings": {"train_seconds": outcome.train_seconds, "eval_seconds": outcome.eval_seconds},
-        }
+        result["status"] = outcome.status
         log.info(
             f"{name}: {outcome.status}, accuracy/test {final.accuracy:.1%} "
             f"(the most frequent class alone: {parts.corpus.majority():.1%}), {outcome.train_seconds:.0f} s of training"
@@ -91,7 +89,7 @@ def run(settings: RunConfig, folder: Path, *, name: str, differs: Mapping[str, s
 def assemble(settings: RunConfig, device: torch.device) -> Parts:
     """Texts to batches, and the model that fits them, from the run's seed. Raises InputError."""
     seed_everything(settings.seed)
-    cache = Path(settings.cache).expanduser()
+    cache = settings.cache_folder()
     corpus = data.load(settings.data, cache)
     vocabulary = tokens.load_vocabulary(settings.model, corpus.train.texts, cache)
     classifier = model.build(
@@ -119,6 +117,17 @@ def assemble(settings: RunConfig, device: torch.device) -> Parts:
         train=batched(corpus.train, settings.train.batch_size),
         test=batched(corpus.test, settings.train.eval_batch_size),
     )
+
+
+def _summarized(outcome: train.Outcome) -> dict[str, object]:
+    evaluations = [asdict(evaluation) for evaluation in outcome.evaluations]
+    best = max(evaluations, key=lambda evaluation: evaluation["accuracy"], default=None)
+    return {
+        "steps": outcome.steps,
+        "metrics": {"final": evaluations[-1], "best": best} if evaluations else {},
+        "evaluations": evaluations,
+        "timings": {"train_seconds": outcome.train_seconds, "eval_seconds": outcome.eval_seconds},
+    }
 
 
 def _described(corpus: data.Corpus) -> dict[str, object]:
@@ -169,8 +178,8 @@ def _task(composed: DictConfig) -> float:
 def main() -> None:
     """The command line."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    flags = ("-m", "--multirun")  # Hydra's parser takes no overrides behind a flag that stands between overrides
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in flags)
+    # Hydra's parser takes no override behind a flag that has others before it: flags first, the order kept.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: not a.startswith("-") and ("=" in a or a[:1] in ("~", "+")))
     try:
         _task()
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from bertmon.cache import cached, digest
 from bertmon.config import InputError, ModelConfig
 
+_VOCAB_SIZE = 8000
 _AT_ONCE = 1000  # texts handed to the tokenizer together: its objects take far more memory than the ids
 
 
@@ -28,7 +29,8 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        return int(self.tokenizer.get_vocab_size())
+        """Embeddings that a model needs: one more than the largest id, for a vocabulary may have gaps."""
+        return 1 + max(self.tokenizer.get_vocab().values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,9 @@ def load_vocabulary(config: ModelConfig, texts: Sequence[str], cache: Path) -> V
         return _named("model.tokenizer", config.tokenizer)
     if config.name is not None:
         return _named("model.name", config.name)
-    key = digest("2", str(config.vocab_size), *texts)  # raise the number when the training below changes
-    trained = cached(cache, f"wordpiece-{key[:32]}.json", lambda: _train(texts, config.vocab_size))
+    vocab_size = config.vocab_size or _VOCAB_SIZE
+    key = digest("2", str(vocab_size), *texts)  # raise the number when the training below changes
+    trained = cached(cache, f"wordpiece-{key[:32]}.json", lambda: _train(texts, vocab_size))
     return Vocabulary(Tokenizer.from_str(trained.decode()), pad_id=0)
 
 

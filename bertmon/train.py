@@ -39,9 +39,9 @@ class Evaluation:
 
 @dataclass(slots=True)
 class Outcome:
-    """What training came to."""
+    """What training has come to so far."""
 
-    status: str = "ok"  # or "diverged": the loss became infinite or nan, and training ended there
+    status: str = "ok"  # or "diverged": a loss, of training or test, became infinite or nan, and training ended there
     steps: int = 0  # updates done
     evaluations: list[Evaluation] = field(default_factory=list)
     train_seconds: float = 0.0  # without the evaluations
@@ -57,11 +57,14 @@ def fit(
     *,
     watch: Watch | None,
     record: Record,
+    outcome: Outcome,
     name: str,
-) -> Outcome:
-    """Train for config.train.epochs; `name` heads the progress bar. Leaves the model in train mode."""
+) -> None:
+    """Train for config.train.epochs, telling `outcome` as it goes; `name` heads the progress bar.
+
+    Leaves the model in train mode.
+    """
     total_steps = config.train.epochs * len(train)
-    outcome = Outcome()
     running = _RunningLoss(next(model.parameters()).device)
     started = time.perf_counter()
 
@@ -89,7 +92,6 @@ def fit(
                 record(step, {"loss/train": loss, "learning_rate": lr})
                 bar.set_postfix(_shown(loss, lr, outcome), refresh=False)
                 if not math.isfinite(loss):
-                    log.error(f"step {step}: loss/train is {loss}, training ends here")
                     outcome.status, ends = "diverged", True
             bar.update()
 
@@ -103,10 +105,13 @@ def fit(
                     f"step {outcome.steps} of {total_steps}: "
                     f"loss/test {evaluation.loss:.4f}, accuracy/test {evaluation.accuracy:.1%}"
                 )
+                if not math.isfinite(evaluation.loss):
+                    outcome.status, ends = "diverged", True
+            outcome.train_seconds = time.perf_counter() - started - outcome.eval_seconds
             if ends:
                 break
-    outcome.train_seconds = time.perf_counter() - started - outcome.eval_seconds
-    return outcome
+    if outcome.status == "diverged":
+        log.error(f"step {step}: the loss is not finite any more, training ended here")
 
 
 def _all_epochs(train: Batches, config: RunConfig) -> Iterator[Batch]:

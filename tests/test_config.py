@@ -33,6 +33,7 @@ WRONG = [  # key, value, what is allowed
     ("schedule.warmup_frac", 1.5, "a number from 0 to 1"),
     ("schedule.warmup_frac", -0.1, "a number from 0 to 1"),
     ("schedule.warmup_frac", float("nan"), "a number from 0 to 1"),
+    ("cache", "", "a folder, or null"),
     ("train.epochs", 0, "a whole number of at least 1"),
     ("train.batch_size", 0, "a whole number of at least 1"),
     ("train.eval_batch_size", 0, "a whole number of at least 1"),
@@ -98,6 +99,27 @@ def test_an_architecture_key_with_pretrained_weights():
     with pytest.raises(InputError, match=r"model\.hidden_size is not possible with model\.init=pretrained"):
         from_hydra(composed("model=bert_base_pretrained", "model.hidden_size=64"))
     from_hydra(composed("model=bert_base_pretrained", "model.hidden_dropout_prob=0.2", "data.max_length=256"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.vocab_size=500", r"model\.vocab_size is not possible beside model\.tokenizer or model\.name"),
+        ("model.model_type=roberta", r"model\.model_type is not possible beside model\.name"),
+    ],
+)
+def test_keys_that_a_named_model_would_ignore_are_refused(override, message):
+    with pytest.raises(InputError, match=message):
+        from_hydra(composed("model=hub", "model.name=x", override))
+
+
+def test_the_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "")  # as good as unset
+    assert from_hydra(composed()).cache_folder() == tmp_path / ".cache" / "bertmon"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert str(from_hydra(composed()).cache_folder()) == "/elsewhere/bertmon"
+    assert from_hydra(composed("cache='~/mine'")).cache_folder() == tmp_path / "mine"
 
 
 def test_settings_become_plain_dataclasses():

@@ -107,6 +107,12 @@ def test_an_unknown_newsgroup(tmp_path):
         data.load(NewsgroupsConfig(categories=["sci.med", "sci.magic"]), tmp_path)
 
 
+def test_a_home_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"data\.home=.*nowhere is not possible"):
+        data.load(NewsgroupsConfig(home=str(tmp_path / "nowhere")), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_network_says_what_to_do_instead(tmp_path, monkeypatch):
     import sklearn.datasets
 
@@ -155,6 +161,8 @@ def test_named_columns_and_labels_of_other_types(tmp_path):
     train = written(tmp_path / "train.jsonl", rows, text="body", label="class")
     corpus = data.load(FilesConfig(train=train, test=train, text_column="body", label_column="class"), tmp_path)
     assert corpus.label_names == ("9", "10")  # by number, not by letters
+    train = written(tmp_path / "zeros.jsonl", [("one", "2"), ("two", "01"), ("three", "1")])
+    assert data.load(FilesConfig(train=train, test=train), tmp_path).label_names == ("01", "1", "2")
     train = written(tmp_path / "bool.jsonl", [("one", True), ("two", False)])
     assert data.load(FilesConfig(train=train, test=train), tmp_path).label_names == ("False", "True")
 
@@ -183,6 +191,10 @@ BAD_FILES = [  # name, content, what the message says
     ("train.jsonl", b'{"text": 5, "label": "sea"}\n', "line 1 has 5 as 'text'"),
     ("train.jsonl", b'{"text": "x", "label": 1.5}\n', "line 1 has 1.5 as 'label'"),
     ("train.jsonl", b'{"text": "x", "label": null}\n', "line 1 has null as 'label'"),
+    ("train.jsonl", b'{"text": "x\\ud800", "label": "sea"}\n', "line 1 has \"x\\ud800\" as 'text'"),
+    ("train.jsonl", b'{"text": "x", "label": "\\ud800"}\n', "line 1 has \"\\ud800\" as 'label'"),
+    ("train.jsonl", b'{"text": "x", "label": ' + b"1" * 5000 + b"}\n", "line 1 is not JSON"),
+    ("train.csv", b"\ntext,label\nx,sea\n", "line 1 is empty: a header with column names is needed"),
     ("train.jsonl", b"[" * 100_000, "line 1 is not JSON"),
     ("train.txt", b"x", "give a file that ends in .csv, .tsv, .jsonl"),
 ]

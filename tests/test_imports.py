@@ -29,7 +29,7 @@ ALLOWED = {
     "batches": {"tokens"},
     "step": {"batches", "config"},
     "train": {"batches", "config", "monitor.watch", "schedule", "step"},
-    "launch": {"cache", "config", "data", "model", "step", "tokens"},
+    "launch": {"cache", "config", "data", "model", "record", "step", "tokens"},
     "run": {
         "batches",
         "config",

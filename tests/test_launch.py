@@ -21,7 +21,9 @@ def test_a_folder_is_named_by_what_differs(overrides, swept, name):
     assert cell_name(overrides, swept, "quickstart") == name
 
 
-@pytest.mark.parametrize("value", ["../../etc/passwd", "/root/x.csv", "[a,b]", "x" * 400, "..", "a\nb", "☃/é", "."])
+@pytest.mark.parametrize(
+    "value", ["../../etc/passwd", "/root/x.csv", "[a,b]", "x" * 400, "..", "a\nb", "☃/é", ".", "汉" * 200]
+)
 def test_a_value_never_leaves_its_folder_nor_meets_another(value):
     name = cell_name([f"data.train={value}"], None, "quickstart")
     assert "/" not in name

@@ -103,14 +103,77 @@ def test_another_family_by_its_name():
     assert len(labels) == len(set(labels))
 
 
-def test_incomplete_weights_are_refused(tmp_path):
+def saved_distilbert(folder):
+    from transformers import DistilBertConfig, DistilBertModel
+
+    small = {"vocab_size": 120, "dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 64}
+    DistilBertModel(DistilBertConfig(**small)).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("save", "lost"),
+    [(saved, "encoder.layer.1.output.dense.weight"), (saved_distilbert, "transformer.layer.1.ffn.lin1.weight")],
+)
+def test_incomplete_weights_are_refused(tmp_path, save, lost):
     from safetensors.torch import load_file, save_file
 
-    saved(tmp_path)
+    save(tmp_path)
+    pretrained = ModelConfig(init=Init.pretrained, name=str(tmp_path))
+    model.build(pretrained, **TASK)
     weights = load_file(tmp_path / "model.safetensors")
-    del weights["encoder.layer.1.output.dense.weight"]
+    del weights[lost]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"lack .*encoder\.layer\.1\.output\.dense\.weight"):
+    with pytest.raises(InputError, match=f"lack .*{lost}"):
+        model.build(pretrained, **TASK)
+
+
+def test_a_checkpoint_that_was_tuned_for_other_classes_gets_a_fresh_classifier(tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    saved(tmp_path / "bert")
+    three = dict(TASK, label_names=("a", "b", "c"))
+    model.build(ModelConfig(init=Init.pretrained, name=str(tmp_path / "bert")), **three).save_pretrained(
+        tmp_path / "three"
+    )
+    tuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "three")
+    built = model.build(ModelConfig(init=Init.pretrained, name=str(tmp_path / "three")), **TASK)
+    assert built.classifier.weight.shape == (2, 16)
+    assert torch.equal(built.bert.pooler.dense.weight, tuned.bert.pooler.dense.weight)
+
+
+@pytest.mark.parametrize(("key", "value"), [("intermediate_size", 8), ("hidden_dropout_prob", 0.5)])
+def test_a_key_that_the_family_does_not_know_is_refused(key, value):
+    config = ModelConfig(model_type="distilbert", num_hidden_layers=1, hidden_size=24, num_attention_heads=2)
+    assert len(model.build(config, **TASK).distilbert.transformer.layer) == 1
+    with pytest.raises(InputError, match=rf"model\.{key} is not possible: distilbert has no such key"):
+        model.build(dataclasses.replace(config, **{key: value}), **TASK)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ModelConfig(hidden_size=16), "bert cannot be built so: .*16"),
+        (ModelConfig(model_type="roberta", max_position_embeddings=32), "the model knows 31 positions"),
+        (ModelConfig(init=Init.pretrained, name="EMPTY"), "there are no weights"),
+        (ModelConfig(init=Init.pretrained, name="CORRUPT"), "model.safetensors cannot be read"),
+    ],
+)
+def test_what_would_fail_later_is_found_without_weights(tmp_path, config, message):
+    for name in ("EMPTY", "CORRUPT"):
+        saved(tmp_path / name)
+    (tmp_path / "EMPTY" / "model.safetensors").unlink()
+    (tmp_path / "CORRUPT" / "model.safetensors").write_bytes(b"no header here")
+    if config.name:
+        config = dataclasses.replace(config, name=str(tmp_path / config.name))
+    model.check(TINY, **TASK)
+    with pytest.raises(InputError, match=message):
+        model.check(config, **TASK)
+
+
+def test_corrupt_weights_are_one_clear_error(tmp_path):
+    saved(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no header here")
+    with pytest.raises(InputError, match="no model can be loaded"):
         model.build(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **TASK)
 
 

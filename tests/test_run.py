@@ -23,11 +23,12 @@ TINY = [
 
 
 @pytest.fixture
-def bertmon(tmp_path):
-    """Starts `python -m bertmon.run` in tmp_path, with a cache of its own; returns the finished process."""
+def bertmon(tmp_path, tmp_path_factory):
+    """Starts `python -m bertmon.run` in tmp_path, with these tests' own cache; returns the finished process."""
+    cache = str(tmp_path_factory.getbasetemp() / "cache")
 
     def start(*arguments, wait=True):
-        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        environment = os.environ | {"XDG_CACHE_HOME": cache}
         command = [sys.executable, "-m", "bertmon.run", *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         if wait:
@@ -100,11 +101,15 @@ def test_a_single_run_and_then_the_same_again_give_the_same_numbers(bertmon, fil
     assert first["evaluations"] == second["evaluations"]
     assert first["data"] == second["data"]
 
-    again = bertmon("hydra.run.dir=run1", *files)
+    def content():
+        return {path: path.read_bytes() for path in (tmp_path / "run1").rglob("*") if path.is_file()}
+
+    before = content()
+    again = bertmon("hydra.run.dir=run1", "optimizer.lr=1e-5", *files)
     assert again.returncode != 0
     assert "run1 holds a run already" in again.stderr
     assert "Traceback" not in again.stderr
-    assert json.loads((tmp_path / "run1" / "result.json").read_text()) == first
+    assert content() == before
 
 
 def test_watching_off_leaves_loss_and_accuracy(bertmon, files, tmp_path):
@@ -133,8 +138,14 @@ WRONG = [  # arguments, what the message says
         "data.train=nowhere.csv: there is no such file",
     ),
     (["device=cuda"], "device=cuda is not possible: this machine has cpu"),
-    (["device=tpu"], "device"),
-    (["seed=1,1", "-m"], "Two runs of the sweep are the same"),
+    (["device=tpu"], "Invalid value 'tpu', expected one of [auto, cuda, cpu, mps]"),
+    (["seed=1,1", "-m"], "Two runs of the sweep have one folder"),
+    (["seed=1,2", "-m", "hydra.sweep.subdir=x"], "Two runs of the sweep have one folder, multirun/"),
+    (["-m", "+train.epoch=1,2"], "train.epoch is not a known key: did you mean train.epochs?"),
+    (["-m", "model.num_attention_heads=null,2"], "bert cannot be built so: The hidden size (128)"),
+    (["hydra.job.chdir=true"], "hydra.job.chdir=true is not possible"),
+    (["hydra.run.dir=/proc/nope"], "/proc/nope cannot be made"),
+    (["cache=${nope}"], "nope"),
     (["model=hub", "model.name=./nowhere"], "model.name=./nowhere: no tokenizer can be loaded"),
     (["data=nonsense"], "Could not find 'data/nonsense'"),
 ]
@@ -203,8 +214,21 @@ def test_an_interrupted_run_says_so(bertmon, files, tmp_path, number):
     assert "Traceback" not in errors
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["status"] == "interrupted"
+    assert result["evaluations"][0]["step"] == 5
+    assert result["steps"] >= 5
     tags = EventAccumulator(str(tmp_path / "run")).Reload().Tags()
     assert "accuracy/test" in tags["scalars"]
+
+
+def test_flags_stand_anywhere_and_a_plus_changes_no_name(bertmon, files, tmp_path):
+    done = bertmon("++schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=1", *files, "hydra.sweep.dir=a b")
+    assert done.returncode == 0, done.stderr
+    assert list(results(tmp_path / "a b")) == ["warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0"]
+    assert done.stdout.splitlines()[-1] == "To see it: tensorboard --logdir 'a b' --samples_per_plugin images=100"
+    shown = bertmon("seed=3", "--cfg", "job", "train.epochs=7")
+    assert shown.returncode == 0, shown.stderr
+    assert "seed: 3" in shown.stdout
+    assert "epochs: 7" in shown.stdout
 
 
 @needs_newsgroups

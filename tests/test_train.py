@@ -22,8 +22,17 @@ def trained(settings, *, watched=False):
             points.setdefault(tag, []).append((step, value))
 
     watch = Watch(model.layers(parts.classifier), every=2, sink=Sink()) if watched else None
-    outcome = train.fit(
-        parts.classifier, parts.optimizer, parts.train, parts.test, settings, watch=watch, record=record, name="test"
+    outcome = train.Outcome()
+    train.fit(
+        parts.classifier,
+        parts.optimizer,
+        parts.train,
+        parts.test,
+        settings,
+        watch=watch,
+        record=record,
+        outcome=outcome,
+        name="test",
     )
     return parts, outcome, points, snapshots
 
@@ -146,3 +155,14 @@ def test_a_loss_that_is_not_finite_ends_training(settings):
     assert outcome.evaluations[-1].step == outcome.steps
     assert not math.isfinite(points["loss/train"][-1][1])
     assert all(math.isfinite(loss) for _, loss in points["loss/train"][:-1])
+
+
+def test_an_evaluation_that_is_not_finite_ends_training_too(settings):
+    settings.optimizer.lr = 1e30
+    settings.train.clip = None
+    settings.train.log_every = 1000
+    settings.train.eval_every = 3
+    _, outcome, points, _ = trained(settings)
+    assert outcome.status == "diverged"
+    assert outcome.steps == 3
+    assert [step for step, _ in points["loss/train"]] == [0]

@@ -15,7 +15,7 @@ def read(config: FilesConfig) -> Corpus:
     """The texts of data.train and data.test. Every error names the key, the file and, where there is one, the line."""
     train_texts, train_labels = _read_file("data.train", config.train, config)
     test_texts, test_labels = _read_file("data.test", config.test, config)
-    names = sorted(set(train_labels), key=lambda name: (int(name), "") if _is_number(name) else (sys.maxsize, name))
+    names = sorted(set(train_labels), key=lambda name: (int(name), name) if _is_number(name) else (sys.maxsize, name))
     if len(names) < 2:
         raise InputError(f"data.train: {config.train} has the one label {names[0]}: at least two are needed.")
     unknown = sorted(set(test_labels) - set(names))
@@ -65,13 +65,13 @@ class _BadRowError(Exception):
 
 
 def _text(line: int, column: str, value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip() or not _is_unicode(value):
         raise _BadRowError(line, f"has {_quoted(value)} as {column!r}: a text is needed")
     return value
 
 
 def _label(line: int, column: str, value: object) -> str:
-    if not isinstance(value, str | int) or not str(value).strip():
+    if not isinstance(value, str | int) or not str(value).strip() or not _is_unicode(str(value)):
         raise _BadRowError(line, f"has {_quoted(value)} as {column!r}: a string, whole number or boolean is needed")
     return str(value)
 
@@ -93,6 +93,8 @@ def _rows_of_table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, 
         header = next(rows, None)
         if header is None:
             return
+        if not header:
+            raise _BadRowError(1, "is empty: a header with column names is needed")
         if len(set(header)) < len(header):
             raise _BadRowError(1, f"names a column twice: {_shortened(header)}")
         first_line = rows.line_num + 1  # of a row, which may span several lines
@@ -112,7 +114,7 @@ def _rows_of_jsonl(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: no JSON, or an integer of thousands of digits
             raise _BadRowError(number, f"is not JSON ({error})") from None
         if not isinstance(row, dict):
             raise _BadRowError(number, f"holds {_quoted(row)}: an object is needed")
@@ -124,6 +126,15 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, object]]]]] =
     ".tsv": lambda path: _rows_of_table(path, "\t"),
     ".jsonl": _rows_of_jsonl,
 }
+
+
+def _is_unicode(text: str) -> bool:
+    """False for lone surrogates, which JSON can spell (\\ud800) and nothing can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_number(name: str) -> bool:

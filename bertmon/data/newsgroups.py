@@ -36,6 +36,8 @@ def read(config: NewsgroupsConfig, cache: Path) -> Corpus:
     for category in config.categories:
         if category not in NEWSGROUPS:
             raise InputError(f"data.categories: there is no newsgroup {category}. There are {', '.join(NEWSGROUPS)}.")
+    if config.home is not None and not Path(config.home).expanduser().is_dir():
+        raise InputError(f"data.home={config.home} is not possible: give a folder that is there, or null.")
     key = digest("1", importlib.metadata.version("scikit-learn"), *config.categories, "remove", *config.remove)
     return stored(cache, f"newsgroups-{key[:32]}.json", lambda: _fetch(config))
 
@@ -45,7 +47,7 @@ def _fetch(config: NewsgroupsConfig) -> Corpus:
 
     def part(subset: str) -> tuple[Split, tuple[str, ...]]:
         fetched = fetch_20newsgroups(
-            data_home=config.home,
+            data_home=config.home and Path(config.home).expanduser(),
             subset=subset,
             categories=config.categories,
             remove=tuple(part.value for part in config.remove),
