@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from bertmon.config import Init, InputError, ModelConfig
+from bertmon.hub import only_local
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -83,8 +84,11 @@ def architecture(
                 "such as bert or roberta-prelayernorm."
             ) from None
     else:
+        local = only_local("model.name", config.name)
         try:
-            planned = AutoConfig.from_pretrained(config.name, trust_remote_code=False, **wanted, **labels)
+            planned = AutoConfig.from_pretrained(
+                config.name, trust_remote_code=False, local_files_only=local, **wanted, **labels
+            )
         except (OSError, ValueError) as error:
             raise InputError(_unloadable(config.name, error)) from None
     if type(planned) not in AutoModelForSequenceClassification._model_mapping:
@@ -132,6 +136,7 @@ def _load(name: str, planned: "PretrainedConfig") -> nn.Module:
             name,
             config=planned,
             dtype=torch.float32,
+            local_files_only=only_local("model.name", name),
             use_safetensors=True,  # never a pickle from somewhere else
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # of a classifier for another number of classes; others raise below

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from bertmon.cache import cached, digest
 from bertmon.config import InputError, ModelConfig
+from bertmon.hub import only_local
 
 _VOCAB_SIZE = 8000
 _AT_ONCE = 1000  # texts handed to the tokenizer together: its objects take far more memory than the ids
@@ -84,8 +85,9 @@ def tokenize(vocabulary: Vocabulary, texts: Sequence[str], max_length: int, cach
 def _named(key: str, name: str) -> Vocabulary:
     from transformers import AutoTokenizer
 
+    local = only_local(key, name)
     try:
-        loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         instead = ", or model.tokenizer=null to train one on the training texts" if key == "model.tokenizer" else ""

@@ -12,6 +12,8 @@ import pytest
 from conftest import SHARED, needs_newsgroups, write_texts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bertmon.run import run
+
 TINY = [
     "model.num_hidden_layers=2",
     "model.hidden_size=16",
@@ -110,6 +112,16 @@ def test_a_single_run_and_then_the_same_again_give_the_same_numbers(bertmon, fil
     assert "run1 holds a run already" in again.stderr
     assert "Traceback" not in again.stderr
     assert content() == before
+
+
+def test_a_run_returns_its_last_accuracy_for_a_sweeper(settings, tmp_path):
+    (tmp_path / "run").mkdir()
+    settings.train.epochs = 4
+    settings.optimizer.lr = 5e-3
+    returned = run(settings, tmp_path / "run", name="run")
+    recorded = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert returned == recorded["metrics"]["final"]["accuracy"] == recorded["evaluations"][-1]["accuracy"]
+    assert recorded["metrics"]["best"]["accuracy"] == max(each["accuracy"] for each in recorded["evaluations"]) > 0.5
 
 
 def test_watching_off_leaves_loss_and_accuracy(bertmon, files, tmp_path):

@@ -1,6 +1,7 @@
 """20 newsgroups, as scikit-learn fetches and keeps it."""
 
 import importlib.metadata
+import warnings
 from pathlib import Path
 
 from bertmon.cache import digest
@@ -57,7 +58,9 @@ def _fetch(config: NewsgroupsConfig) -> Corpus:
         return Split(fetched.data, fetched.target.tolist()), tuple(fetched.target_names)
 
     try:
-        (train, label_names), (test, test_names) = part("train"), part("test")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Retry downloading")  # the error below says it all
+            (train, label_names), (test, test_names) = part("train"), part("test")
     except OSError as error:
         raise InputError(
             f"data=newsgroups cannot be had ({error}). With no network, fetch it elsewhere with\n"
