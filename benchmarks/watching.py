@@ -18,6 +18,7 @@ import torch
 from hydra import compose, initialize_config_module
 
 from bertmon import config, train
+from bertmon.monitor import History
 from bertmon.monitor.writer import RunWriter
 from bertmon.run import _watch, assemble
 
@@ -33,17 +34,16 @@ def seconds(overrides: list[str]) -> float:
     with initialize_config_module("bertmon.conf", version_base="1.3"):
         composed = compose("config", ["experiment=quickstart", "model=bert_small", "train.epochs=1", *overrides])
     settings = config.from_hydra(composed)
-    parts = assemble(settings, torch.device("cpu"))
+    corpus, parts = assemble(settings, torch.device("cpu"))
+    history = History(train.plan(settings, len(parts.train), corpus.train.entropy()))
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         with RunWriter(Path(folder), draw=settings.monitor.figures) as writer:
             train.fit(
-                parts.classifier,
-                parts.optimizer,
-                parts.train,
-                parts.test,
+                parts,
                 settings,
-                watch=_watch(settings, parts.classifier, writer),
+                history,
+                watch=_watch(settings, parts.classifier, history, writer),
                 record=writer.scalars,
                 outcome=train.Outcome(),
                 name="",

@@ -53,6 +53,11 @@ class Shape(StrEnum):
     constant = "constant"
 
 
+class OnDoomed(StrEnum):
+    warn = "warn"
+    stop = "stop"
+
+
 class Part(StrEnum):
     headers = "headers"
     footers = "footers"
@@ -282,8 +287,40 @@ class TrainConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class RulesConfig:
+    """Thresholds of the verdicts. Their source is bertmon's own study of labelled runs: docs/verdicts.md."""
+
+    logit_spread: float = 3e-5
+    """Below this spread of the logits over a batch's texts the model ignores what it reads. Fresh models stand at about
+    1e-4 to 1e-2, collapsed ones at 1e-6 and less. Above 0."""
+    depth_profile: float = 3e-2
+    """Below this ratio of mean |gradient|, first over last encoder layer, gradients vanish towards the input. Healthy
+    runs stand between 0.1 and 100, collapsed ones below 1e-2. Above 0."""
+    update_per_lr: float = 1e-2
+    """Below this size of Adam's step in units of the effective learning rate weights have stopped to move. Healthy runs
+    stand at 0.1 to 0.5. Above 0."""
+    learned: float = 0.95
+    """A smoothed training loss below this share of the entropy of the labels has used the texts. In (0, 1)."""
+    spread_at_end: float = 3e-3
+    """Below this expected spread of the logits at the last step a run will not learn: log(spread) as a line over the
+    effective learning rates added up. Above 0."""
+    patience: float = 0.2
+    """Share of all steps before which nothing is said of the last one. In (0, 1)."""
+    slow: float = 0.3
+    """Share of all steps after which a run that has not learned yet is called slow. In (0, 1)."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in ("learned", "patience", "slow"):
+                require(0 < value < 1, f"monitor.rules.{f.name}", value, "a number between 0 and 1")
+            else:
+                require(0 < value < math.inf, f"monitor.rules.{f.name}", value, "a finite number above 0")
+
+
+@dataclass(kw_only=True, slots=True)
 class MonitorConfig:
-    """What is watched, and how often."""
+    """What is watched, how often, and what follows from it."""
 
     enabled: bool = True
     """false: neither gradients nor updates are measured (loss and accuracy still are)."""
@@ -296,6 +333,10 @@ class MonitorConfig:
     skip_prob: float = 0.0
     """Share of layers left out, drawn at random but the same for every run; the first and the last always stay.
     In [0, 1)."""
+    on_doomed: OnDoomed = OnDoomed.warn
+    """What happens to a run whose verdict is collapsed or not learning: warn (it goes on), or stop (a last evaluation,
+    everything is written, and status is "stopped"). One that diverged always ends."""
+    rules: RulesConfig = field(default_factory=RulesConfig)
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "monitor.every", self.every, "a whole number of at least 1")

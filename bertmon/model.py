@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 
 class Layer(NamedTuple):
-    """A parameter and its kind: "embedding", "linear", "norm" or "other"; a bias has "bias"."""
+    """A watched parameter."""
 
     parameter: nn.Parameter
-    kind: str
+    kind: str  # "embedding", "linear", "norm" or "other"; a bias has "bias"
+    depth: int | None  # number of the encoder layer that it belongs to, from the input; None outside of them
 
 
 def build(
@@ -168,7 +169,9 @@ def layers(model: nn.Module, *, biases: bool = False) -> dict[str, Layer]:
             continue
         label = name.removeprefix(prefix).removesuffix(".weight")
         label = re.sub(r"\bencoder\.layers?\.", "enc.l.", label).replace(".self.", ".")
-        found[label] = Layer(parameter, "bias" if role == "bias" else _kind(model.get_submodule(owner)))
+        kind = "bias" if role == "bias" else _kind(model.get_submodule(owner))
+        numbers = [int(part) for part in name.split(".") if part.isdecimal()]
+        found[label] = Layer(parameter, kind, numbers[0] if numbers else None)
     return found
 
 

@@ -1,5 +1,6 @@
 """AdamW with and without bias correction; which parameters decay."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -47,3 +48,13 @@ def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
     return optimizer
+
+
+def effective_factor(config: OptimizerConfig, step: int) -> float:
+    """What a missing bias correction multiplies the learning rate of `step`, counted from 0, by.
+
+    (1 - beta1^t) / sqrt(1 - beta2^t) at the t-th step, t = step + 1; 1 with bias correction.
+    """
+    if config.bias_correction:
+        return 1.0
+    return (1 - config.beta1 ** (step + 1)) / math.sqrt(1 - config.beta2 ** (step + 1))

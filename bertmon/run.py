@@ -6,7 +6,7 @@ import random
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 import hydra
@@ -17,26 +17,20 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
 from bertmon import batches, config, data, launch, model, optimizer, step, tokens, train
+from bertmon.cache import write_atomic
 from bertmon.config import RunConfig
+from bertmon.monitor import History
 from bertmon.monitor.watch import Watch, thinned
 from bertmon.monitor.writer import RunWriter
 from bertmon.record import recorded
 
 log = logging.getLogger(__name__)
 
+HISTORY = "history.npz"
+"""Everything that was measured, next to result.json; monitor.History reads it."""
+
 config.register()
 launch.register()
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a run is made of, ready to train."""
-
-    corpus: data.Corpus
-    classifier: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    train: batches.Batches
-    test: batches.Batches
 
 
 def run(settings: RunConfig, folder: Path, *, name: str, differs: Mapping[str, str] | None = None) -> float:
@@ -50,43 +44,50 @@ def run(settings: RunConfig, folder: Path, *, name: str, differs: Mapping[str, s
         writer.text("config", OmegaConf.to_yaml(OmegaConf.structured(settings)))
 
         device = step.pick_device(settings.device)
-        parts = assemble(settings, device)
-        result |= {"device": str(device), "data": _described(parts.corpus)}
+        corpus, parts = assemble(settings, device)
+        history = History(train.plan(settings, len(parts.train), corpus.train.entropy()))
+        result |= {"device": str(device), "data": _described(corpus)}
         result["parameters"] = sum(parameter.numel() for parameter in parts.classifier.parameters())
         log.info(
-            f"{name}: {len(parts.corpus.train)} texts to train on, {len(parts.corpus.test)} to test on, "
+            f"{name}: {len(corpus.train)} texts to train on, {len(corpus.test)} to test on, "
             f"{result['parameters'] / 1e6:.1f} M parameters on {device}"
         )
 
         outcome = train.Outcome()
+        watch = _watch(settings, parts.classifier, history, writer)
         try:
             train.fit(
-                parts.classifier,
-                parts.optimizer,
-                parts.train,
-                parts.test,
+                parts,
                 settings,
-                watch=_watch(settings, parts.classifier, writer),
+                history,
+                watch=watch,
                 record=writer.scalars,
                 outcome=outcome,
                 name=name,
             )
         finally:
-            result |= _summarized(outcome)
+            result |= _summarized(outcome) | {"steps_planned": len(history.plan)} | _judged(watch)
+            write_atomic(folder / HISTORY, history.to_bytes())
 
         final = outcome.evaluations[-1]
         columns = {key: _setting(settings, key, given) for key, given in (differs or {}).items()}
         columns["seed"] = settings.seed
+        if watch:
+            told = watch.diagnosis
+            columns |= {"verdict": told.verdict, "verdict_step": told.step, "findings": told.observed()}
         writer.hparams(columns, {"accuracy/test": final.accuracy, "loss/test": final.loss})
         result["status"] = outcome.status
+        verdict = f" ({watch.diagnosis.verdict} since step {watch.diagnosis.step})" if watch else ""
+        saved = len(history.plan) - outcome.steps
         log.info(
-            f"{name}: {outcome.status}, accuracy/test {final.accuracy:.1%} "
-            f"(the most frequent class alone: {parts.corpus.majority():.1%}), {outcome.train_seconds:.0f} s of training"
+            f"{name}: {outcome.status}{verdict}, accuracy/test {final.accuracy:.1%} "
+            f"(the most frequent class alone: {corpus.majority():.1%}), {outcome.train_seconds:.0f} s of training"
+            + (f", {saved} of {len(history.plan)} steps saved" if saved else "")
         )
         return final.accuracy
 
 
-def assemble(settings: RunConfig, device: torch.device) -> Parts:
+def assemble(settings: RunConfig, device: torch.device) -> tuple[data.Corpus, train.Parts]:
     """Texts to batches, and the model that fits them, from the run's seed. Raises InputError."""
     seed_everything(settings.seed)
     cache = settings.cache_folder()
@@ -110,8 +111,7 @@ def assemble(settings: RunConfig, device: torch.device) -> Parts:
             device=device,
         )
 
-    return Parts(
-        corpus=corpus,
+    return corpus, train.Parts(
         classifier=classifier,
         optimizer=optimizer.build(settings.optimizer, classifier.parameters()),
         train=batched(corpus.train, settings.train.batch_size),
@@ -128,6 +128,14 @@ def _summarized(outcome: train.Outcome) -> dict[str, object]:
         "evaluations": evaluations,
         "timings": {"train_seconds": outcome.train_seconds, "eval_seconds": outcome.eval_seconds},
     }
+
+
+def _judged(watch: Watch | None) -> dict[str, object]:
+    """The verdict for result.json; null for a run that was not watched."""
+    if watch is None:
+        return {"verdict": None}
+    told = asdict(watch.diagnosis)
+    return {"verdict": told.pop("verdict"), "verdict_step": told.pop("step"), **told}
 
 
 def _described(corpus: data.Corpus) -> dict[str, object]:
@@ -147,12 +155,12 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _watch(settings: RunConfig, classifier: torch.nn.Module, writer: RunWriter) -> Watch | None:
+def _watch(settings: RunConfig, classifier: torch.nn.Module, history: History, writer: RunWriter) -> Watch | None:
     if not settings.monitor.enabled:
         return None
     layers = model.layers(classifier, biases=settings.monitor.biases)
     kept = thinned(list(layers), settings.monitor.skip_prob)
-    return Watch({label: layers[label] for label in kept}, every=settings.monitor.every, sink=writer)
+    return Watch({label: layers[label] for label in kept}, history, settings.monitor, writer)
 
 
 def _setting(settings: RunConfig, key: str, given: str) -> object:

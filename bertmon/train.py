@@ -1,7 +1,7 @@
 """fit() and evaluate(): the loop. Knows when things happen, never how.
 
-Step s, counted from 0, is the update from the weights after s updates to those after s + 1. loss/train and
-learning_rate of step s stand at s; an evaluation stands at the number of updates that its weights have had.
+Step s, counted from 0, is the update from the weights after s updates to those after s + 1. What is recorded of step s
+stands at s; an evaluation stands at the number of updates that its weights have had.
 """
 
 import logging
@@ -11,21 +11,33 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from bertmon import schedule
+from bertmon import optimizer, schedule
 from bertmon.batches import Batch, Batches
-from bertmon.config import RunConfig
+from bertmon.config import OnDoomed, RunConfig
+from bertmon.monitor import History, Plan
 from bertmon.monitor.watch import Watch
-from bertmon.step import forward_backward, logits
+from bertmon.step import Updater, forward_backward, logit_spread, logits
 
 log = logging.getLogger(__name__)
 
 Record = Callable[[int, Mapping[str, float]], None]
 """Takes scalars by tag, with their step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run is made of, ready to train."""
+
+    classifier: nn.Module
+    optimizer: torch.optim.Optimizer
+    train: Batches
+    test: Batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,68 +53,92 @@ class Evaluation:
 class Outcome:
     """What training has come to so far."""
 
-    status: str = "ok"  # or "diverged": a loss, of training or test, became infinite or nan, and training ended there
+    status: str = "ok"  # or "diverged": a loss or gradient became infinite or nan; or "stopped": the run was doomed
     steps: int = 0  # updates done
     evaluations: list[Evaluation] = field(default_factory=list)
     train_seconds: float = 0.0  # without the evaluations
     eval_seconds: float = 0.0
 
 
+def plan(config: RunConfig, steps_per_epoch: int, chance_loss: float) -> Plan:
+    """What every step will use, and what the loss is to be measured against."""
+    total_steps = config.train.epochs * steps_per_epoch
+    factors = [
+        schedule.factor(
+            step, shape=config.schedule.shape.value, warmup_frac=config.schedule.warmup_frac, total_steps=total_steps
+        )
+        for step in range(total_steps)
+    ]
+    lr = config.optimizer.lr * np.array(factors)
+    corrections = [optimizer.effective_factor(config.optimizer, step) for step in range(total_steps)]
+    return Plan(
+        lr=lr,
+        effective_lr=lr * np.array(corrections),
+        chance_loss=chance_loss,
+        warmup_frac=config.schedule.warmup_frac,
+        bias_correction=config.optimizer.bias_correction,
+    )
+
+
 def fit(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    train: Batches,
-    test: Batches,
+    parts: Parts,
     config: RunConfig,
+    history: History,
     *,
     watch: Watch | None,
     record: Record,
     outcome: Outcome,
     name: str,
 ) -> None:
-    """Train for config.train.epochs, telling `outcome` as it goes; `name` heads the progress bar.
+    """Train for config.train.epochs, telling `history` and `outcome` as it goes; `name` heads the progress bar.
 
     Leaves the model in train mode.
     """
-    total_steps = config.train.epochs * len(train)
-    running = _RunningLoss(next(model.parameters()).device)
+    model, plan = parts.classifier, history.plan
+    updater = Updater(model, parts.optimizer, config.train.clip)
+    numbers, logged_steps = _Numbers(), 0
     started = time.perf_counter()
 
-    with _progress(total_steps, name) as bar, logging_redirect_tqdm([logging.getLogger()]):
-        for step, batch in enumerate(_all_epochs(train, config)):
-            lr = config.optimizer.lr * schedule.factor(
-                step,
-                shape=config.schedule.shape.value,
-                warmup_frac=config.schedule.warmup_frac,
-                total_steps=total_steps,
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            running.add(forward_backward(model, batch, config.train.precision))
-            with watch.update(step, lr) if watch else nullcontext():
-                if config.train.clip is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), config.train.clip)
-                optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-            outcome.steps = step + 1
-            ends = outcome.steps == total_steps
-            if ends or step % config.train.log_every == 0:
-                loss = running.take()
-                record(step, {"loss/train": loss, "learning_rate": lr})
-                bar.set_postfix(_shown(loss, lr, outcome), refresh=False)
-                if not math.isfinite(loss):
-                    outcome.status, ends = "diverged", True
+    with _progress(len(plan), name) as bar, logging_redirect_tqdm([logging.getLogger()]):
+        for step, batch in enumerate(_all_epochs(parts.train, config)):
+            watched = watch is not None and watch.due(step)
+            loss, scores = forward_backward(model, batch, config.train.precision)
+            if watch and watched:
+                watch.spread(logit_spread(model, batch, scores, config.train.precision))
+            with watch.update(step) if watch and watched else nullcontext():
+                norm = updater.update(loss, float(plan.lr[step]))
+            numbers.add(loss, norm)
             bar.update()
 
-            if ends or _evaluation_due(outcome.steps, len(train), config.train.eval_every):
+            ends = step + 1 == len(plan)
+            logged = ends or step % config.train.log_every == 0
+            evaluated = ends or _evaluation_due(step + 1, len(parts.train), config.train.eval_every)
+            if not (logged or evaluated or watched):
+                continue
+
+            finite = numbers.take(history)  # waits for the device
+            done = len(history.losses)
+            outcome.steps = done if finite else done - 1
+            if watch and (watched or not finite):
+                watch.read()
+            if not finite:
+                outcome.status = "diverged"
+            elif watch and watch.diagnosis.verdict.doomed and config.monitor.on_doomed is OnDoomed.stop and not ends:
+                outcome.status = "stopped"
+            ends = ends or outcome.status != "ok"
+            if ends or logged:
+                points = _points(history, logged_steps, config)
+                record(done - 1, points)
+                logged_steps = done
+                bar.set_postfix(_shown(points, outcome), refresh=False)
+            if ends or evaluated:
                 paused = time.perf_counter()
-                evaluation = evaluate(model, test, config, step=outcome.steps)
+                evaluation = evaluate(model, parts.test, config, step=outcome.steps)
                 outcome.evaluations.append(evaluation)
                 outcome.eval_seconds += time.perf_counter() - paused
                 record(outcome.steps, {"loss/test": evaluation.loss, "accuracy/test": evaluation.accuracy})
                 log.info(
-                    f"step {outcome.steps} of {total_steps}: "
+                    f"step {outcome.steps} of {len(plan)}: "
                     f"loss/test {evaluation.loss:.4f}, accuracy/test {evaluation.accuracy:.1%}"
                 )
                 if not math.isfinite(evaluation.loss):
@@ -110,8 +146,6 @@ def fit(
             outcome.train_seconds = time.perf_counter() - started - outcome.eval_seconds
             if ends:
                 break
-    if outcome.status == "diverged":
-        log.error(f"step {step}: the loss is not finite any more, training ended here")
 
 
 def _all_epochs(train: Batches, config: RunConfig) -> Iterator[Batch]:
@@ -139,22 +173,39 @@ def evaluate(model: nn.Module, test: Batches, config: RunConfig, *, step: int) -
     return Evaluation(step, loss.item() / count, correct.item() / count)
 
 
-class _RunningLoss:
-    """Mean of the losses since it was last taken, summed on the device so that a step does not wait for it."""
+class _Numbers:
+    """Losses and gradient norms that are still on the device, so that a step does not wait for them."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._sum = torch.zeros((), device=device)
-        self._count = 0
+    def __init__(self) -> None:
+        self._pairs: list[Tensor] = []
 
-    def add(self, loss: Tensor) -> None:
-        self._sum += loss
-        self._count += 1
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        self._pairs.append(torch.stack([loss, norm]))
 
-    def take(self) -> float:
-        mean = self._sum.item() / self._count  # waits for the device
-        self._sum.zero_()
-        self._count = 0
-        return mean
+    def take(self, history: History) -> bool:
+        """Hand them over, up to the first that is not finite; returns whether all are."""
+        for loss, norm in torch.stack(self._pairs).tolist():
+            history.losses.append(loss)
+            history.grad_norms.append(norm)
+            if not math.isfinite(loss + norm):
+                return False
+        self._pairs.clear()
+        return True
+
+
+def _points(history: History, since: int, config: RunConfig) -> dict[str, float]:
+    """Scalars of the last step; loss, gradient norm and clipping are means over the steps from `since` on."""
+    last = len(history.losses) - 1
+    norms = np.array(history.grad_norms[since:])
+    points = {
+        "loss/train": float(np.mean(history.losses[since:])),
+        "learning_rate": float(history.plan.lr[last]),
+        "effective_learning_rate": float(history.plan.effective_lr[last]),
+        "grad_norm": float(norms.mean()),
+    }
+    if config.train.clip is not None:
+        points["clipped"] = float((norms > config.train.clip).mean())
+    return points
 
 
 def _progress(total: int, name: str) -> AbstractContextManager["tqdm[None]"]:
@@ -165,8 +216,8 @@ def _progress(total: int, name: str) -> AbstractContextManager["tqdm[None]"]:
     return bar
 
 
-def _shown(loss: float, lr: float, outcome: Outcome) -> dict[str, str]:
-    shown = {"loss": f"{loss:.3f}", "lr": f"{lr:.1e}"}
+def _shown(points: Mapping[str, float], outcome: Outcome) -> dict[str, str]:
+    shown = {"loss": f"{points['loss/train']:.3f}", "lr": f"{points['learning_rate']:.1e}"}
     if outcome.evaluations:
         shown["accuracy"] = f"{outcome.evaluations[-1].accuracy:.1%}"
     return shown

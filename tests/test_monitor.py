@@ -1,6 +1,8 @@
 """The monitor's rooms: stats, watch, figures, writer."""
 
+import dataclasses
 import io
+import logging
 import math
 from itertools import pairwise
 
@@ -14,7 +16,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bertmon import model
-from bertmon.monitor import STATISTICS, Snapshot, figures, stats
+from bertmon.config import MonitorConfig, RulesConfig
+from bertmon.monitor import STATISTICS, History, Layers, Plan, Snapshot, figures, stats
+from bertmon.monitor.diagnosis import Verdict
 from bertmon.monitor.watch import Watch, thinned
 from bertmon.monitor.writer import RunWriter
 
@@ -52,11 +56,13 @@ def test_infinite_and_nan_gradients_show_as_such():
     assert math.isnan(found[1, 1])
 
 
-def test_update_ratios():
+def test_update_statistics():
     before = [torch.tensor([3.0, 4.0]), torch.zeros(2), torch.ones(2, 2)]
     after = [torch.tensor([3.0, 4.5]), torch.ones(2), torch.ones(2, 2)]
-    assert stats.update_ratios(before, after).tolist()[::2] == pytest.approx([0.1, 0.0])
-    assert math.isnan(stats.update_ratios(before, after)[1])
+    ratios, sizes = stats.update_statistics(before, after).T
+    assert ratios.tolist()[::2] == pytest.approx([0.1, 0.0])
+    assert math.isnan(ratios[1])
+    assert sizes.tolist() == pytest.approx([5 / 2**0.5, 0, 1])
 
 
 # --- watch ---------------------------------------------------------------------------------------
@@ -64,36 +70,98 @@ def test_update_ratios():
 
 class Sink:
     def __init__(self):
-        self.snapshots = []
+        self.snapshots, self.points, self.texts = [], {}, []
 
     def snapshot(self, snapshot):
         self.snapshots.append(snapshot)
 
+    def scalars(self, step, values):
+        self.points[step] = dict(values)
+
+    def text(self, tag, text, step):
+        self.texts.append((tag, text, step))
+
+
+def plan(steps=5, lr=0.5):
+    return Plan(np.full(steps, lr), np.full(steps, 2 * lr), chance_loss=1.0, warmup_frac=0.1, bias_correction=False)
+
 
 def test_it_measures_gradients_before_clipping_and_the_change_that_was_made():
     parameter = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
-    sink = Sink()
-    watch = Watch({"weight": (parameter, "linear")}, every=2, sink=sink)
+    sink, history = Sink(), History(plan())
+    watch = Watch({"enc.l.3.weight": model.Layer(parameter, "linear", 3)}, history, MonitorConfig(every=2), sink)
     for step in range(5):
         parameter.grad = torch.tensor([[30.0, 0.0]])
-        with watch.update(step, lr=0.5):
-            torch.nn.utils.clip_grad_norm_([parameter], 1.0)
-            with torch.no_grad():
-                parameter.sub_(0.5 * parameter.grad)
+        history.losses.append(1.0)
+        history.grad_norms.append(30.0)
+        if watch.due(step):
+            with watch.update(step):
+                torch.nn.utils.clip_grad_norm_([parameter], 1.0)
+                with torch.no_grad():
+                    parameter.sub_(0.5 * parameter.grad)
+            watch.spread(torch.tensor(0.25))
+            watch.read()
     assert [snapshot.step for snapshot in sink.snapshots] == [0, 2, 4]
+    assert sink.snapshots == history.snapshots
     first = sink.snapshots[0]
-    assert (first.lr, first.layers, first.kinds) == (0.5, ("weight",), ("linear",))
-    assert first.values[0].tolist() == pytest.approx([15, 30, 15, 0.5, 0.5 / 5])
+    assert (first.lr, first.effective_lr, first.logit_spread) == (0.5, 1.0, 0.25)
+    assert first.layers == Layers(("enc.l.3.weight",), ("linear",), (3,))
+    assert first.values[0].tolist() == pytest.approx([15, 30, 15, 0.5, 0.5 / 5, 5 / 2**0.5])
+    assert list(sink.points) == [0, 2, 4]
+    assert sink.points[0] == pytest.approx({"logit_spread": 0.25, "update_per_lr/linear": 0.5 / 2**0.5})
 
 
 def test_a_parameter_without_a_gradient_has_no_numbers():
     live, unused = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
     live.grad = torch.ones(2)
-    sink = Sink()
-    with Watch({"unused": (unused, "linear"), "live": (live, "norm")}, every=1, sink=sink).update(0, 0.1):
+    sink, history = Sink(), History(plan(), losses=[1.0], grad_norms=[1.0])
+    layers = {"unused": model.Layer(unused, "linear", None), "live": model.Layer(live, "norm", None)}
+    watch = Watch(layers, history, MonitorConfig(every=1), sink)
+    with watch.update(0):
         pass
+    watch.read()
     assert np.isnan(sink.snapshots[0].values[0]).all()
-    assert sink.snapshots[0].values[1].tolist() == pytest.approx([1, 1, 0, 0, 0], abs=1e-7)
+    assert sink.snapshots[0].values[1].tolist() == pytest.approx([1, 1, 0, 0, 0, 1], abs=1e-7)
+
+
+def test_a_step_that_training_did_not_come_to_is_not_measured():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    sink = Sink()
+    watch = Watch(
+        {"weight": model.Layer(parameter, "linear", None)},
+        History(plan(), losses=[math.nan], grad_norms=[1.0]),
+        MonitorConfig(every=1),
+        sink,
+    )
+    with watch.update(1):
+        pass
+    watch.read()
+    assert sink.snapshots == []
+
+
+def test_a_verdict_is_told_once_for_each_change(caplog):
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    sink, history = Sink(), History(plan(20))
+    rules = RulesConfig(logit_spread=1e-2, update_per_lr=1e3)  # whatever the steps are, the spread decides
+    layers = {"weight": model.Layer(parameter, "linear", None)}
+    watch = Watch(layers, history, MonitorConfig(every=1, rules=rules), sink)
+    caplog.set_level(logging.INFO)
+    for step, spread in enumerate([1, 1, 1e-6, 1e-6, 1e-6, 1, 1, 1]):
+        parameter.grad = torch.ones(2, 2)
+        history.losses.append(0.5)
+        history.grad_norms.append(1.0)
+        with watch.update(step):
+            parameter.data -= 0.1
+        watch.spread(torch.tensor(float(spread)))
+        watch.read()
+    assert [(tag, text.split(" - ")[0].rstrip("."), step) for tag, text, step in sink.texts] == [
+        ("verdict", "step 2: collapsed", 2),
+        ("verdict", "step 7: healthy", 7),
+    ]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert caplog.messages == [text for _, text, _ in sink.texts]
+    assert watch.diagnosis.verdict is Verdict.healthy
 
 
 @pytest.mark.parametrize("skip_prob", [0.0, 0.5, 0.99])
@@ -108,6 +176,43 @@ def test_thinning_keeps_the_ends_and_is_the_same_for_every_run(skip_prob):
     assert thinned(["only"], skip_prob) == ["only"]
 
 
+# --- history -------------------------------------------------------------------------------------
+
+
+def test_a_history_comes_back_from_its_file(tmp_path):
+    snapshot = bert_snapshot(2)
+    steps = plan(40, lr=1e-4)
+    snapshots = [dataclasses.replace(snapshot, step=step, effective_lr=2e-4, lr=1e-4) for step in (0, 30)]
+    history = History(steps, losses=[1.5, math.nan], grad_norms=[0.25, math.inf], snapshots=snapshots)
+    (tmp_path / "history.npz").write_bytes(history.to_bytes())
+    found = History.load(tmp_path / "history.npz")
+    assert [dataclasses.replace(shot, logit_spread=1e-3) for shot in found.snapshots] == snapshots
+    assert found.snapshots[0].logit_spread == pytest.approx(1e-3)
+    assert (found.losses[0], found.grad_norms) == (1.5, [0.25, math.inf])
+    assert math.isnan(found.losses[1])
+    assert np.array_equal(found.plan.effective_lr, steps.effective_lr)
+    assert (found.plan.chance_loss, found.plan.warmup_frac, found.plan.bias_correction) == (1.0, 0.1, False)
+
+
+def test_a_history_may_be_empty(tmp_path):
+    (tmp_path / "history.npz").write_bytes(History(plan()).to_bytes())
+    found = History.load(tmp_path / "history.npz")
+    assert (found.losses, found.snapshots) == ([], [])
+
+
+def test_families_are_the_matrices_that_every_layer_has():
+    families = bert_snapshot(3).layers.families
+    assert list(families) == [
+        "enc.l.*.attention.query",
+        "enc.l.*.attention.key",
+        "enc.l.*.attention.value",
+        "enc.l.*.attention.output.dense",
+        "enc.l.*.intermediate.dense",
+        "enc.l.*.output.dense",
+    ]
+    assert [len(rows) for rows in families.values()] == [3] * 6
+
+
 # --- figures -------------------------------------------------------------------------------------
 
 
@@ -117,24 +222,26 @@ def bert_snapshot(layers: int, *, lr=1e-4) -> Snapshot:
     found = model.layers(model.build(config, label_names="ab", vocab_size=100, pad_id=0, max_length=8))
     rng = np.random.default_rng(0)
     mean = 10 ** (np.linspace(-9, -3, len(found)) + rng.normal(0, 0.3, len(found)))
-    values = np.stack([mean, 50 * mean, 2 * mean, rng.random(len(found)), 10 ** rng.normal(-3, 1, len(found))], axis=1)
-    return Snapshot(30, lr, tuple(found), tuple(layer.kind for layer in found.values()), values)
+    ratios, sizes = 10 ** rng.normal(-3, 1, len(found)), np.full(len(found), 0.02)
+    values = np.stack([mean, 50 * mean, 2 * mean, rng.random(len(found)), ratios, sizes], axis=1)
+    kinds, depths = zip(*((layer.kind, layer.depth) for layer in found.values()), strict=True)
+    return Snapshot(30, lr, 3 * lr, 1e-3, Layers(tuple(found), kinds, depths), values)
 
 
 def plain_figure(kind: str, snapshot: Snapshot):
     """The slow, obvious way to the same picture: matplotlib's own bars and marks, on the axes of a blank sheet."""
     rows = range(len(snapshot.layers))
-    colours = [figures._COLOURS[kind] for kind in snapshot.kinds]
+    colours = [figures._COLOURS[kind] for kind in snapshot.layers.kinds]
     if kind == "gradient_flow":
         shown = np.concatenate([snapshot[name] for name in ("grad_mean", "grad_max", "grad_std")])
-        figure, (flow, zeros) = figures.blank(kind, snapshot.layers, snapshot.kinds, figures._decades(shown))
+        figure, (flow, zeros) = figures.blank(kind, snapshot.layers, figures._decades(shown))
         flow.barh(rows, snapshot["grad_mean"], height=0.72, color=colours, left=1e-300)
         flow.plot(snapshot["grad_std"], rows, "o", ms=3.2, color="white", mec=figures._INK)
         flow.plot(snapshot["grad_max"], rows, "|", ms=5.5, color=figures._INK, mew=1.2)
         zeros.barh(rows, 100 * snapshot["grad_zero"], height=0.72, color=colours)
     else:
         decades = figures._decades(np.append(snapshot["update_ratio"], 1e-3))
-        figure, (axes,) = figures.blank(kind, snapshot.layers, snapshot.kinds, decades)
+        figure, (axes,) = figures.blank(kind, snapshot.layers, decades)
         axes.barh(rows, snapshot["update_ratio"], height=0.72, color=colours, left=1e-300)
         axes.axvline(1e-3, color=figures._INK, linewidth=1, linestyle=(0, (4, 3)))
     return figure
@@ -175,10 +282,10 @@ def test_no_bar_and_no_mark_is_cut(layers):
 @pytest.mark.parametrize("layers", [1, 24])
 def test_every_label_is_whole_and_stands_at_its_row(layers):
     snapshot = bert_snapshot(layers)
-    figure, (axes,) = figures.blank("update_ratio", snapshot.layers, snapshot.kinds, (-5, -1))
+    figure, (axes,) = figures.blank("update_ratio", snapshot.layers, (-5, -1))
     FigureCanvasAgg(figure).draw()
     labels = axes.get_yticklabels()
-    assert [label.get_text() for label in labels] == list(snapshot.layers)
+    assert [label.get_text() for label in labels] == list(snapshot.layers.labels)
     boxes = [label.get_window_extent() for label in labels]
     assert all(upper.y0 >= lower.y1 - 2 for upper, lower in pairwise(boxes))
     assert min(box.x0 for box in boxes) >= 0
@@ -235,10 +342,10 @@ def test_what_is_written_can_be_read_back(tmp_path):
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
     tags = events.Tags()
     assert set(tags["images"]) == {"gradient_flow", "update_ratio"}
-    expected = {f"{statistic}/{layer}" for statistic in STATISTICS for layer in snapshot.layers}
+    expected = {f"{statistic}/{layer}" for statistic in STATISTICS for layer in snapshot.layers.labels}
     assert set(tags["scalars"]) == expected | {"loss/train", "learning_rate"}
     for statistic in STATISTICS:
-        found = [events.Scalars(f"{statistic}/{layer}")[0] for layer in snapshot.layers]
+        found = [events.Scalars(f"{statistic}/{layer}")[0] for layer in snapshot.layers.labels]
         assert [point.step for point in found] == [30] * len(found)
         np.testing.assert_allclose([point.value for point in found], snapshot[statistic], rtol=1e-6)
     picture = events.Images("gradient_flow")[0]

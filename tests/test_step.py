@@ -1,16 +1,19 @@
+import math
+
 import pytest
 import torch
 
 from bertmon import step
+from bertmon.batches import Batch
 from bertmon.config import Device, InputError, Precision
 from bertmon.run import assemble
 
 
 def test_gradients_equal_those_of_the_plain_loss(settings):
-    parts = assemble(settings, torch.device("cpu"))
+    _, parts = assemble(settings, torch.device("cpu"))
     batch = next(parts.train.shuffled(0, 0))
     parts.classifier.eval()  # no dropout, so that both see the same network
-    loss = step.forward_backward(parts.classifier, batch, Precision.fp32)
+    loss, scores = step.forward_backward(parts.classifier, batch, Precision.fp32)
     found = [parameter.grad.clone() for parameter in parts.classifier.parameters()]
 
     parts.classifier.zero_grad()
@@ -22,12 +25,13 @@ def test_gradients_equal_those_of_the_plain_loss(settings):
     (-log_likelihood / len(batch.labels)).backward()
     assert loss.item() == pytest.approx(-log_likelihood.item() / len(batch.labels), rel=1e-5)
     assert not loss.requires_grad
+    assert not scores.requires_grad
     for ours, parameter in zip(found, parts.classifier.parameters(), strict=True):
         torch.testing.assert_close(ours, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_bf16_is_close_to_fp32_and_returns_float32(settings):
-    parts = assemble(settings, torch.device("cpu"))
+    _, parts = assemble(settings, torch.device("cpu"))
     parts.classifier.eval()
     batch = next(parts.train.shuffled(0, 0))
     exact = step.logits(parts.classifier, batch, Precision.fp32)
@@ -37,6 +41,28 @@ def test_bf16_is_close_to_fp32_and_returns_float32(settings):
     torch.testing.assert_close(exact, rounded, rtol=0.05, atol=0.05)
     step.forward_backward(parts.classifier, batch, Precision.bf16)
     assert all(p.grad.dtype == torch.float32 for p in parts.classifier.parameters())
+
+
+def test_the_spread_of_the_logits_is_that_of_the_texts_and_not_of_dropout(settings):
+    _, parts = assemble(settings, torch.device("cpu"))
+    model = parts.classifier
+    batch = next(parts.train.shuffled(0, 0))
+    twice = Batch(*(part[[0] * len(part)] for part in batch))
+
+    scores = step.logits(model, twice, Precision.fp32).detach()
+    assert scores.std(dim=0).mean() > 1e-3  # dropout: one text has many scores
+    before = torch.get_rng_state()
+    assert step.logit_spread(model, twice, scores, Precision.fp32) < 1e-6
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), before)
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    scores = step.logits(model, batch, Precision.fp32).detach()
+    columns = scores.double().numpy().std(axis=0)
+    assert step.logit_spread(model, batch, scores, Precision.fp32).item() == pytest.approx(columns.mean(), rel=1e-5)
+    assert math.isnan(step.logit_spread(model, batch, scores[:1], Precision.fp32))
 
 
 def test_the_device_that_is_there(monkeypatch):

@@ -1,40 +1,32 @@
+import itertools
 import math
+import unittest.mock
 
 import pytest
 import torch
 
-from bertmon import model, schedule, train
+from bertmon import model, schedule, step, train
+from bertmon.config import OnDoomed, RulesConfig
+from bertmon.monitor import History
 from bertmon.monitor.watch import Watch
 from bertmon.run import assemble
 
 
 def trained(settings, *, watched=False):
-    """A run without folder or writer: the parts, the outcome, the points of each tag, the snapshots."""
-    parts = assemble(settings, torch.device("cpu"))
-    points, snapshots = {}, []
-
-    class Sink:
-        def snapshot(self, snapshot):
-            snapshots.append(snapshot)
+    """A run without folder or writer: the parts, the outcome, the points of each tag, the history."""
+    corpus, parts = assemble(settings, torch.device("cpu"))
+    history = History(train.plan(settings, len(parts.train), corpus.train.entropy()))
+    points = {}
 
     def record(step, values):
         for tag, value in values.items():
             points.setdefault(tag, []).append((step, value))
 
-    watch = Watch(model.layers(parts.classifier), every=2, sink=Sink()) if watched else None
+    sink = unittest.mock.Mock()
+    watch = Watch(model.layers(parts.classifier), history, settings.monitor, sink) if watched else None
     outcome = train.Outcome()
-    train.fit(
-        parts.classifier,
-        parts.optimizer,
-        parts.train,
-        parts.test,
-        settings,
-        watch=watch,
-        record=record,
-        outcome=outcome,
-        name="test",
-    )
-    return parts, outcome, points, snapshots
+    train.fit(parts, settings, history, watch=watch, record=record, outcome=outcome, name="test")
+    return parts, outcome, points, history
 
 
 def weights(parts):
@@ -49,9 +41,10 @@ def test_two_runs_of_one_seed_are_bit_for_bit_the_same(settings):
 
 
 def test_watching_changes_no_bit_of_the_weights(settings):
-    watched, _, points, snapshots = trained(settings, watched=True)
+    settings.monitor.every = 2
+    watched, _, points, history = trained(settings, watched=True)
     alone, _, points_alone, _ = trained(settings)
-    assert len(snapshots) == 6
+    assert [snapshot.step for snapshot in history.snapshots] == [0, 2, 4, 6, 8, 10]
     assert torch.equal(weights(watched), weights(alone))
     assert points == points_alone
 
@@ -68,7 +61,7 @@ def test_another_seed_gives_other_weights_and_another_order(settings):
 def test_it_equals_a_plain_loop(settings):
     parts, outcome, points, _ = trained(settings)
 
-    plain = assemble(settings, torch.device("cpu"))
+    _, plain = assemble(settings, torch.device("cpu"))
     adamw = torch.optim.AdamW(
         plain.classifier.parameters(), lr=0, weight_decay=0, eps=settings.optimizer.eps, fused=True
     )
@@ -145,24 +138,78 @@ def test_it_learns(settings):
     assert points["loss/train"][-1][1] < 0.3 < points["loss/train"][0][1]
 
 
-def test_a_loss_that_is_not_finite_ends_training(settings):
+DOOMED = RulesConfig(logit_spread=1e3, depth_profile=1e3)  # every run is, at its first snapshot
+
+
+def test_a_doomed_run_is_stopped_where_that_is_asked_for(settings):
+    settings.monitor.rules, settings.monitor.every = DOOMED, 4
+    warned, outcome, _, _ = trained(settings, watched=True)
+    assert (outcome.status, outcome.steps) == ("ok", 12)
+    alone, _, _, _ = trained(settings)
+    assert torch.equal(weights(warned), weights(alone))
+
+    settings.monitor.on_doomed = OnDoomed.stop
+    _, outcome, points, history = trained(settings, watched=True)
+    assert (outcome.status, outcome.steps) == ("stopped", 1)
+    assert [evaluation.step for evaluation in outcome.evaluations] == [1]
+    assert points["loss/train"] == [(0, history.losses[0])]
+    assert [snapshot.step for snapshot in history.snapshots] == [0]
+
+
+def test_doomed_at_the_last_step_is_not_stopped(settings):
+    settings.monitor.on_doomed, settings.monitor.every = OnDoomed.stop, 11
+    settings.monitor.rules = RulesConfig(spread_at_end=1e3, patience=0.9)
+    _, outcome, _, history = trained(settings, watched=True)
+    assert [snapshot.step for snapshot in history.snapshots] == [0, 11]
+    assert (outcome.status, outcome.steps) == ("ok", 12)
+
+
+def test_every_point_is_that_of_its_steps(settings):
+    settings.optimizer.bias_correction = False
+    settings.train.clip = 0.3
+    _, _, points, history = trained(settings)
+    norms = history.grad_norms
+    assert len(norms) == len(history.losses) == 12
+    assert points["grad_norm"][1] == (2, pytest.approx(sum(norms[1:3]) / 2))
+    shares = [sum(norm > 0.3 for norm in norms[a:b]) / (b - a) for a, b in ((0, 1), (1, 3), (9, 11), (11, 12))]
+    assert [points["clipped"][at][1] for at in (0, 1, 5, 6)] == shares
+    assert 0 < sum(share for _, share in points["clipped"]) < 7
+    lr, effective = (dict(points[tag]) for tag in ("learning_rate", "effective_learning_rate"))
+    assert effective[4] == pytest.approx(lr[4] * (1 - 0.9**5) / math.sqrt(1 - 0.999**5))
+
+
+@pytest.mark.parametrize("log_every", [1, 1000])
+def test_a_loss_that_is_not_finite_ends_training_before_it_reaches_the_weights(settings, log_every):
     settings.optimizer.lr = 1e30
     settings.train.clip = None
-    settings.train.log_every = 1
-    _, outcome, points, _ = trained(settings)
+    settings.train.log_every = log_every
+    settings.train.eval_every = 4
+    settings.monitor.every = 2
+    parts, outcome, points, history = trained(settings, watched=True)
     assert outcome.status == "diverged"
-    assert outcome.steps < 12
+    assert outcome.steps == 2  # the first has rate 0, the second breaks everything
+    assert weights(parts).isfinite().all()
     assert outcome.evaluations[-1].step == outcome.steps
     assert not math.isfinite(points["loss/train"][-1][1])
-    assert all(math.isfinite(loss) for _, loss in points["loss/train"][:-1])
+    assert points["loss/train"][-1][0] == 2
+    assert [math.isfinite(loss) for loss in history.losses] == [True, True, False]
+    assert [snapshot.step for snapshot in history.snapshots] == [0, 2]
+    moments = [state["exp_avg"] for state in parts.optimizer.state.values()]
+    assert all(moment.isfinite().all() for moment in moments)
 
 
-def test_an_evaluation_that_is_not_finite_ends_training_too(settings):
-    settings.optimizer.lr = 1e30
-    settings.train.clip = None
-    settings.train.log_every = 1000
-    settings.train.eval_every = 3
-    _, outcome, points, _ = trained(settings)
-    assert outcome.status == "diverged"
-    assert outcome.steps == 3
-    assert [step for step, _ in points["loss/train"]] == [0]
+def test_a_gradient_that_is_not_finite_ends_training_though_the_loss_is_finite(settings, monkeypatch):
+    original = step.forward_backward
+
+    def spoiled(model, *rest):
+        found = original(model, *rest)
+        if next(calls) == 5:
+            next(model.parameters()).grad[0, 0] = math.nan
+        return found
+
+    calls = itertools.count()
+    monkeypatch.setattr(train, "forward_backward", spoiled)
+    parts, outcome, _, history = trained(settings)
+    assert (outcome.status, outcome.steps, len(history.losses)) == ("diverged", 5, 6)
+    assert math.isnan(history.grad_norms[-1])
+    assert weights(parts).isfinite().all()

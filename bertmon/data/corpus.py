@@ -4,6 +4,8 @@ Shapes: N texts of a split, C classes.
 """
 
 import json
+import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +22,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def entropy(self) -> float:
+        """Entropy of the labels in nats: the cross-entropy of a model that knows their shares and ignores the texts."""
+        shares = [count / len(self) for count in Counter(self.labels).values()]
+        return -sum(share * math.log(share) for share in shares)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,40 +1,171 @@
 """The monitor's vocabulary, numpy only: what was measured, and what it is called.
 
-Shapes: L layers, S statistics.
+Shapes: L layers, S statistics, N steps of the whole run, n steps done, K watched steps.
 """
 
-from dataclasses import dataclass
+import io
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-STATISTICS = ("grad_mean", "grad_max", "grad_std", "grad_zero", "update_ratio")
+Floats = npt.NDArray[np.float64]
+
+STATISTICS = ("grad_mean", "grad_max", "grad_std", "grad_zero", "update_ratio", "weight_rms")
 """Mean, largest value and standard deviation of |gradient| before clipping; share of gradients that are exactly zero;
-L2 norm of the parameter's change in this step over its L2 norm before."""
+L2 norm of the parameter's change in this step over its L2 norm before; root mean square of the parameter before."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True)
+class Layers:
+    """The watched parameters [L], from input to output."""
+
+    labels: tuple[str, ...]
+    kinds: tuple[str, ...]  # "embedding", "linear", "norm", "bias" or "other"
+    depths: tuple[int | None, ...]  # number of the encoder layer; None outside of it
+
+    def __post_init__(self) -> None:
+        assert len(self.labels) == len(self.kinds) == len(self.depths)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def families(self) -> dict[str, list[int]]:
+        """Rows of the matrices that every encoder layer has one of, from the first layer to the last, by name."""
+        found: dict[str, list[int]] = {}
+        for row, (label, kind, depth) in enumerate(zip(self.labels, self.kinds, self.depths, strict=True)):
+            if kind == "linear" and depth is not None:
+                found.setdefault(re.sub(rf"\b{depth}\b", "*", label, count=1), []).append(row)
+        return {name: rows for name, rows in found.items() if len(rows) > 1}
+
+
+@dataclass(frozen=True, eq=False)
 class Snapshot:
-    """What was measured at one step. A statistic that does not exist, such as a ratio to a zero weight, is nan."""
+    """What was measured at one step. What does not exist, such as a ratio to a zero weight, is nan."""
 
     step: int
     lr: float  # the learning rate that this step used
-    layers: tuple[str, ...]  # [L], from input to output
-    kinds: tuple[str, ...]  # [L], "embedding", "linear", "norm", "bias" or "other"
-    values: npt.NDArray[np.float64]  # [L, S]
+    effective_lr: float  # the same with what a missing bias correction makes of it
+    logit_spread: float  # standard deviation of the logits over a batch's texts, mean over classes, without dropout
+    layers: Layers
+    values: Floats  # [L, S]
 
     def __post_init__(self) -> None:
         assert self.values.shape == (len(self.layers), len(STATISTICS)), self.values.shape
 
-    def __getitem__(self, statistic: str) -> npt.NDArray[np.float64]:
+    def __getitem__(self, statistic: str) -> Floats:
         """One statistic of all layers [L]."""
-        column: npt.NDArray[np.float64] = self.values[:, STATISTICS.index(statistic)]
+        column: Floats = self.values[:, STATISTICS.index(statistic)]
         return column
+
+    @cached_property
+    def depth_profile(self) -> tuple[float, str]:
+        """Mean |gradient| of the first encoder layer over that of the last, and the first one's label.
+
+        Of the family of matrices where it is least; nan where no layer has a sister. Far below 1 it says that the
+        gradient dies on its way to the input.
+        """
+        mean, least = self["grad_mean"], (np.nan, "")
+        for rows in self.layers.families.values():
+            first, last = rows[0], rows[-1]
+            ratio = float(mean[first] / mean[last]) if mean[last] > 0 else np.nan
+            if not ratio >= least[0]:
+                least = (ratio, self.layers.labels[first])
+        return least
+
+    @cached_property
+    def signals(self) -> dict[str, float]:
+        """What is told of the run as a whole, by tag; what does not exist at this step is left out.
+
+        update_per_lr is the root mean square of what the step changed in a weight over the effective learning rate,
+        the middle one of all weights of a kind: Adam's step in units of the one that a constant gradient would give.
+        """
+        found = {"depth_profile": self.depth_profile[0], "logit_spread": self.logit_spread}
+        if self.effective_lr > 0:
+            with np.errstate(invalid="ignore"):  # 0 * inf, in a run that has diverged
+                steps = self["update_ratio"] * self["weight_rms"] / self.effective_lr
+            for kind in ("embedding", "linear", "norm"):
+                of_kind = steps[[row for row, other in enumerate(self.layers.kinds) if other == kind]]
+                of_kind = of_kind[~np.isnan(of_kind)]
+                found[f"update_per_lr/{kind}"] = float(np.median(of_kind)) if len(of_kind) else np.nan
+        return {tag: value for tag, value in found.items() if not np.isnan(value)}
 
     def __eq__(self, other: Any) -> bool:
         return (
             isinstance(other, Snapshot)
-            and (self.step, self.lr, self.layers, self.kinds) == (other.step, other.lr, other.layers, other.kinds)
+            and (self.step, self.lr, self.effective_lr, self.layers)
+            == (other.step, other.lr, other.effective_lr, other.layers)
+            and np.array_equal(self.logit_spread, other.logit_spread, equal_nan=True)
             and np.array_equal(self.values, other.values, equal_nan=True)
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What is known of a run before its first step."""
+
+    lr: Floats  # [N]
+    effective_lr: Floats  # [N]
+    chance_loss: float  # entropy of the training labels: the loss of a model that ignores the texts
+    warmup_frac: float
+    bias_correction: bool
+
+    def __len__(self) -> int:
+        return len(self.lr)
+
+
+@dataclass(slots=True)
+class History:
+    """A run so far: every step's loss and gradient norm, and the snapshots of the watched steps."""
+
+    plan: Plan
+    losses: list[float] = field(default_factory=list)  # [n], mean cross-entropy of each step's batch
+    grad_norms: list[float] = field(default_factory=list)  # [n], global L2 norm before clipping
+    snapshots: list[Snapshot] = field(default_factory=list)  # [K]
+
+    def to_bytes(self) -> bytes:
+        """As an .npz file without pickles."""
+        shots = self.snapshots
+        layers = shots[0].layers if shots else Layers((), (), ())
+        plan = self.plan
+        about = {"chance_loss": plan.chance_loss, "warmup_frac": plan.warmup_frac}
+        file = io.BytesIO()
+        np.savez_compressed(
+            file,
+            about=np.array(json.dumps(about | {"bias_correction": plan.bias_correction} | asdict(layers))),
+            lr=plan.lr,
+            effective_lr=plan.effective_lr,
+            loss=np.array(self.losses, dtype=np.float32),
+            grad_norm=np.array(self.grad_norms, dtype=np.float32),
+            step=np.array([shot.step for shot in shots], dtype=np.int64),
+            logit_spread=np.array([shot.logit_spread for shot in shots], dtype=np.float32),
+            values=np.array([shot.values for shot in shots]).reshape(len(shots), len(layers), len(STATISTICS)),
+        )
+        return file.getvalue()
+
+    @classmethod
+    def load(cls, path: Path) -> "History":
+        """What `to_bytes` made."""
+        with np.load(path, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            layers = Layers(*(tuple(about[key]) for key in ("labels", "kinds", "depths")))
+            plan = Plan(
+                stored["lr"],
+                stored["effective_lr"],
+                about["chance_loss"],
+                about["warmup_frac"],
+                about["bias_correction"],
+            )
+            shots = [
+                Snapshot(step, plan.lr[step], plan.effective_lr[step], spread, layers, values)
+                for step, spread, values in zip(
+                    stored["step"].tolist(), stored["logit_spread"].tolist(), stored["values"], strict=True
+                )
+            ]
+            return cls(plan, stored["loss"].tolist(), stored["grad_norm"].tolist(), shots)

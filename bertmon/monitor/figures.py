@@ -8,7 +8,6 @@ lower left corner.
 
 import functools
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from matplotlib.transforms import IdentityTransform
 from PIL import Image
 
-from bertmon.monitor import Snapshot
+from bertmon.monitor import Layers, Snapshot
 
 HEALTHY_RATIO = 1e-3
 """Rule of thumb for the update/parameter ratio (CS231n, https://cs231n.github.io/neural-networks-3)."""
@@ -51,24 +50,24 @@ _DASHES = (0, (4, 3))
 def gradient_flow(snapshot: Snapshot) -> Figure:
     """Mean, largest and standard deviation of |gradient| and the share of zeros, for each layer."""
     mean, largest, spread = (snapshot[name] for name in ("grad_mean", "grad_max", "grad_std"))
-    sheet = _sheet("gradient_flow", snapshot.layers, snapshot.kinds, _decades(mean, largest, spread))
+    sheet = _sheet("gradient_flow", snapshot.layers, _decades(mean, largest, spread))
     figure = _on(sheet, snapshot, "Gradient flow", "before clipping")
     flow, zeros = sheet.panels
-    flow.bars(figure, mean, snapshot.kinds)
+    flow.bars(figure, mean, snapshot.layers.kinds)
     flow.marks(figure, spread, marker="o", markersize=3.2, color=_PAPER, markeredgecolor=_INK)
     flow.marks(figure, largest, marker="|", markersize=5.5, color=_INK, markeredgewidth=1.2)
     flow.name_missing(figure, mean, "gradient")
-    zeros.bars(figure, 100 * snapshot["grad_zero"], snapshot.kinds)
+    zeros.bars(figure, 100 * snapshot["grad_zero"], snapshot.layers.kinds)
     return figure
 
 
 def update_ratio(snapshot: Snapshot) -> Figure:
     """L2 norm of each layer's change in this step over that of the layer itself."""
     ratio = snapshot["update_ratio"]
-    sheet = _sheet("update_ratio", snapshot.layers, snapshot.kinds, _decades(ratio, np.array([HEALTHY_RATIO])))
+    sheet = _sheet("update_ratio", snapshot.layers, _decades(ratio, np.array([HEALTHY_RATIO])))
     figure = _on(sheet, snapshot, "Update / parameter ratio", "measured over this step")
     (panel,) = sheet.panels
-    panel.bars(figure, ratio, snapshot.kinds)
+    panel.bars(figure, ratio, snapshot.layers.kinds)
     panel.line(figure, HEALTHY_RATIO)
     panel.name_missing(figure, ratio, "update" if snapshot.lr else "update: the learning rate is 0")
     return figure
@@ -84,9 +83,7 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def blank(
-    kind: str, layers: tuple[str, ...], kinds: tuple[str, ...], decades: tuple[int, int]
-) -> tuple[Figure, list[Axes]]:
+def blank(kind: str, layers: Layers, decades: tuple[int, int]) -> tuple[Figure, list[Axes]]:
     """The sheet without data: labels, axes over powers of ten from the first to the last of `decades`, legend."""
     widths = {"gradient_flow": (4, 1), "update_ratio": (1,)}[kind]
     height = _ROW_INCHES * len(layers) + _ABOVE_INCHES + _BELOW_INCHES
@@ -111,9 +108,9 @@ def blank(
         axes.set_axisbelow(True)
         for side in axes.spines:
             axes.spines[side].set_visible(False)
-        for top, bottom in _bands(layers):
+        for top, bottom in _bands(layers.depths):
             axes.axhspan(top, bottom, color=_BAND, linewidth=0, zorder=-1)
-    panels[0].set_yticks(range(len(layers)), layers, fontsize=7.5, color=_INK)
+    panels[0].set_yticks(range(len(layers)), layers.labels, fontsize=7.5, color=_INK)
     panels[0].tick_params(axis="y", length=0, pad=3)
     _log_axis(panels[0], *decades)
 
@@ -130,7 +127,7 @@ def blank(
         label = "1e-3, rule of thumb for matrices"
         marks.append(Line2D([], [], color=_INK, linewidth=1, linestyle=_DASHES, label=label))
     what = "mean: " if kind == "gradient_flow" else ""
-    patches = [Patch(color=colour, label=what + name) for name, colour in _COLOURS.items() if name in kinds]
+    patches = [Patch(color=colour, label=what + name) for name, colour in _COLOURS.items() if name in layers.kinds]
     figure.legend(
         handles=[*patches, *marks],
         loc="upper left",
@@ -215,8 +212,8 @@ class _Sheet:
 
 
 @functools.lru_cache(maxsize=16)
-def _sheet(kind: str, layers: tuple[str, ...], kinds: tuple[str, ...], decades: tuple[int, int]) -> _Sheet:
-    figure, axes = blank(kind, layers, kinds, decades)
+def _sheet(kind: str, layers: Layers, decades: tuple[int, int]) -> _Sheet:
+    figure, axes = blank(kind, layers, decades)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     boxes = [panel.get_window_extent() for panel in axes]
@@ -253,11 +250,13 @@ class _Pixels(Artist):
         renderer.draw_image(renderer.new_gc(), 0, 0, self._flipped)
 
 
-def _bands(layers: tuple[str, ...]) -> list[tuple[float, float]]:
+def _bands(depths: Sequence[int | None]) -> list[tuple[float, float]]:
     """First and last edge, in rows, of every second encoder layer."""
-    numbers = [int(found[1]) if (found := re.search(r"\.l(?:ayers?)?\.(\d+)\.", label)) else -1 for label in layers]
-    rows = {number: [row for row, n in enumerate(numbers) if n == number] for number in set(numbers) if number >= 0}
-    return [(min(found) - 0.5, max(found) + 0.5) for number, found in rows.items() if number % 2 == 0]
+    rows: dict[int, list[int]] = {}
+    for row, depth in enumerate(depths):
+        if depth is not None and depth % 2 == 0:
+            rows.setdefault(depth, []).append(row)
+    return [(min(found) - 0.5, max(found) + 0.5) for found in rows.values()]
 
 
 def _decades(*values: npt.NDArray[np.float64]) -> tuple[int, int]:

@@ -22,14 +22,17 @@ def gradient_statistics(gradients: list[Tensor]) -> Tensor:
     return torch.stack([mean, _largest(gradients).to(dtype), variance.clamp(min=0).sqrt(), zeros], dim=1)
 
 
-def update_ratios(before: list[Tensor], after: list[Tensor]) -> Tensor:
-    """||after - before|| / ||before||, L2, of each pair: [L]; nan where `before` is all zero.
+def update_statistics(before: list[Tensor], after: list[Tensor]) -> Tensor:
+    """||after - before|| / ||before||, L2, of each pair, and the root mean square of `before`: [L, 2].
 
-    The ratio is CS231n's (https://cs231n.github.io/neural-networks-3, "Ratio of weights:updates").
+    The ratio is CS231n's (https://cs231n.github.io/neural-networks-3, "Ratio of weights:updates"); it is nan where
+    `before` is all zero.
     """
     changes = torch.stack(torch._foreach_norm(torch._foreach_sub(after, before), 2))
     norms = torch.stack(torch._foreach_norm(before, 2))
-    return torch.where(norms > 0, changes / norms, torch.nan).to(_precise(norms))
+    roots = torch.tensor([tensor.numel() ** 0.5 for tensor in before], dtype=norms.dtype).to(norms.device)
+    ratios = torch.where(norms > 0, changes / norms, torch.nan)
+    return torch.stack([ratios, norms / roots], dim=1).to(_precise(norms))
 
 
 def _largest(tensors: list[Tensor]) -> Tensor:

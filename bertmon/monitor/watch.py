@@ -1,47 +1,114 @@
-"""Cadence: at which steps is measured, and what happens with a measurement. stats -> Snapshot -> writer."""
+"""Cadence: at which steps is measured, and what happens with a measurement.
 
+stats -> Snapshot -> History -> {diagnosis, writer}.
+"""
+
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bertmon.monitor import STATISTICS, Snapshot, stats
+from bertmon.config import MonitorConfig
+from bertmon.monitor import STATISTICS, History, Layers, Snapshot, stats
+from bertmon.monitor.diagnosis import Diagnosis, Verdict, diagnose
+
+log = logging.getLogger(__name__)
+
+
+class Layer(Protocol):
+    """A parameter to watch; model.Layer is one."""
+
+    @property
+    def parameter(self) -> nn.Parameter: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def depth(self) -> int | None: ...
 
 
 class Sink(Protocol):
     """Whoever takes measurements; in a run, monitor.writer.RunWriter."""
 
     def snapshot(self, snapshot: Snapshot) -> None: ...
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+    def text(self, tag: str, text: str, step: int) -> None: ...
+
+
+class _Measured(NamedTuple):
+    """What still is on the device."""
+
+    step: int
+    live: list[int]  # rows of the layers that have a gradient
+    values: Tensor  # [live, S]
 
 
 class Watch:
-    """Measures `layers` (label -> parameter and kind, from input to output) every `every` steps, from step 0 on."""
+    """Measures `layers` (by label, from input to output) every so many steps, from step 0 on, and judges the run."""
 
-    def __init__(self, layers: Mapping[str, tuple[nn.Parameter, str]], *, every: int, sink: Sink) -> None:
-        self._labels = tuple(layers)
-        self._parameters = [parameter for parameter, _ in layers.values()]
-        self._kinds = tuple(kind for _, kind in layers.values())
-        self._every = every
+    def __init__(self, layers: Mapping[str, Layer], history: History, config: MonitorConfig, sink: Sink) -> None:
+        self._parameters = [layer.parameter for layer in layers.values()]
+        self._layers = Layers(
+            tuple(layers),
+            tuple(layer.kind for layer in layers.values()),
+            tuple(layer.depth for layer in layers.values()),
+        )
+        self._history = history
+        self._every = config.every
+        self._rules = config.rules
+        self.diagnosis = Diagnosis(Verdict.healthy, 0)
         self._sink = sink
+        self._measured: _Measured | None = None
+        self._spread = torch.full((), torch.nan)
+
+    def due(self, step: int) -> bool:
+        """Whether this step is measured."""
+        return bool(self._parameters) and step % self._every == 0
 
     @contextmanager
-    def update(self, step: int, lr: float) -> Iterator[None]:
+    def update(self, step: int) -> Iterator[None]:
         """Put around clipping and the optimizer's step: gradients are measured on entry, changes on exit."""
-        if step % self._every or not self._parameters:
-            yield
-            return
         live = [row for row, parameter in enumerate(self._parameters) if parameter.grad is not None]
         parameters = [self._parameters[row].detach() for row in live]
         before = [parameter.clone() for parameter in parameters]
         gradients = stats.gradient_statistics([_gradient(self._parameters[row]) for row in live])
         yield
-        ratios = stats.update_ratios(before, parameters)
-        values = np.full((len(self._labels), len(STATISTICS)), np.nan)
-        values[live] = torch.cat([gradients, ratios[:, None]], dim=1).cpu().numpy()  # the step's one wait
-        self._sink.snapshot(Snapshot(step, lr, self._labels, self._kinds, values))
+        updates = stats.update_statistics(before, parameters)
+        self._measured = _Measured(step, live, torch.cat([gradients, updates], dim=1))
+
+    def spread(self, logit_spread: Tensor) -> None:
+        """How much the scores of the measured step depend on the text [], still on the device."""
+        self._spread = logit_spread
+
+    def read(self) -> None:
+        """Wait for what was measured last, hand it on, and judge the run as its history now stands."""
+        measured, self._measured = self._measured, None
+        if measured is not None and measured.step < len(self._history.losses):  # else training stopped before it
+            snapshot = self._snapshot(measured)
+            self._history.snapshots.append(snapshot)
+            self._sink.snapshot(snapshot)
+            self._sink.scalars(snapshot.step, snapshot.signals)
+        found = diagnose(self._history, self._rules, self.diagnosis)
+        if found is not self.diagnosis:
+            self.diagnosis = found
+            log.log(logging.WARNING if found.verdict.doomed else logging.INFO, found)
+            self._sink.text("verdict", str(found), found.step)
+
+    def _snapshot(self, measured: _Measured) -> Snapshot:
+        plan = self._history.plan
+        values = np.full((len(self._layers), len(STATISTICS)), np.nan)
+        values[measured.live] = measured.values.cpu().numpy()
+        return Snapshot(
+            step=measured.step,
+            lr=float(plan.lr[measured.step]),
+            effective_lr=float(plan.effective_lr[measured.step]),
+            logit_spread=self._spread.item(),
+            layers=self._layers,
+            values=values,
+        )
 
 
 def thinned(labels: list[str], skip_prob: float) -> list[str]:

@@ -39,7 +39,7 @@ class RunWriter:
             {
                 f"{statistic}/{layer}": value
                 for statistic in STATISTICS
-                for layer, value in zip(snapshot.layers, snapshot[statistic], strict=True)
+                for layer, value in zip(snapshot.layers.labels, snapshot[statistic], strict=True)
             },
         )
         if self._draw:
@@ -49,10 +49,10 @@ class RunWriter:
             ):
                 self._image(tag, snapshot.step, figures.png(draw(snapshot)))
 
-    def text(self, tag: str, text: str) -> None:
+    def text(self, tag: str, text: str, step: int = 0) -> None:
         """A text as it is, shown in a fixed-width font."""
         indented = "\n".join(f"    {line}" for line in text.splitlines())  # markdown's code block
-        self._writer.add_text(tag, indented)
+        self._writer.add_text(tag, indented, step)
 
     def hparams(self, settings: Mapping[str, object], metrics: Mapping[str, float]) -> None:
         """Settings for the HPARAMS table; its metrics are the last points of the scalars named.

@@ -1,0 +1,108 @@
+"""The labelled runs that bertmon's verdicts are judged on: small BERTs, real training, real histories.
+
+    python benchmarks/verdict_grid.py FOLDER [settings] [processes]
+
+Trains every setting with seeds 0 and 1 into FOLDER, one thread a process; what is there already is left alone, so the
+same command goes on after an interruption. Settings are drawn at random but fixed: the first 100 of 200 are the 100.
+Real 20 newsgroups are taken where scikit-learn has them (SCIKIT_LEARN_DATA); without them those settings are left out.
+"""
+
+import logging
+import os
+import shutil
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_module
+
+from bertmon import config
+from bertmon.run import run
+
+SEEDS = (0, 1)
+
+# The comparisons that README and docs/LOG.md speak of come first.
+QUICKSTART = ["experiment=quickstart"]
+NEWSGROUPS = ["data=newsgroups", "model=bert_small", "data.max_length=64", "train.epochs=6"]
+NAMED = [
+    [*QUICKSTART, "schedule.warmup_frac=0.1"],
+    [*QUICKSTART, "schedule.warmup_frac=0.7"],
+    [*QUICKSTART, "schedule.warmup_frac=0.1", "optimizer.bias_correction=true"],
+    [*NEWSGROUPS, "optimizer.lr=7e-4", "schedule.warmup_frac=0.1"],
+    [*NEWSGROUPS, "optimizer.lr=7e-4", "schedule.warmup_frac=0.7"],
+    [*NEWSGROUPS, "optimizer.lr=1e-3", "schedule.warmup_frac=0.1"],
+    [*NEWSGROUPS, "optimizer.lr=1e-4", "schedule.warmup_frac=0.7", "model.num_hidden_layers=12"],
+]
+
+
+def setting(number: int) -> list[str]:
+    """The overrides of setting `number`, on top of experiment=quickstart."""
+    if number < len(NAMED):
+        return NAMED[number]
+    draw = np.random.default_rng((2026, number))
+
+    def one(*choices: object, p: list[float] | None = None) -> object:
+        return choices[draw.choice(len(choices), p=p)]
+
+    newsgroups = draw.random() < 0.35
+    width = one(64, 128, p=[0.75, 0.25])
+    batch_size = one(8, 16, 32, p=[0.3, 0.5, 0.2])
+    steps = one(300, 500, 700, 1000, p=[0.25, 0.35, 0.3, 0.1])
+    texts = 2034 if newsgroups else 3600
+    dropout = one(0.0, 0.1, p=[0.7, 0.3])
+    return [
+        f"data={'newsgroups' if newsgroups else 'docstrings'}",
+        f"data.max_length={one(32, 64) if newsgroups else 32}",
+        f"model.num_hidden_layers={one(2, 4, 6, 8, 12)}",
+        f"model.hidden_size={width}",
+        f"model.intermediate_size={4 * width}",
+        f"model.hidden_dropout_prob={dropout}",
+        f"model.attention_probs_dropout_prob={dropout}",
+        f"optimizer.lr={one(1e-5, 5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 1e-3, 1.5e-3, 2e-3, 4e-3, 1e-2):g}",
+        f"optimizer.bias_correction={one('false', 'true', p=[0.65, 0.35])}",
+        f"schedule.warmup_frac={one(0.0, 0.1, 0.3, 0.5, 0.7, 0.9)}",
+        f"train.batch_size={batch_size}",
+        f"train.epochs={max(1, round(steps * batch_size / texts))}",
+    ]
+
+
+def train(folder: Path, number: int, seed: int) -> str:
+    """One run into folder/<number>/seed=<seed>; a line about it."""
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    done = folder / f"{number:03d}" / f"seed={seed}"
+    if (done / "result.json").exists() and (done / "history.npz").exists():
+        return f"{done}: there"
+    work = done.with_name(f"seed={seed}.unfinished")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    overrides = [*setting(number), f"seed={seed}", "device=cpu", "monitor.every=10", "monitor.figures=false"]
+    with initialize_config_module("bertmon.conf", version_base="1.3"):
+        settings = config.from_hydra(compose("config", ["experiment=quickstart", *overrides]))
+    started = time.perf_counter()
+    accuracy = run(settings, work, name=f"{number}/{seed}")
+    for events in work.glob("events*"):
+        events.unlink()
+    (work / "overrides.txt").write_text("\n".join(setting(number)) + "\n")
+    work.rename(done)
+    return f"{done}: {accuracy:.1%} after {time.perf_counter() - started:.0f} s, {' '.join(setting(number))}"
+
+
+def possible(number: int) -> bool:
+    home = Path(os.environ.get("SCIKIT_LEARN_DATA", "~/scikit_learn_data")).expanduser()
+    return "data=newsgroups" not in setting(number) or (home / "20news-bydate_py3.pkz").exists()
+
+
+def main(folder: Path, count: int, processes: int) -> None:
+    tasks = [(number, seed) for seed in SEEDS for number in range(count) if possible(number)]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for finished in as_completed([pool.submit(train, folder, *task) for task in tasks]):
+            print(finished.result(), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int((sys.argv[2:] or [130])[0]), int((sys.argv[3:] or [2])[0]))

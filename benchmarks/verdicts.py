@@ -1,0 +1,288 @@
+"""How often the verdicts are right, and how early: scored on labelled runs, in seconds, without training.
+
+    python benchmarks/verdicts.py                    the table, from the stored histories
+    python benchmarks/verdicts.py pack FOLDER        store the histories that verdict_grid.py left in FOLDER
+    python benchmarks/verdicts.py misses             the runs that the rules get wrong, one a line
+
+The label is the end of the full run alone: a test accuracy within the 99 % interval of the majority class (binomial,
+two-sided) has failed, one at least 20 points above it has learned, the others are listed and left out. Thresholds were
+set on the calibration part, settings below 50 with seed 0; everything else is only scored.
+"""
+
+import io
+import json
+import lzma
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binom
+
+from bertmon import optimizer, schedule
+from bertmon.config import OptimizerConfig, RulesConfig
+from bertmon.monitor import STATISTICS, History, Layers, Plan, Snapshot
+from bertmon.monitor.diagnosis import diagnose
+
+STORE = Path(__file__).parent / "results" / "verdict_histories.npz.xz"
+KEPT = ("grad_mean", "update_ratio", "weight_rms")
+CALIBRATION_SETTINGS = 50
+PLATEAU = 0.25  # a run whose loss first falls after this share of its steps learned late
+
+
+@dataclass(frozen=True)
+class Run:
+    """A labelled run."""
+
+    setting: int
+    seed: int
+    overrides: str
+    accuracy: float
+    majority: float
+    test_texts: int
+    recorded: str | None  # the verdict that the run itself ended with, where it had one
+    history: History
+
+    @property
+    def label(self) -> str:
+        low, high = binom.interval(0.99, self.test_texts, self.majority)
+        if low <= self.accuracy * self.test_texts <= high:
+            return "failed"
+        return "learned" if self.accuracy >= self.majority + 0.2 else "between"
+
+    @property
+    def calibration(self) -> bool:
+        return self.setting < CALIBRATION_SETTINGS and self.seed == 0
+
+    @property
+    def learned_at(self) -> float:
+        """Share of the steps after which the smoothed loss first fell below 0.95 of chance; inf where it never did."""
+        smoothed, window = _smoothed(self.history)
+        below = np.flatnonzero(smoothed < 0.95 * self.history.plan.chance_loss)
+        return float((below[0] + window) / len(self.history.plan)) if len(below) else np.inf
+
+
+# --- the store -----------------------------------------------------------------------------------
+
+
+def read_folder(folder: Path) -> Iterator[Run]:
+    for path in sorted(folder.glob("*/seed=?/history.npz")):
+        result = json.loads(path.with_name("result.json").read_text())
+        yield Run(
+            setting=int(path.parent.parent.name),
+            seed=result["seed"],
+            overrides=" ".join(path.with_name("overrides.txt").read_text().split()),
+            accuracy=result["metrics"]["final"]["accuracy"],
+            majority=result["data"]["majority"],
+            test_texts=result["data"]["test_texts"],
+            recorded=result.get("verdict"),
+            history=History.load(path),
+        )
+
+
+def pack(runs: list[Run]) -> None:
+    """Logarithms in sixteenths of a factor of two, losses in 1e-4; what the rules do not use is left out."""
+    kept = [STATISTICS.index(name) for name in KEPT]
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    about = []
+    for number, run in enumerate(runs):
+        history, plan = run.history, run.history.plan
+        layers = history.snapshots[0].layers
+        values = np.stack([shot.values[:, kept] for shot in history.snapshots])
+        arrays[f"values{number}"] = _coarse(values).transpose(2, 1, 0)  # neighbours in time lie side by side
+        arrays[f"spread{number}"] = _coarse(np.array([shot.logit_spread for shot in history.snapshots]))
+        arrays[f"loss{number}"] = np.round(1e4 * np.nan_to_num(history.losses, nan=1e5)).astype(np.int32)
+        arrays[f"norm{number}"] = _coarse(np.array(history.grad_norms))
+        about.append(
+            {name: getattr(run, name) for name in Run.__annotations__ if name != "history"}
+            | {"steps": [shot.step for shot in history.snapshots], "total": len(plan), "peak": float(plan.lr.max())}
+            | {"warmup_frac": plan.warmup_frac, "bias_correction": plan.bias_correction, "chance": plan.chance_loss}
+            | {"labels": layers.labels, "kinds": layers.kinds, "depths": layers.depths}
+        )
+    file = io.BytesIO()
+    np.savez(file, about=np.array(json.dumps(about)), **arrays)
+    STORE.write_bytes(lzma.compress(file.getvalue(), preset=9))
+
+
+def unpack() -> list[Run]:
+    runs = []
+    with np.load(io.BytesIO(lzma.decompress(STORE.read_bytes())), allow_pickle=False) as stored:
+        for number, about in enumerate(json.loads(str(stored["about"]))):
+            plan = _plan(about)
+            layers = Layers(*(tuple(about[key]) for key in ("labels", "kinds", "depths")))
+            kept = _fine(stored[f"values{number}"].transpose(2, 1, 0))
+            values = np.full((*kept.shape[:2], len(STATISTICS)), np.nan)
+            values[:, :, [STATISTICS.index(name) for name in KEPT]] = kept
+            shots = [
+                Snapshot(step, plan.lr[step], plan.effective_lr[step], spread, layers, value)
+                for step, spread, value in zip(about["steps"], _fine(stored[f"spread{number}"]), values, strict=True)
+            ]
+            losses = (stored[f"loss{number}"] / 1e4).tolist()
+            history = History(plan, losses, _fine(stored[f"norm{number}"]).tolist(), shots)
+            runs.append(
+                Run(**{name: about[name] for name in Run.__annotations__ if name != "history"}, history=history)
+            )
+    return runs
+
+
+def _plan(about: dict[str, Any]) -> Plan:
+    """All stored runs have the linear schedule and the default betas."""
+    total, config = about["total"], OptimizerConfig(bias_correction=about["bias_correction"])
+    factors = [
+        schedule.factor(step, shape="linear", warmup_frac=about["warmup_frac"], total_steps=total)
+        for step in range(total)
+    ]
+    lr = about["peak"] * np.array(factors)
+    effective = lr * np.array([optimizer.effective_factor(config, step) for step in range(total)])
+    return Plan(lr, effective, about["chance"], about["warmup_frac"], about["bias_correction"])
+
+
+_ZERO, _NAN, _INFINITE = -32768, -32767, 32767
+
+
+def _coarse(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int16]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sixteenths = np.round(16 * np.log2(values))
+    coarse = np.where(np.isnan(values), _NAN, np.where(values == 0, _ZERO, np.minimum(sixteenths, _INFINITE)))
+    return coarse.astype(np.int16)
+
+
+def _fine(coarse: npt.NDArray[np.int16]) -> npt.NDArray[np.float64]:
+    values = 2 ** (coarse / 16)
+    return np.select([coarse == _ZERO, coarse == _NAN, coarse == _INFINITE], [0.0, np.nan, np.inf], values)
+
+
+# --- the rules -----------------------------------------------------------------------------------
+
+Rule = Callable[[Run, int], int | None]
+"""The step at which a run is first called doomed, None if never; the number is the steps between two snapshots."""
+
+
+def bertmon_rules(run: Run, every: int) -> int | None:
+    return next((step for step, verdict in verdicts(run.history, every) if verdict.doomed), None)
+
+
+def verdicts(history: History, every: int) -> Iterator[tuple[int, Any]]:
+    """What `diagnose` says after each snapshot, at the cadence asked for."""
+    said = None
+    shots = [shot for shot in history.snapshots if shot.step % every == 0]
+    for number, shot in enumerate(shots, start=1):
+        done = shot.step + 1
+        so_far = History(history.plan, history.losses[:done], history.grad_norms[:done], shots[:number])
+        said = diagnose(so_far, RulesConfig(), said)
+        yield shot.step, said.verdict
+
+
+def loss_rule(window: float) -> Rule:
+    """The smoothed loss is no lower than it was `window` of the whole run before."""
+
+    def rule(run: Run, every: int) -> int | None:
+        smoothed, width = _smoothed(run.history)
+        back = max(1, round(window * len(run.history.plan)))
+        flat = np.flatnonzero(smoothed[back:] >= smoothed[:-back])
+        return int(flat[0]) + back + width - 1 if len(flat) else None
+
+    return rule
+
+
+def vanishing_gradient(run: Run, every: int) -> int | None:
+    """SageMaker Debugger: the mean |gradient| of any tensor is below 1e-7."""
+    return _first(run, every, lambda shot: bool((shot["grad_mean"] < 1e-7).any()))
+
+
+def weight_update_ratio(run: Run, every: int) -> int | None:
+    """SageMaker Debugger: the update of any tensor is more than 10 or less than 1e-8 of it."""
+    return _first(run, every, lambda shot: bool(((shot["update_ratio"] > 10) | (shot["update_ratio"] < 1e-8)).any()))
+
+
+def loss_not_decreasing(run: Run, every: int) -> int | None:
+    """SageMaker Debugger: over 10 steps the loss has fallen by less than 0.1 %."""
+    losses = np.array(run.history.losses)
+    flat = np.flatnonzero(losses[10:] > losses[:-10] * (1 - 0.001))
+    return int(flat[0]) + 10 if len(flat) else None
+
+
+def thousandth(run: Run, every: int) -> int | None:
+    """The article's bare rule of thumb: the middle matrix's update ratio is not within a factor of 10 of 1e-3."""
+
+    def off(shot: Snapshot) -> bool:
+        linear = [kind == "linear" for kind in shot.layers.kinds]
+        return not 1e-4 <= np.median(shot["update_ratio"][linear]) <= 1e-2
+
+    return _first(run, every, off)
+
+
+def _first(run: Run, every: int, holds: Callable[[Snapshot], bool]) -> int | None:
+    return next((shot.step for shot in run.history.snapshots if shot.step % every == 0 and holds(shot)), None)
+
+
+def _smoothed(history: History) -> tuple[npt.NDArray[np.float64], int]:
+    window = max(20, len(history.plan) // 20)
+    return np.convolve(history.losses, np.full(window, 1 / window), "valid"), window
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+RULES: dict[str, Rule] = {
+    "bertmon": bertmon_rules,
+    "loss no lower than 5 % of the run before": loss_rule(0.05),
+    "loss no lower than 10 % of the run before": loss_rule(0.1),
+    "loss no lower than 20 % of the run before": loss_rule(0.2),
+    "SageMaker VanishingGradient": vanishing_gradient,
+    "SageMaker WeightUpdateRatio": weight_update_ratio,
+    "SageMaker LossNotDecreasing": loss_not_decreasing,
+    "update ratio within a factor of 10 of 1e-3": thousandth,
+}
+
+
+def table(runs: list[Run], every: int) -> None:
+    failed = [run for run in runs if run.label == "failed"]
+    learned = [run for run in runs if run.label == "learned"]
+    print("| rule | failed runs flagged | learned runs flagged | median step of a flag, share of the run |")
+    print("|---|---|---|---|")
+    for name, rule in RULES.items():
+        steps = [(rule(run, every), len(run.history.plan)) for run in failed]
+        flags = [step / total for step, total in steps if step is not None]
+        alarms = sum(rule(run, every) is not None for run in learned)
+        print(
+            f"| {name} | {len(flags)} of {len(failed)} ({len(flags) / len(failed):.1%}) "
+            f"| {alarms} of {len(learned)} ({alarms / len(learned):.1%}) "
+            f"| {np.median(flags) if flags else np.nan:.1%} |"
+        )
+
+
+def misses(runs: list[Run], every: int) -> None:
+    for run in runs:
+        flag = bertmon_rules(run, every)
+        wrong = (run.label == "failed" and flag is None) or (run.label == "learned" and flag is not None)
+        if wrong:
+            print(f"{run.setting}/{run.seed} {run.label} {run.accuracy:.1%}, flagged at {flag}: {run.overrides}")
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["pack"]:
+        pack(list(read_folder(Path(arguments[1]))))
+        return
+    runs = unpack()
+    if arguments == ["misses"]:
+        misses(runs, every=30)
+        return
+    late = sum(run.label == "learned" and run.learned_at > PLATEAU for run in runs)
+    counts = {label: sum(run.label == label for run in runs) for label in ("failed", "learned", "between")}
+    print(f"{len(runs)} runs: {counts}; {late} learned after a plateau of more than {PLATEAU:.0%} of the steps\n")
+    parts = {
+        "calibration": [run for run in runs if run.calibration],
+        "held out": [run for run in runs if not run.calibration],
+        "held out, new settings": [run for run in runs if run.setting >= CALIBRATION_SETTINGS],
+    }
+    for every in (30, 10):
+        for name, part in parts.items():
+            print(f"\n{name}, a snapshot every {every} steps\n")
+            table(part, every)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

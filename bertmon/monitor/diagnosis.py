@@ -1,0 +1,234 @@
+"""What is healthy: a History so far -> a verdict in words. Pure, numpy only; says nothing about when it is asked.
+
+How often the rules are right is measured on labelled runs: benchmarks/verdicts.py.
+"""
+
+import math
+from bisect import bisect_left
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from bertmon.config import RulesConfig
+from bertmon.monitor import History, Plan, Snapshot
+
+
+class Verdict(StrEnum):
+    """How a run stands. The last three are doomed: it is not expected to learn any more."""
+
+    healthy = "healthy"
+    slow = "slow"
+    collapsed = "collapsed"
+    diverged = "diverged"
+    not_learning = "not learning"
+
+    @property
+    def doomed(self) -> bool:
+        return self in (Verdict.collapsed, Verdict.diverged, Verdict.not_learning)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One observation that a verdict rests on: `value` of `signal` at `step`, beyond `threshold`."""
+
+    signal: str  # the tag that it has in TensorBoard
+    layer: str | None
+    value: float
+    threshold: float
+    step: int
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """A verdict, the step that it is known since, and why."""
+
+    verdict: Verdict
+    step: int
+    findings: tuple[Finding, ...] = ()
+    cause: str | None = None
+    advice: str | None = None
+
+    def observed(self) -> str:
+        """The findings in words."""
+        return ", ".join(finding.words for finding in self.findings)
+
+    def __str__(self) -> str:
+        why = self.observed()
+        text = f"step {self.step}: {self.verdict}" + (f" - {why}." if why else "")
+        if self.cause:
+            text += f" Likely cause: {self.cause}."
+        return text + (f" Try {self.advice}." if self.advice else "")
+
+
+_STAY = 10.0
+"""How far beyond its threshold a signal has to come back before a verdict is withdrawn."""
+
+
+def diagnose(history: History, rules: RulesConfig, before: Diagnosis | None = None) -> Diagnosis:
+    """The verdict after the last step of `history`, whose snapshot is there; the first rule that holds decides.
+
+    before: what was said of the run last; it is returned as it was where the verdict is still the same.
+    """
+    said = before.verdict if before else None
+    for rule in (_diverged, _collapsed, _learned, _not_growing, _slow):
+        found = rule(history, rules, said)
+        if found is not None:
+            break
+    else:
+        found = Diagnosis(Verdict.healthy, len(history.losses) - 1)
+    return before if before and before.verdict is found.verdict else found
+
+
+def _diverged(history: History, rules: RulesConfig, said: Verdict | None) -> Diagnosis | None:
+    """A loss or a gradient that is infinite or not a number."""
+    step, loss, norm = len(history.losses) - 1, history.losses[-1], history.grad_norms[-1]
+    if math.isfinite(loss + norm):
+        return None
+    what, value = ("loss/train", loss) if not math.isfinite(loss) else ("grad_norm", norm)
+    layer = None
+    if history.snapshots and history.snapshots[-1].step == step:
+        snapshot = history.snapshots[-1]
+        broken = np.flatnonzero(~np.isfinite(snapshot["grad_max"]))
+        if 0 < len(broken) < len(snapshot.layers):
+            layer = snapshot.layers.labels[broken[-1]]
+    words = f"the {'loss' if what == 'loss/train' else 'gradient'} is {value}"
+    cause = advice = None
+    if history.plan.effective_lr[:step].any():
+        cause = f"a learning rate of {history.plan.effective_lr[:step].max():.1e} is too large"
+        advice = f"optimizer.lr={_shown(history.plan.lr.max() / 10)}"
+    finding = Finding(what, layer, value, math.inf, step, words + (f" from {layer} towards the input" if layer else ""))
+    return Diagnosis(Verdict.diverged, step, (finding,), cause, advice)
+
+
+def _collapsed(history: History, rules: RulesConfig, said: Verdict | None) -> Diagnosis | None:
+    """The logits ignore the texts, while the gradient dies towards the input or the weights have stopped to move."""
+    snapshot = history.snapshots[-1]
+    vanishing = snapshot.depth_profile[0] < rules.depth_profile
+    resting = snapshot.signals.get("update_per_lr/linear", math.inf) < rules.update_per_lr
+    if said is Verdict.collapsed:
+        if all(shot.logit_spread > _STAY * rules.logit_spread for shot in history.snapshots[-3:]):
+            return None  # one odd batch is no recovery
+    elif not (snapshot.logit_spread < rules.logit_spread and (vanishing or resting)):
+        return None
+    profile, first = snapshot.depth_profile
+    findings = []
+    if profile < rules.depth_profile:
+        words = (
+            f"gradients vanish towards the input (first/last layer {profile:.0e} < {rules.depth_profile:.0e}, {first})"
+        )
+        findings.append(Finding("depth_profile", first, profile, rules.depth_profile, snapshot.step, words))
+    moved = snapshot.signals.get("update_per_lr/linear", math.inf)
+    if moved < rules.update_per_lr:
+        words = f"weights hardly move (steps {moved:.0e} < {rules.update_per_lr:.0e} of the learning rate)"
+        findings.append(Finding("update_per_lr/linear", None, moved, rules.update_per_lr, snapshot.step, words))
+    words = f"every text gets the same logits (spread {snapshot.logit_spread:.0e} < {rules.logit_spread:.0e})"
+    findings.append(Finding("logit_spread", None, snapshot.logit_spread, rules.logit_spread, snapshot.step, words))
+    return Diagnosis(Verdict.collapsed, snapshot.step, tuple(findings), *_why_collapsed(history.plan, snapshot.step))
+
+
+def _why_collapsed(plan: Plan, step: int) -> tuple[str, str]:
+    """Cause and advice: the largest effective rate so far was too large, and what would keep it below half of that."""
+    peak = int(plan.effective_lr[: step + 1].argmax())
+    broke, nominal = float(plan.effective_lr[peak]), float(plan.lr.max())
+    boosts = np.divide(plan.effective_lr, plan.lr, out=np.ones(len(plan)), where=plan.lr > 0)
+    ways = []
+    if plan.warmup_frac < 0.7 and nominal * boosts[int(0.7 * len(plan))] < broke / 2:
+        ways.append("schedule.warmup_frac=0.7")
+    if not plan.bias_correction and nominal < broke / 2:
+        ways.append("optimizer.bias_correction=true")
+    if not ways:
+        ways.append(f"optimizer.lr={_shown(nominal * broke / 3 / plan.effective_lr.max())}")
+    if boosts[peak] > 1.5:
+        cause = (
+            f"an effective learning rate of {broke:.1e} at step {peak}, {boosts[peak]:.1f}x the nominal one "
+            f"(no bias correction, warm-up {plan.warmup_frac:g})"
+        )
+    else:
+        cause = f"a learning rate of {broke:.1e} at step {peak} is too large for this model"
+    return cause, " or ".join(ways)
+
+
+def _learned(history: History, rules: RulesConfig, said: Verdict | None) -> Diagnosis | None:
+    """The loss is clearly below what the labels alone would give; once it is, half of that is enough to stay there."""
+    share = rules.learned if said not in (None, Verdict.healthy) else (1 + rules.learned) / 2
+    if _smoothed(history) < share * history.plan.chance_loss:
+        return Diagnosis(Verdict.healthy, len(history.losses) - 1)
+    return None
+
+
+def _not_growing(history: History, rules: RulesConfig, said: Verdict | None) -> Diagnosis | None:
+    """By the end of the run the logits will hardly depend on the texts, if they go on as they do.
+
+    Off a plateau the spread of the logits grows exponentially, and the learning rate is its clock: log(spread) is
+    fitted as a line over the effective learning rates added up, through the latter half of the steps so far, and
+    followed to the last step.
+    """
+    plan, shots = history.plan, history.snapshots
+    step = shots[-1].step
+    if step < rules.patience * len(plan):
+        return None
+    expected = _spread_at_end(plan, shots)
+    if not expected < rules.spread_at_end * (_STAY if said is Verdict.not_learning else 1):
+        return None
+    words = (
+        f"the logits hardly depend on the text, nor will they by the last step "
+        f"(spread {expected:.0e} < {rules.spread_at_end:.0e})"
+    )
+    return Diagnosis(
+        Verdict.not_learning,
+        step,
+        (Finding("logit_spread", None, expected, rules.spread_at_end, step, words),),
+        *_why_not_growing(plan, shots),
+    )
+
+
+def _spread_at_end(plan: Plan, shots: list[Snapshot]) -> float:
+    """The spread of the logits to expect at the end of the run; infinite where that cannot be said."""
+    clock = np.cumsum(plan.effective_lr)
+    first = bisect_left(shots, shots[-1].step / 2, key=lambda shot: shot.step)
+    recent = [shot for shot in shots[first :: 1 + (len(shots) - first) // 100] if shot.logit_spread > 0]
+    if len(recent) < 3:
+        return math.inf
+    slope, start = np.polyfit([clock[shot.step] for shot in recent], np.log([shot.logit_spread for shot in recent]), 1)
+    at = clock[-1] if slope > 0 else clock[shots[-1].step]  # a spread that falls is taken to stay
+    return math.exp(min(float(start + slope * at), 100.0))
+
+
+def _why_not_growing(plan: Plan, shots: list[Snapshot]) -> tuple[str | None, str | None]:
+    """What all steps together move the weights by, in units of the weights' size, tells too small a rate from too
+    large a one; in between neither is said."""
+    linear = [kind == "linear" for kind in shots[0].layers.kinds]
+    per_lr = [shot.signals["update_per_lr/linear"] for shot in shots if "update_per_lr/linear" in shot.signals]
+    if not any(linear) or not per_lr:
+        return None, None
+    size = np.median(shots[0]["weight_rms"][linear])
+    movement = float(np.median(per_lr) * plan.effective_lr.sum() / size)
+    peak = float(plan.lr.max())
+    if movement < 1:
+        cause = f"a learning rate of {peak:.1e} is too small: all {len(plan)} steps move the weights by {movement:.0%}"
+        return cause, f"optimizer.lr={_shown(peak / movement)} or more steps"
+    if movement > 3:
+        return f"a learning rate of {plan.effective_lr.max():.1e} is too large", f"optimizer.lr={_shown(peak / 3)}"
+    return None, None
+
+
+def _slow(history: History, rules: RulesConfig, said: Verdict | None) -> Diagnosis | None:
+    """Nothing learned after a good part of the run, and no sign that it is lost."""
+    done, loss, chance = len(history.losses), _smoothed(history), history.plan.chance_loss
+    if done < rules.slow * len(history.plan):
+        return None
+    words = f"after {done} of {len(history.plan)} steps the loss, {loss:.2f}, is still at chance ({chance:.2f})"
+    finding = Finding("loss/train", None, loss, rules.learned * chance, done - 1, words)
+    return Diagnosis(Verdict.slow, done - 1, (finding,))
+
+
+def _smoothed(history: History) -> float:
+    """Mean loss of the last twentieth of the whole run's steps, of at least 20."""
+    return float(np.mean(history.losses[-max(20, len(history.plan) // 20) :]))
+
+
+def _shown(value: float) -> str:
+    """A number that can be typed: two digits."""
+    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
