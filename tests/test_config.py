@@ -43,6 +43,13 @@ WRONG = [  # key, value, what is allowed
     ("train.clip", float("nan"), "a number above 0, or null"),
     ("monitor.every", 0, "a whole number of at least 1"),
     ("monitor.skip_prob", 1.0, "a number of at least 0 and below 1"),
+    ("monitor.rules.logit_spread", 0.0, "a finite number above 0"),
+    ("monitor.rules.depth_profile", float("nan"), "a finite number above 0"),
+    ("monitor.rules.update_per_lr", float("inf"), "a finite number above 0"),
+    ("monitor.rules.spread_at_end", -1.0, "a finite number above 0"),
+    ("monitor.rules.learned", 1.0, "a number between 0 and 1"),
+    ("monitor.rules.patience", 0.0, "a number between 0 and 1"),
+    ("monitor.rules.slow", 1.5, "a number between 0 and 1"),
 ]
 
 
@@ -165,4 +172,4 @@ def test_every_field_has_a_docstring_right_under_it():
                     assert documented, f"{node.name}.{ast.unparse(field.target)}"
 
 
-GROUPS = {"data", "model", "optimizer", "schedule", "train", "monitor"}
+GROUPS = {"data", "model", "optimizer", "schedule", "train", "monitor", "rules"}

@@ -166,6 +166,12 @@ def test_the_advice_is_a_rate_where_no_other_way_keeps_it_small():
     assert early.advice == "optimizer.lr=3.3e-5"  # it broke at a tenth of the peak
 
 
+def test_no_rate_is_blamed_before_the_first_update():
+    steps = plan()
+    said = diagnose(history(steps, snapshot(steps, 0, **COLLAPSED)), RULES)
+    assert (said.verdict, said.cause, said.advice) == (Verdict.collapsed, None, None)
+
+
 def test_a_rate_that_is_too_small_is_told_once_a_fifth_has_passed():
     steps = plan(lr=1e-5)
     assert diagnose(history(steps, *constant(steps, 90)), RULES).verdict is Verdict.healthy

@@ -12,6 +12,7 @@ import pytest
 from conftest import SHARED, needs_newsgroups, write_texts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bertmon.monitor import History
 from bertmon.run import run
 
 TINY = [
@@ -74,7 +75,11 @@ def test_the_sweep_trains_both_runs_and_leaves_everything_beside_each_other(bert
     for name, result in runs.items():
         assert result["status"] == "ok"
         assert result["experiment"] == "quickstart"
-        assert result["metrics"]["final"]["step"] == result["steps"] == 15
+        assert result["metrics"]["final"]["step"] == result["steps"] == result["steps_planned"] == 15
+        assert result["verdict"] in ("healthy", "slow", "collapsed", "not learning")
+        history = History.load(folder / name / "history.npz")
+        assert len(history.losses) == 15
+        assert [snapshot.step for snapshot in history.snapshots] == [0, 4, 8, 12]
         assert len(result["data"]["fingerprint"]) == 64
         run = folder / name
         assert "experiment: quickstart" in (run / ".hydra" / "config.yaml").read_text()
@@ -124,13 +129,36 @@ def test_a_run_returns_its_last_accuracy_for_a_sweeper(settings, tmp_path):
     assert recorded["metrics"]["best"]["accuracy"] == max(each["accuracy"] for each in recorded["evaluations"]) > 0.5
 
 
+def test_a_doomed_run_says_so_in_words_and_can_be_stopped(bertmon, files, tmp_path):
+    doomed = ["monitor.rules.logit_spread=1000", "monitor.rules.depth_profile=1000"]
+    done = bertmon("schedule.warmup_frac=0.1,0.7", "-m", "monitor.on_doomed=stop", *doomed, *files)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stdout.splitlines() if "collapsed - " in line]
+    assert len(told) == 2
+    assert told[0].startswith("step 0: collapsed - gradients vanish towards the input (first/last layer ")
+    assert "14 of 15 steps saved" in done.stdout
+    folder = only_folder(tmp_path)
+    for name, result in results(folder).items():
+        assert (result["status"], result["verdict"], result["verdict_step"]) == ("stopped", "collapsed", 0)
+        assert (result["steps"], result["steps_planned"]) == (1, 15)
+        assert result["metrics"]["final"]["step"] == 1
+        assert [finding["signal"] for finding in result["findings"]] == ["depth_profile", "logit_spread"]
+        assert result["findings"][0]["layer"].startswith("enc.l.0.")
+        assert (result["cause"], result["advice"]) == (None, None)  # no weight has moved yet
+        assert told[0].removeprefix("step 0") in (folder / name / "run.log").read_text()
+        events = EventAccumulator(str(folder / name)).Reload()
+        assert "verdict/text_summary" in events.Tags()["tensors"]
+        assert events.Tags()["images"]
+
+
 def test_watching_off_leaves_loss_and_accuracy(bertmon, files, tmp_path):
     assert bertmon("monitor=off", *files).returncode == 0
     folder = only_folder(tmp_path)
     (name,) = results(folder)
     tags = EventAccumulator(str(folder / name)).Reload().Tags()
     assert set(tags["scalars"]) >= {"loss/train", "loss/test", "accuracy/test", "learning_rate"}
-    assert not any("grad" in tag for tag in tags["scalars"])
+    assert not any(tag.startswith("grad_mean") for tag in tags["scalars"])
+    assert results(folder)[name]["verdict"] is None
     assert tags["images"] == []
 
 

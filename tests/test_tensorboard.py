@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bertmon.config import RulesConfig
 from bertmon.monitor import STATISTICS
 from bertmon.run import run
 
@@ -23,6 +24,7 @@ def server(settings, tmp_path):
         (sweep / name).mkdir(parents=True)
         settings.schedule.warmup_frac = warmup_frac
         settings.monitor.every = 1
+        settings.monitor.rules = RulesConfig(logit_spread=1e3, depth_profile=1e3)  # doomed at once
         run(
             settings, sweep / name, name=name, differs={"schedule.warmup_frac": str(warmup_frac), "model": "bert_small"}
         )
@@ -62,7 +64,8 @@ def test_tensorboard_lists_both_runs_with_everything(server):
     scalars = server("data/plugin/scalars/tags")
     for name in NAMES:
         tags = set(scalars[name])
-        assert {"loss/train", "loss/test", "accuracy/test", "learning_rate"} < tags
+        assert {"loss/train", "loss/test", "accuracy/test", "learning_rate", "effective_learning_rate"} < tags
+        assert {"grad_norm", "clipped", "depth_profile", "logit_spread", "update_per_lr/linear"} < tags
         assert {f"{statistic}/enc.l.1.attention.query" for statistic in STATISTICS} < tags
 
     images = server("data/plugin/images/tags")
@@ -73,7 +76,13 @@ def test_tensorboard_lists_both_runs_with_everything(server):
         )
         assert [image["step"] for image in server(query)] == list(range(12))  # all of them, not the usual 10
 
-    assert server("data/plugin/text/tags") == {name: ["config/text_summary"] for name in NAMES}
+    texts = server("data/plugin/text/tags")
+    assert {name: set(texts[name]) for name in NAMES} == {
+        name: {"config/text_summary", "verdict/text_summary"} for name in NAMES
+    }
+    (told,) = server(f"data/plugin/text/text?tag=verdict/text_summary&run={NAMES[0].replace('=', '%3D')}")
+    assert told["step"] == 0
+    assert "step 0: collapsed - gradients vanish towards the input" in told["text"]
 
     statuses = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
     columns = [{"hparam": "schedule.warmup_frac"}, {"metric": {"tag": "accuracy/test"}}]
@@ -81,8 +90,16 @@ def test_tensorboard_lists_both_runs_with_everything(server):
         "data/plugin/hparams/session_groups",
         {"experimentName": "", "allowedStatuses": statuses, "colParams": columns, "startIndex": 0, "sliceSize": 10},
     )["sessionGroups"]
+    for group in groups:
+        assert group["hparams"].pop("findings").startswith("gradients vanish towards the input")
     assert {group["name"]: group["hparams"] for group in groups} == {
-        name: {"schedule.warmup_frac": warmup_frac, "model": "bert_small", "seed": 1}
+        name: {
+            "schedule.warmup_frac": warmup_frac,
+            "model": "bert_small",
+            "seed": 1,
+            "verdict": "collapsed",
+            "verdict_step": 0,
+        }
         for name, warmup_frac in zip(NAMES, (0.1, 0.7), strict=True)
     }
     accuracies = {metric["name"]["tag"]: metric["value"] for metric in groups[0]["metricValues"]}

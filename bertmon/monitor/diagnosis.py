@@ -128,10 +128,12 @@ def _collapsed(history: History, rules: RulesConfig, said: Verdict | None) -> Di
     return Diagnosis(Verdict.collapsed, snapshot.step, tuple(findings), *_why_collapsed(history.plan, snapshot.step))
 
 
-def _why_collapsed(plan: Plan, step: int) -> tuple[str, str]:
+def _why_collapsed(plan: Plan, step: int) -> tuple[str | None, str | None]:
     """Cause and advice: the largest effective rate so far was too large, and what would keep it below half of that."""
     peak = int(plan.effective_lr[: step + 1].argmax())
     broke, nominal = float(plan.effective_lr[peak]), float(plan.lr.max())
+    if not broke:
+        return None, None  # no weight has moved yet
     boosts = np.divide(plan.effective_lr, plan.lr, out=np.ones(len(plan)), where=plan.lr > 0)
     ways = []
     if plan.warmup_frac < 0.7 and nominal * boosts[int(0.7 * len(plan))] < broke / 2:
