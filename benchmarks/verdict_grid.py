@@ -1,10 +1,12 @@
 """The labelled runs that bertmon's verdicts are judged on: small BERTs, real training, real histories.
 
     python benchmarks/verdict_grid.py FOLDER [settings] [processes]
+    python benchmarks/verdict_grid.py FOLDER advice [processes]
 
 Trains every setting with seeds 0 and 1 into FOLDER, one thread a process; what is there already is left alone, so the
 same command goes on after an interruption. Settings are drawn at random but fixed: the first 100 of 200 are the 100.
 Real 20 newsgroups are taken where scikit-learn has them (SCIKIT_LEARN_DATA); without them those settings are left out.
+With `advice` every failed run of seed 0 is trained again as its verdict advised, into FOLDER/advice.
 """
 
 import logging
@@ -12,6 +14,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from hydra import compose, initialize_config_module
+from verdicts import read_folder, verdicts
 
 from bertmon import config
 from bertmon.run import run
@@ -70,26 +74,25 @@ def setting(number: int) -> list[str]:
     ]
 
 
-def train(folder: Path, number: int, seed: int) -> str:
-    """One run into folder/<number>/seed=<seed>; a line about it."""
+def train(done: Path, setting: list[str], seed: int) -> str:
+    """One run into the folder `done`; a line about it."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    done = folder / f"{number:03d}" / f"seed={seed}"
     if (done / "result.json").exists() and (done / "history.npz").exists():
         return f"{done}: there"
-    work = done.with_name(f"seed={seed}.unfinished")
+    work = done.with_name(f"{done.name}.unfinished")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    overrides = [*setting(number), f"seed={seed}", "device=cpu", "monitor.every=10", "monitor.figures=false"]
+    overrides = [*setting, f"seed={seed}", "device=cpu", "monitor.every=10", "monitor.figures=false"]
     with initialize_config_module("bertmon.conf", version_base="1.3"):
         settings = config.from_hydra(compose("config", ["experiment=quickstart", *overrides]))
     started = time.perf_counter()
-    accuracy = run(settings, work, name=f"{number}/{seed}")
+    accuracy = run(settings, work, name=str(done))
     for events in work.glob("events*"):
         events.unlink()
-    (work / "overrides.txt").write_text("\n".join(setting(number)) + "\n")
+    (work / "overrides.txt").write_text("\n".join(setting) + "\n")
     work.rename(done)
-    return f"{done}: {accuracy:.1%} after {time.perf_counter() - started:.0f} s, {' '.join(setting(number))}"
+    return f"{done}: {accuracy:.1%} after {time.perf_counter() - started:.0f} s, {' '.join(setting)}"
 
 
 def possible(number: int) -> bool:
@@ -97,12 +100,33 @@ def possible(number: int) -> bool:
     return "data=newsgroups" not in setting(number) or (home / "20news-bydate_py3.pkz").exists()
 
 
-def main(folder: Path, count: int, processes: int) -> None:
-    tasks = [(number, seed) for seed in SEEDS for number in range(count) if possible(number)]
+def grid(folder: Path, count: int) -> Iterator[tuple[Path, list[str], int]]:
+    """Where, what and from which seed."""
+    for seed in SEEDS:
+        for number in range(count):
+            if possible(number):
+                yield folder / f"{number:03d}" / f"seed={seed}", setting(number), seed
+
+
+def advised(folder: Path) -> Iterator[tuple[Path, list[str], int]]:
+    """The failed runs of seed 0 once more, for each override that their first doomed verdict advised."""
+    for labelled in read_folder(folder):
+        if labelled.label != "failed" or labelled.seed:
+            continue
+        said = next((said for _, said in verdicts(labelled.history, every=30) if said.verdict.doomed), None)
+        for advice in (said.advice or "").split(" or ") if said else ():
+            if "=" in advice:
+                key = advice.split("=")[0]
+                kept = [override for override in setting(labelled.setting) if not override.startswith(f"{key}=")]
+                yield folder / "advice" / f"{labelled.setting:03d},{said.verdict},{advice}", [*kept, advice], 0
+
+
+def main(folder: Path, what: str, processes: int) -> None:
+    tasks = list(advised(folder) if what == "advice" else grid(folder, int(what)))
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        for finished in as_completed([pool.submit(train, folder, *task) for task in tasks]):
+        for finished in as_completed([pool.submit(train, *task) for task in tasks]):
             print(finished.result(), flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int((sys.argv[2:] or [130])[0]), int((sys.argv[3:] or [2])[0]))
+    main(Path(sys.argv[1]), (sys.argv[2:] or ["137"])[0], int((sys.argv[3:] or [2])[0]))

@@ -3,6 +3,7 @@
     python benchmarks/verdicts.py                    the table, from the stored histories
     python benchmarks/verdicts.py pack FOLDER        store the histories that verdict_grid.py left in FOLDER
     python benchmarks/verdicts.py misses             the runs that the rules get wrong, one a line
+    python benchmarks/verdicts.py picture FILE       signals and flags of the held-out runs, drawn
 
 The label is the end of the full run alone: a test accuracy within the 99 % interval of the majority class (binomial,
 two-sided) has failed, one at least 20 points above it has learned, the others are listed and left out. Thresholds were
@@ -12,6 +13,7 @@ set on the calibration part, settings below 50 with seed 0; everything else is o
 import io
 import json
 import lzma
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,14 +22,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy.stats import binom
 
 from bertmon import optimizer, schedule
 from bertmon.config import OptimizerConfig, RulesConfig
 from bertmon.monitor import STATISTICS, History, Layers, Plan, Snapshot
-from bertmon.monitor.diagnosis import diagnose
+from bertmon.monitor.diagnosis import Diagnosis, diagnose
 
 STORE = Path(__file__).parent / "results" / "verdict_histories.npz.xz"
+ADVICE = STORE.with_name("verdict_advice.json")
 KEPT = ("grad_mean", "update_ratio", "weight_rms")
 CALIBRATION_SETTINGS = 50
 PLATEAU = 0.25  # a run whose loss first falls after this share of its steps learned late
@@ -48,10 +53,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        low, high = binom.interval(0.99, self.test_texts, self.majority)
-        if low <= self.accuracy * self.test_texts <= high:
-            return "failed"
-        return "learned" if self.accuracy >= self.majority + 0.2 else "between"
+        return label(self.accuracy, self.majority, self.test_texts)
 
     @property
     def calibration(self) -> bool:
@@ -63,6 +65,13 @@ class Run:
         smoothed, window = _smoothed(self.history)
         below = np.flatnonzero(smoothed < 0.95 * self.history.plan.chance_loss)
         return float((below[0] + window) / len(self.history.plan)) if len(below) else np.inf
+
+
+def label(accuracy: float, majority: float, test_texts: int) -> str:
+    low, high = binom.interval(0.99, test_texts, majority)
+    if low <= accuracy * test_texts <= high:
+        return "failed"
+    return "learned" if accuracy >= majority + 0.2 else "between"
 
 
 # --- the store -----------------------------------------------------------------------------------
@@ -81,6 +90,20 @@ def read_folder(folder: Path) -> Iterator[Run]:
             recorded=result.get("verdict"),
             history=History.load(path),
         )
+
+
+def read_advice(folder: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob("*/result.json")):
+        result = json.loads(path.read_text())
+        setting, verdict, advice = path.parent.name.split(",")
+        yield {
+            "setting": int(setting),
+            "verdict": verdict,
+            "advice": advice,
+            "accuracy": result["metrics"]["final"]["accuracy"],
+            "majority": result["data"]["majority"],
+            "test_texts": result["data"]["test_texts"],
+        }
 
 
 def pack(runs: list[Run]) -> None:
@@ -162,10 +185,10 @@ Rule = Callable[[Run, int], int | None]
 
 
 def bertmon_rules(run: Run, every: int) -> int | None:
-    return next((step for step, verdict in verdicts(run.history, every) if verdict.doomed), None)
+    return next((step for step, said in verdicts(run.history, every) if said.verdict.doomed), None)
 
 
-def verdicts(history: History, every: int) -> Iterator[tuple[int, Any]]:
+def verdicts(history: History, every: int) -> Iterator[tuple[int, Diagnosis]]:
     """What `diagnose` says after each snapshot, at the cadence asked for."""
     said = None
     shots = [shot for shot in history.snapshots if shot.step % every == 0]
@@ -173,7 +196,7 @@ def verdicts(history: History, every: int) -> Iterator[tuple[int, Any]]:
         done = shot.step + 1
         so_far = History(history.plan, history.losses[:done], history.grad_norms[:done], shots[:number])
         said = diagnose(so_far, RulesConfig(), said)
-        yield shot.step, said.verdict
+        yield shot.step, said
 
 
 def loss_rule(window: float) -> Rule:
@@ -184,6 +207,15 @@ def loss_rule(window: float) -> Rule:
         back = max(1, round(window * len(run.history.plan)))
         flat = np.flatnonzero(smoothed[back:] >= smoothed[:-back])
         return int(flat[0]) + back + width - 1 if len(flat) else None
+
+    return rule
+
+
+def chance_rule(share: float) -> Rule:
+    """The smoothed loss has never been below 0.95 of chance when `share` of the run has passed."""
+
+    def rule(run: Run, every: int) -> int | None:
+        return None if run.learned_at <= share else math.ceil(share * len(run.history.plan))
 
     return rule
 
@@ -231,6 +263,8 @@ RULES: dict[str, Rule] = {
     "loss no lower than 5 % of the run before": loss_rule(0.05),
     "loss no lower than 10 % of the run before": loss_rule(0.1),
     "loss no lower than 20 % of the run before": loss_rule(0.2),
+    "loss still at chance after 30 % of the run": chance_rule(0.3),
+    "loss still at chance after 60 % of the run": chance_rule(0.6),
     "SageMaker VanishingGradient": vanishing_gradient,
     "SageMaker WeightUpdateRatio": weight_update_ratio,
     "SageMaker LossNotDecreasing": loss_not_decreasing,
@@ -239,19 +273,81 @@ RULES: dict[str, Rule] = {
 
 
 def table(runs: list[Run], every: int) -> None:
+    """A row a rule. A lead is how many steps before the rule bertmon flags the same run."""
     failed = [run for run in runs if run.label == "failed"]
     learned = [run for run in runs if run.label == "learned"]
-    print("| rule | failed runs flagged | learned runs flagged | median step of a flag, share of the run |")
-    print("|---|---|---|---|")
+    ours = [bertmon_rules(run, every) for run in failed]
+    print("| rule | failed runs flagged | learned runs flagged | median flag, share of the run | median lead, steps |")
+    print("|---|---|---|---|---|")
     for name, rule in RULES.items():
-        steps = [(rule(run, every), len(run.history.plan)) for run in failed]
-        flags = [step / total for step, total in steps if step is not None]
+        steps = [rule(run, every) for run in failed]
+        flags = [step / len(run.history.plan) for step, run in zip(steps, failed, strict=True) if step is not None]
+        leads = [step - own for step, own in zip(steps, ours, strict=True) if step is not None and own is not None]
         alarms = sum(rule(run, every) is not None for run in learned)
         print(
-            f"| {name} | {len(flags)} of {len(failed)} ({len(flags) / len(failed):.1%}) "
-            f"| {alarms} of {len(learned)} ({alarms / len(learned):.1%}) "
-            f"| {np.median(flags) if flags else np.nan:.1%} |"
+            f"| {name} | {_share(len(flags), len(failed))} | {_share(alarms, len(learned))} "
+            f"| {f'{np.median(flags):.1%}' if flags else ''} "
+            f"| {f'{np.median(leads):+.0f}' if leads and rule is not bertmon_rules else ''} |"
         )
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count} of {total} ({count / total:.1%})" if total else "none"
+
+
+def advice_table() -> None:
+    """What became of failed runs that were trained once more as their verdict advised."""
+    tried: dict[tuple[str, str], list[str]] = {}
+    for run in json.loads(ADVICE.read_text()):
+        outcome = label(run["accuracy"], run["majority"], run["test_texts"])
+        tried.setdefault((run["verdict"], run["advice"].split("=")[0]), []).append(outcome)
+    print("| verdict | advice | tried | learned | between | failed |")
+    print("|---|---|---|---|---|---|")
+    for (verdict, key), outcomes in sorted(tried.items()):
+        counts = " | ".join(str(outcomes.count(outcome)) for outcome in ("learned", "between", "failed"))
+        print(f"| {verdict} | `{key}` | {len(outcomes)} | {counts} |")
+
+
+def picture(runs: list[Run], path: Path) -> None:
+    """Left: the spread of the logits over the run. Right: how many failed runs have been flagged by when."""
+    figure = Figure(figsize=(10.5, 4), dpi=100)
+    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    colours = {"learned": "#0072B2", "failed": "#D55E00"}
+    for name in ("learned", "failed"):
+        for run in runs:
+            if run.label == name:
+                shots = run.history.snapshots
+                at = [100 * shot.step / len(run.history.plan) for shot in shots]
+                left.plot(at, [shot.logit_spread for shot in shots], color=colours[name], linewidth=0.7, alpha=0.45)
+    left.axhline(RulesConfig().logit_spread, color="#222222", linewidth=1, linestyle=(0, (4, 3)))
+    left.set(
+        yscale="log", ylim=(1e-10, 10), xlim=(0, 100), xlabel="steps [% of the run]", ylabel="spread of the logits"
+    )
+    lines = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    lines.append(Line2D([], [], color="#222222", linewidth=1, linestyle=(0, (4, 3)), label="threshold"))
+    left.legend(handles=lines, loc="lower right", fontsize=8.5, frameon=False, ncols=3)
+    left.set_title("What the logits say", fontsize=11, loc="left")
+
+    failed = [run for run in runs if run.label == "failed"]
+    shown = {
+        "bertmon, a snapshot every 10 steps": (bertmon_rules, 10, "#0072B2", "-"),
+        "bertmon, a snapshot every 30 steps": (bertmon_rules, 30, "#56B4E9", "-"),
+        "SageMaker VanishingGradient": (vanishing_gradient, 10, "#E69F00", "--"),
+        "loss still at chance after 60 %": (chance_rule(0.6), 10, "#777777", "-."),
+    }
+    for name, (rule, every, colour, style) in shown.items():
+        flags = sorted(100 * step / len(run.history.plan) for run in failed if (step := rule(run, every)) is not None)
+        heights = 100 * np.arange(len(flags) + 1) / len(failed)
+        right.step([0, *flags, 100], [*heights, heights[-1]], where="post", color=colour, linestyle=style, label=name)
+    right.set(xlim=(0, 100), ylim=(0, 103), xlabel="steps [% of the run]", ylabel="failed runs flagged [%]")
+    right.legend(loc="lower right", fontsize=8.5, frameon=False)
+    right.set_title("When it is known", fontsize=11, loc="left")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#D5D7DB", linewidth=0.5)
+        axes.set_axisbelow(True)
+    figure.tight_layout(w_pad=2.5)
+    figure.savefig(path)
 
 
 def misses(runs: list[Run], every: int) -> None:
@@ -264,11 +360,16 @@ def misses(runs: list[Run], every: int) -> None:
 
 def main(arguments: list[str]) -> None:
     if arguments[:1] == ["pack"]:
-        pack(list(read_folder(Path(arguments[1]))))
+        folder = Path(arguments[1])
+        pack(list(read_folder(folder)))
+        ADVICE.write_text(json.dumps(list(read_advice(folder / "advice")), indent=1) + "\n")
         return
     runs = unpack()
     if arguments == ["misses"]:
         misses(runs, every=30)
+        return
+    if arguments[:1] == ["picture"]:
+        picture([run for run in runs if not run.calibration], Path(arguments[1]))
         return
     late = sum(run.label == "learned" and run.learned_at > PLATEAU for run in runs)
     counts = {label: sum(run.label == label for run in runs) for label in ("failed", "learned", "between")}
@@ -282,6 +383,8 @@ def main(arguments: list[str]) -> None:
         for name, part in parts.items():
             print(f"\n{name}, a snapshot every {every} steps\n")
             table(part, every)
+    print("\nFailed runs of seed 0, trained again as advised\n")
+    advice_table()
 
 
 if __name__ == "__main__":

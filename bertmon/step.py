@@ -68,21 +68,36 @@ class Updater:
         return norm
 
 
-_PROBED = 8
-"""Texts of a batch that an extra pass without dropout is worth: a sixth of a step's work at 16 texts a batch."""
+class Probe:
+    """How much a model's scores depend on the text that it reads.
 
-
-@torch.no_grad()
-def logit_spread(model: nn.Module, batch: Batch, scores: Tensor, precision: Precision) -> Tensor:
-    """How much the scores depend on the text []: their standard deviation over the batch, mean over classes.
-
-    Of the scores [B, C] that are there; where the model has dropout, whose noise would hide it, of a pass over the
-    first texts in eval mode. nan for a single text. The model is in train mode after.
+    In fp32 and without dropout the scores of the training pass tell it. Else their noise would hide what matters, and a
+    pass of its own is made, in eval mode and fp32, over the first texts of the batch: a sixth of a step's work at 16
+    texts, so not more often than every tenth step.
     """
-    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
-        model.eval()
-        scores = logits(model, Batch(*(part[:_PROBED] for part in batch)), precision)
-        model.train()
-    if len(scores) < 2:
-        return torch.full((), torch.nan, device=scores.device)
-    return scores.std(dim=0, correction=0).mean()
+
+    _TEXTS = 8
+    _APART = 10  # steps
+
+    def __init__(self, model: nn.Module, precision: Precision) -> None:
+        self._model = model
+        dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+        self._noisy = dropout or precision is not Precision.fp32
+        self._last: tuple[int, Tensor] | None = None
+
+    @torch.no_grad()
+    def spread(self, step: int, batch: Batch, scores: Tensor) -> Tensor:
+        """Standard deviation of the scores over texts, mean over classes: []; nan for a single text.
+
+        scores: those of the training pass [B, C]. Between two passes of its own it is the last one's.
+        """
+        if self._last and step - self._last[0] < self._APART:
+            return self._last[1]
+        if self._noisy:
+            self._model.eval()
+            scores = logits(self._model, Batch(*(part[: self._TEXTS] for part in batch)), Precision.fp32)
+            self._model.train()
+        found = scores.std(dim=0, correction=0).mean() if len(scores) > 1 else torch.full_like(scores[0, 0], torch.nan)
+        if self._noisy:
+            self._last = step, found
+        return found

@@ -22,7 +22,7 @@ from bertmon.batches import Batch, Batches
 from bertmon.config import OnDoomed, RunConfig
 from bertmon.monitor import History, Plan
 from bertmon.monitor.watch import Watch
-from bertmon.step import Updater, forward_backward, logit_spread, logits
+from bertmon.step import Probe, Updater, forward_backward, logits
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ def fit(
     """
     model, plan = parts.classifier, history.plan
     updater = Updater(model, parts.optimizer, config.train.clip)
+    probe = Probe(model, config.train.precision)
     numbers, logged_steps = _Numbers(), 0
     started = time.perf_counter()
 
@@ -104,7 +105,7 @@ def fit(
             watched = watch is not None and watch.due(step)
             loss, scores = forward_backward(model, batch, config.train.precision)
             if watch and watched:
-                watch.spread(logit_spread(model, batch, scores, config.train.precision))
+                watch.spread(probe.spread(step, batch, scores))
             with watch.update(step) if watch and watched else nullcontext():
                 norm = updater.update(loss, float(plan.lr[step]))
             numbers.add(loss, norm)

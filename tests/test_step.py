@@ -43,7 +43,7 @@ def test_bf16_is_close_to_fp32_and_returns_float32(settings):
     assert all(p.grad.dtype == torch.float32 for p in parts.classifier.parameters())
 
 
-def test_the_spread_of_the_logits_is_that_of_the_texts_and_not_of_dropout(settings):
+def test_the_spread_is_that_of_the_texts_and_not_of_dropout_or_rounding(settings):
     _, parts = assemble(settings, torch.device("cpu"))
     model = parts.classifier
     batch = next(parts.train.shuffled(0, 0))
@@ -52,17 +52,41 @@ def test_the_spread_of_the_logits_is_that_of_the_texts_and_not_of_dropout(settin
     scores = step.logits(model, twice, Precision.fp32).detach()
     assert scores.std(dim=0).mean() > 1e-3  # dropout: one text has many scores
     before = torch.get_rng_state()
-    assert step.logit_spread(model, twice, scores, Precision.fp32) < 1e-6
+    assert step.Probe(model, Precision.fp32).spread(0, twice, scores) < 1e-6
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)
 
+    model.eval()
+    exact = step.logits(model, batch, Precision.fp32).detach()[:8]
+    plain = pytest.approx(exact.double().numpy().std(axis=0).mean(), rel=1e-5)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    scores = step.logits(model, batch, Precision.fp32).detach()
-    columns = scores.double().numpy().std(axis=0)
-    assert step.logit_spread(model, batch, scores, Precision.fp32).item() == pytest.approx(columns.mean(), rel=1e-5)
-    assert math.isnan(step.logit_spread(model, batch, scores[:1], Precision.fp32))
+    rounded = step.logits(model, batch, Precision.bf16).detach()
+    assert rounded.std(dim=0, correction=0).mean().item() != plain
+    assert step.Probe(model, Precision.bf16).spread(0, batch, rounded).item() == plain
+    assert step.Probe(model, Precision.fp32).spread(0, batch, exact).item() == plain
+    assert math.isnan(step.Probe(model, Precision.fp32).spread(0, batch, exact[:1]))
+
+
+def test_a_pass_for_the_spread_is_made_at_most_every_tenth_step(settings, monkeypatch):
+    _, parts = assemble(settings, torch.device("cpu"))  # it has dropout
+    batch = next(parts.train.shuffled(0, 0))
+    scores = torch.zeros(8, 2)
+    passes = []
+    original = step.logits
+    monkeypatch.setattr(step, "logits", lambda *given: passes.append(given) or original(*given))
+    probe = step.Probe(parts.classifier, Precision.fp32)
+    found = [probe.spread(number, batch, scores).item() for number in range(21)]
+    assert len(passes) == 3
+    assert len(set(found)) == 1  # the weights are the same all along
+
+    for module in parts.classifier.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    free = step.Probe(parts.classifier, Precision.fp32)
+    assert [free.spread(number, batch, torch.eye(2) * number).item() for number in (1, 2)] == [0.5, 1.0]
+    assert len(passes) == 3
 
 
 def test_the_device_that_is_there(monkeypatch):
