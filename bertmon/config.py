@@ -302,10 +302,14 @@ class RulesConfig:
     learned: float = 0.95
     """A smoothed training loss below this share of the entropy of the labels has used the texts. In (0, 1)."""
     spread_at_end: float = 3e-3
-    """Below this expected spread of the logits at the last step a run will not learn: log(spread) as a line over the
-    effective learning rates added up. Above 0."""
-    patience: float = 0.2
-    """Share of all steps before which nothing is said of the last one. In (0, 1)."""
+    """Below this spread of the logits, the largest to expect at the last step, a run will not learn: log(spread) is
+    followed as a line over the effective learning rates added up. Above 0."""
+    patience: float = 0.3
+    """Share of the effective learning rates, added up over the run, that has to be used before that line's own slope is
+    trusted. In (0, 1)."""
+    growth: float = 600.0
+    """Slope that is assumed until then, that of the fastest run known: log(spread) per unit of learning rate. Above
+    0."""
     slow: float = 0.3
     """Share of all steps after which a run that has not learned yet is called slow. In (0, 1)."""
 

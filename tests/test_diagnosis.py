@@ -172,17 +172,33 @@ def test_no_rate_is_blamed_before_the_first_update():
     assert (said.verdict, said.cause, said.advice) == (Verdict.collapsed, None, None)
 
 
-def test_a_rate_that_is_too_small_is_told_once_a_fifth_has_passed():
+def test_a_rate_that_is_too_small_is_told_when_enough_of_it_has_been_used():
     steps = plan(lr=1e-5)
-    assert diagnose(history(steps, *constant(steps, 90)), RULES).verdict is Verdict.healthy
-    said = diagnose(history(steps, *constant(steps, 120)), RULES)
+    share = np.cumsum(steps.effective_lr) / steps.effective_lr.sum()
+    assert share[120] < 0.3 < share[150]
+    assert diagnose(history(steps, *constant(steps, 120)), RULES).verdict is Verdict.healthy
+    said = diagnose(history(steps, *constant(steps, 150)), RULES)
     assert said.verdict is Verdict.not_learning
     assert said.verdict.doomed
     assert str(said) == (
-        "step 120: not learning - the logits hardly depend on the text, nor will they by the last step "
+        "step 150: not learning - the logits hardly depend on the text, nor will they by the last step "
         "(spread 1e-03 < 3e-03). Likely cause: a learning rate of 1.0e-05 is too small: all 600 steps move the weights "
         "by 3%. Try optimizer.lr=3.3e-4 or more steps."
     )
+
+
+def test_a_rate_that_would_be_too_small_for_the_fastest_run_is_told_at_once():
+    steps = plan(lr=1e-6)
+    said = diagnose(history(steps, snapshot(steps, 0)), RULES)
+    assert said.verdict is Verdict.not_learning
+    assert said.findings[0].value == pytest.approx(1e-3 * math.exp(600 * steps.effective_lr.sum()))
+
+
+def test_a_noisy_spread_has_the_benefit_of_the_doubt():
+    steps = plan(lr=1e-4)
+    shots = [snapshot(steps, 30 * number, spread=2e-4 * math.exp(2 * (-1) ** number)) for number in range(10)]
+    assert diagnose(history(steps, *shots), RULES).verdict is Verdict.healthy
+    assert diagnose(history(steps, *constant(steps, 270, spread=2e-4)), RULES).verdict is Verdict.not_learning
 
 
 def test_a_spread_that_grows_fast_enough_is_given_its_time():
@@ -190,13 +206,13 @@ def test_a_spread_that_grows_fast_enough_is_given_its_time():
     clock = np.cumsum(steps.effective_lr)
     for target, verdict in ((1e-3, Verdict.not_learning), (1.0, Verdict.healthy)):
         rate = math.log(target / 1e-4) / clock[-1]
-        shots = [snapshot(steps, step, spread=1e-4 * math.exp(rate * clock[step])) for step in range(0, 151, 30)]
+        shots = [snapshot(steps, step, spread=1e-4 * math.exp(rate * clock[step])) for step in range(0, 170, 10)]
         assert diagnose(history(steps, *shots), RULES).verdict is verdict
 
 
 def test_steps_that_are_large_and_lead_nowhere():
     steps = plan(lr=1e-2)
-    said = diagnose(history(steps, *constant(steps, 150)), RULES)
+    said = diagnose(history(steps, *constant(steps, 150, spread=1e-3)), RULES)
     assert said.verdict is Verdict.not_learning
     assert said.cause == "a learning rate of 1.0e-02 is too large"
 

@@ -161,17 +161,9 @@ def _learned(history: History, rules: RulesConfig, said: Verdict | None) -> Diag
 
 
 def _not_growing(history: History, rules: RulesConfig, said: Verdict | None) -> Diagnosis | None:
-    """By the end of the run the logits will hardly depend on the texts, if they go on as they do.
-
-    Off a plateau the spread of the logits grows exponentially, and the learning rate is its clock: log(spread) is
-    fitted as a line over the effective learning rates added up, through the latter half of the steps so far, and
-    followed to the last step.
-    """
+    """By the end of the run the logits will hardly depend on the texts, however well it goes from here."""
     plan, shots = history.plan, history.snapshots
-    step = shots[-1].step
-    if step < rules.patience * len(plan):
-        return None
-    expected = _spread_at_end(plan, shots)
+    step, expected = shots[-1].step, _spread_at_end(plan, shots, rules)
     if not expected < rules.spread_at_end * (_STAY if said is Verdict.not_learning else 1):
         return None
     words = (
@@ -186,16 +178,31 @@ def _not_growing(history: History, rules: RulesConfig, said: Verdict | None) -> 
     )
 
 
-def _spread_at_end(plan: Plan, shots: list[Snapshot]) -> float:
-    """The spread of the logits to expect at the end of the run; infinite where that cannot be said."""
+def _spread_at_end(plan: Plan, shots: list[Snapshot], rules: RulesConfig) -> float:
+    """The largest spread of the logits to expect at the end of the run; infinite where that cannot be said.
+
+    Off a plateau the spread grows exponentially, and the learning rate is its clock: against the effective learning
+    rates added up, its logarithm is a line. Through the latter half of the steps so far it is fitted, and followed to
+    the last step at its slope and twice the slope's standard error more; before the clock has run for `patience` of
+    the whole, at the rate of the fastest run known.
+    """
     clock = np.cumsum(plan.effective_lr)
     first = bisect_left(shots, shots[-1].step / 2, key=lambda shot: shot.step)
     recent = [shot for shot in shots[first :: 1 + (len(shots) - first) // 100] if shot.logit_spread > 0]
-    if len(recent) < 3:
-        return math.inf
-    slope, start = np.polyfit([clock[shot.step] for shot in recent], np.log([shot.logit_spread for shot in recent]), 1)
-    at = clock[-1] if slope > 0 else clock[shots[-1].step]  # a spread that falls is taken to stay
-    return math.exp(min(float(start + slope * at), 100.0))
+    times = np.array([clock[shot.step] for shot in recent])
+    spreads = np.log([shot.logit_spread for shot in recent])
+    now, left = clock[shots[-1].step], clock[-1] - clock[shots[-1].step]
+    if now < rules.patience * clock[-1]:
+        end = spreads.mean() + rules.growth * left if recent else math.inf
+    elif len(recent) > 2:
+        apart = times - times.mean()
+        slope = float(apart @ spreads / (apart @ apart))
+        residuals = spreads - spreads.mean() - slope * apart
+        error = math.sqrt(float(residuals @ residuals / (len(recent) - 2) / (apart @ apart)))
+        end = spreads.mean() + slope * (now - times.mean()) + max(slope + 2 * error, 0.0) * left
+    else:
+        end = math.inf
+    return math.exp(min(float(end), 100.0))
 
 
 def _why_not_growing(plan: Plan, shots: list[Snapshot]) -> tuple[str | None, str | None]:
