@@ -330,17 +330,19 @@ def picture(runs: list[Run], path: Path) -> None:
 
     failed = [run for run in runs if run.label == "failed"]
     shown = {
-        "bertmon, a snapshot every 10 steps": (bertmon_rules, 10, "#0072B2", "-"),
-        "bertmon, a snapshot every 30 steps": (bertmon_rules, 30, "#56B4E9", "-"),
+        "bertmon, every 10 steps": (bertmon_rules, 10, "#0072B2", "-"),
+        "bertmon, every 30 steps": (bertmon_rules, 30, "#56B4E9", "-"),
         "SageMaker VanishingGradient": (vanishing_gradient, 10, "#E69F00", "--"),
         "loss still at chance after 60 %": (chance_rule(0.6), 10, "#777777", "-."),
     }
     for name, (rule, every, colour, style) in shown.items():
         flags = sorted(100 * step / len(run.history.plan) for run in failed if (step := rule(run, every)) is not None)
         heights = 100 * np.arange(len(flags) + 1) / len(failed)
-        right.step([0, *flags, 100], [*heights, heights[-1]], where="post", color=colour, linestyle=style, label=name)
+        alarms = np.mean([rule(run, every) is not None for run in runs if run.label == "learned"])
+        text = f"{name} ({alarms:.0%} false alarms)"
+        right.step([0, *flags, 100], [*heights, heights[-1]], where="post", color=colour, linestyle=style, label=text)
     right.set(xlim=(0, 100), ylim=(0, 103), xlabel="steps [% of the run]", ylabel="failed runs flagged [%]")
-    right.legend(loc="lower right", fontsize=8.5, frameon=False)
+    right.legend(loc="lower right", fontsize=8.5, facecolor="white", edgecolor="none", framealpha=1)
     right.set_title("When it is known", fontsize=11, loc="left")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

@@ -170,8 +170,8 @@ def layers(model: nn.Module, *, biases: bool = False) -> dict[str, Layer]:
         label = name.removeprefix(prefix).removesuffix(".weight")
         label = re.sub(r"\bencoder\.layers?\.", "enc.l.", label).replace(".self.", ".")
         kind = "bias" if role == "bias" else _kind(model.get_submodule(owner))
-        numbers = [int(part) for part in name.split(".") if part.isdecimal()]
-        found[label] = Layer(parameter, kind, numbers[0] if numbers else None)
+        number = re.search(r"\blayers?\.(\d+)\.", name)
+        found[label] = Layer(parameter, kind, int(number[1]) if number else None)
     return found
 
 

@@ -47,6 +47,7 @@ WRONG = [  # key, value, what is allowed
     ("monitor.rules.depth_profile", float("nan"), "a finite number above 0"),
     ("monitor.rules.update_per_lr", float("inf"), "a finite number above 0"),
     ("monitor.rules.spread_at_end", -1.0, "a finite number above 0"),
+    ("monitor.rules.growth", 0.0, "a finite number above 0"),
     ("monitor.rules.learned", 1.0, "a number between 0 and 1"),
     ("monitor.rules.patience", 0.0, "a number between 0 and 1"),
     ("monitor.rules.slow", 1.5, "a number between 0 and 1"),

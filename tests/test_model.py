@@ -48,6 +48,22 @@ def test_the_102_weights_of_bert_base_have_short_labels():
     assert kinds["embeddings.word_embeddings"] == "embedding"
     assert kinds["enc.l.3.attention.query"] == kinds["classifier"] == "linear"
     assert kinds["enc.l.3.output.LayerNorm"] == kinds["embeddings.LayerNorm"] == "norm"
+    depths = {label: layer.depth for label, layer in layers.items()}
+    assert depths["enc.l.0.attention.query"] == 0
+    assert depths["enc.l.11.output.dense"] == 11
+    assert depths["embeddings.word_embeddings"] is depths["pooler.dense"] is depths["classifier"] is None
+
+
+@pytest.mark.parametrize("family", ["distilbert", "roberta-prelayernorm", "electra"])
+def test_other_families_have_depths_too(family):
+    config = model.ModelConfig(model_type=family, num_hidden_layers=3, hidden_size=12, num_attention_heads=2)
+    layers = model.layers(model.build(config, **TASK))
+    assert {layer.depth for layer in layers.values()} == {None, 0, 1, 2}
+
+
+def test_the_numbers_of_a_head_are_no_depths():
+    head = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+    assert {layer.depth for layer in model.layers(torch.nn.ModuleDict({"classifier": head})).values()} == {None}
 
 
 def test_biases_and_frozen_weights():

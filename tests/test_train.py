@@ -158,7 +158,7 @@ def test_a_doomed_run_is_stopped_where_that_is_asked_for(settings):
 
 def test_doomed_at_the_last_step_is_not_stopped(settings):
     settings.monitor.on_doomed, settings.monitor.every = OnDoomed.stop, 11
-    settings.monitor.rules = RulesConfig(spread_at_end=1e3, patience=0.9)
+    settings.monitor.rules = RulesConfig(spread_at_end=1e3, patience=0.9, growth=1e9)
     _, outcome, _, history = trained(settings, watched=True)
     assert [snapshot.step for snapshot in history.snapshots] == [0, 11]
     assert (outcome.status, outcome.steps) == ("ok", 12)
