@@ -276,9 +276,10 @@ def table(runs: list[Run], every: int) -> None:
     """A row a rule. A lead is how many steps before the rule bertmon flags the same run."""
     failed = [run for run in runs if run.label == "failed"]
     learned = [run for run in runs if run.label == "learned"]
+    between = [run for run in runs if run.label == "between"]
     ours = [bertmon_rules(run, every) for run in failed]
-    print("| rule | failed runs flagged | learned runs flagged | median flag, share of the run | median lead, steps |")
-    print("|---|---|---|---|---|")
+    print("| rule | failed runs flagged | learned runs flagged | between | median flag | median lead, steps |")
+    print("|---|---|---|---|---|---|")
     for name, rule in RULES.items():
         steps = [rule(run, every) for run in failed]
         flags = [step / len(run.history.plan) for step, run in zip(steps, failed, strict=True) if step is not None]
@@ -286,6 +287,7 @@ def table(runs: list[Run], every: int) -> None:
         alarms = sum(rule(run, every) is not None for run in learned)
         print(
             f"| {name} | {_share(len(flags), len(failed))} | {_share(alarms, len(learned))} "
+            f"| {sum(rule(run, every) is not None for run in between)} of {len(between)} "
             f"| {f'{np.median(flags):.1%}' if flags else ''} "
             f"| {f'{np.median(leads):+.0f}' if leads and rule is not bertmon_rules else ''} |"
         )

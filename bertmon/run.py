@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import random
 import signal
 import sys
@@ -78,7 +79,8 @@ def run(settings: RunConfig, folder: Path, *, name: str, differs: Mapping[str, s
         writer.hparams(columns, {"accuracy/test": final.accuracy, "loss/test": final.loss})
         result["status"] = outcome.status
         verdict = f" ({watch.diagnosis.verdict} since step {watch.diagnosis.step})" if watch else ""
-        saved = len(history.plan) - outcome.steps
+        verdict = verdict.replace(f"({outcome.status} since", "(since")
+        saved = len(history.plan) - outcome.steps if outcome.status == "stopped" else 0
         log.info(
             f"{name}: {outcome.status}{verdict}, accuracy/test {final.accuracy:.1%} "
             f"(the most frequent class alone: {corpus.majority():.1%}), {outcome.train_seconds:.0f} s of training"
@@ -121,7 +123,10 @@ def assemble(settings: RunConfig, device: torch.device) -> tuple[data.Corpus, tr
 
 def _summarized(outcome: train.Outcome) -> dict[str, object]:
     evaluations = [asdict(evaluation) for evaluation in outcome.evaluations]
-    best = max(evaluations, key=lambda evaluation: evaluation["accuracy"], default=None)
+    told = [
+        evaluation for evaluation in evaluations if math.isfinite(evaluation["loss"])
+    ]  # else there is no best class
+    best = max(told, key=lambda evaluation: evaluation["accuracy"], default=None)
     return {
         "steps": outcome.steps,
         "metrics": {"final": evaluations[-1], "best": best} if evaluations else {},
@@ -133,7 +138,7 @@ def _summarized(outcome: train.Outcome) -> dict[str, object]:
 def _judged(watch: Watch | None) -> dict[str, object]:
     """The verdict for result.json; null for a run that was not watched."""
     if watch is None:
-        return {"verdict": None}
+        return dict.fromkeys(("verdict", "verdict_step", "findings", "cause", "advice"))
     told = asdict(watch.diagnosis)
     return {"verdict": told.pop("verdict"), "verdict_step": told.pop("step"), **told}
 

@@ -83,21 +83,20 @@ class Probe:
         self._model = model
         dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
         self._noisy = dropout or precision is not Precision.fp32
-        self._last: tuple[int, Tensor] | None = None
+        self._next = 0  # step from which on a pass is made again
 
     @torch.no_grad()
     def spread(self, step: int, batch: Batch, scores: Tensor) -> Tensor:
         """Standard deviation of the scores over texts, mean over classes: []; nan for a single text.
 
-        scores: those of the training pass [B, C]. Between two passes of its own it is the last one's.
+        scores: those of the training pass [B, C]. Between two passes of its own it is nan too.
         """
-        if self._last and step - self._last[0] < self._APART:
-            return self._last[1]
+        unknown = torch.full_like(scores[0, 0], torch.nan)
         if self._noisy:
+            if step < self._next or len(scores) < 2:
+                return unknown
+            self._next = step + self._APART
             self._model.eval()
             scores = logits(self._model, Batch(*(part[: self._TEXTS] for part in batch)), Precision.fp32)
             self._model.train()
-        found = scores.std(dim=0, correction=0).mean() if len(scores) > 1 else torch.full_like(scores[0, 0], torch.nan)
-        if self._noisy:
-            self._last = step, found
-        return found
+        return scores.std(dim=0, correction=0).mean() if len(scores) > 1 else unknown

@@ -21,6 +21,7 @@ from bertmon import optimizer, schedule
 from bertmon.batches import Batch, Batches
 from bertmon.config import OnDoomed, RunConfig
 from bertmon.monitor import History, Plan
+from bertmon.monitor.diagnosis import diverged
 from bertmon.monitor.watch import Watch
 from bertmon.step import Probe, Updater, forward_backward, logits
 
@@ -124,6 +125,8 @@ def fit(
                 watch.read()
             if not finite:
                 outcome.status = "diverged"
+                if watch is None:
+                    log.error(f"step {done - 1}: the loss or the gradient is not finite any more, training ends here")
             elif watch and watch.diagnosis.verdict.doomed and config.monitor.on_doomed is OnDoomed.stop and not ends:
                 outcome.status = "stopped"
             ends = ends or outcome.status != "ok"
@@ -142,8 +145,10 @@ def fit(
                     f"step {outcome.steps} of {len(plan)}: "
                     f"loss/test {evaluation.loss:.4f}, accuracy/test {evaluation.accuracy:.1%}"
                 )
-                if not math.isfinite(evaluation.loss):
+                if finite and not math.isfinite(evaluation.loss):
                     outcome.status, ends = "diverged", True
+                    if watch:
+                        watch.judge(diverged(plan, "loss/test", evaluation.loss, outcome.steps))
             outcome.train_seconds = time.perf_counter() - started - outcome.eval_seconds
             if ends:
                 break

@@ -75,7 +75,7 @@ class Snapshot:
         for rows in self.layers.families.values():
             first, last = rows[0], rows[-1]
             ratio = float(mean[first] / mean[last]) if mean[last] > 0 else np.nan
-            if not ratio >= least[0]:
+            if ratio < least[0] or np.isnan(least[0]):
                 least = (ratio, self.layers.labels[first])
         return least
 

@@ -4,6 +4,7 @@ How often the rules are right is measured on labelled runs: benchmarks/verdicts.
 """
 
 import math
+import re
 from bisect import bisect_left
 from dataclasses import dataclass
 from enum import StrEnum
@@ -62,6 +63,9 @@ class Diagnosis:
         return text + (f" Try {self.advice}." if self.advice else "")
 
 
+_LARGEST_LR = 1e-3
+"""The largest learning rate that is advised where one is too small: at larger ones most runs of the study failed."""
+
 _STAY = 10.0
 """How far beyond its threshold a signal has to come back before a verdict is withdrawn."""
 
@@ -71,43 +75,54 @@ def diagnose(history: History, rules: RulesConfig, before: Diagnosis | None = No
 
     before: what was said of the run last; it is returned as it was where the verdict is still the same.
     """
-    said = before.verdict if before else None
     for rule in (_diverged, _collapsed, _learned, _not_growing, _slow):
-        found = rule(history, rules, said)
+        found = rule(history, rules, before)
         if found is not None:
             break
     else:
         found = Diagnosis(Verdict.healthy, len(history.losses) - 1)
-    return before if before and before.verdict is found.verdict else found
+    same = before is not None and before.verdict is found.verdict and bool(before.findings) >= bool(found.findings)
+    return before if before is not None and same else found
 
 
-def _diverged(history: History, rules: RulesConfig, said: Verdict | None) -> Diagnosis | None:
+def diverged(plan: Plan, signal: str, value: float, step: int, layer: str | None = None) -> Diagnosis:
+    """For a loss ("loss/train", "loss/test") or a gradient ("grad_norm") that is infinite or not a number at `step`."""
+    words = f"{signal} is {value}" + (f" from {layer} towards the input" if layer else "")
+    finding = Finding(signal, layer, value, math.inf, step, words)
+    broke = float(plan.effective_lr[:step].max(initial=0.0))
+    if not broke:
+        return Diagnosis(Verdict.diverged, step, (finding,))
+    return Diagnosis(
+        Verdict.diverged,
+        step,
+        (finding,),
+        cause=f"a learning rate of {_shown(broke)} is too large",
+        advice=f"optimizer.lr={_shown(plan.lr.max() * broke / 10 / plan.effective_lr.max())}",
+    )
+
+
+def _diverged(history: History, rules: RulesConfig, before: Diagnosis | None) -> Diagnosis | None:
     """A loss or a gradient that is infinite or not a number."""
     step, loss, norm = len(history.losses) - 1, history.losses[-1], history.grad_norms[-1]
     if math.isfinite(loss + norm):
         return None
-    what, value = ("loss/train", loss) if not math.isfinite(loss) else ("grad_norm", norm)
     layer = None
     if history.snapshots and history.snapshots[-1].step == step:
         snapshot = history.snapshots[-1]
         broken = np.flatnonzero(~np.isfinite(snapshot["grad_max"]))
         if 0 < len(broken) < len(snapshot.layers):
             layer = snapshot.layers.labels[broken[-1]]
-    words = f"the {'loss' if what == 'loss/train' else 'gradient'} is {value}"
-    cause = advice = None
-    if history.plan.effective_lr[:step].any():
-        cause = f"a learning rate of {history.plan.effective_lr[:step].max():.1e} is too large"
-        advice = f"optimizer.lr={_shown(history.plan.lr.max() / 10)}"
-    finding = Finding(what, layer, value, math.inf, step, words + (f" from {layer} towards the input" if layer else ""))
-    return Diagnosis(Verdict.diverged, step, (finding,), cause, advice)
+    if math.isfinite(loss):
+        return diverged(history.plan, "grad_norm", norm, step, layer)
+    return diverged(history.plan, "loss/train", loss, step, layer)
 
 
-def _collapsed(history: History, rules: RulesConfig, said: Verdict | None) -> Diagnosis | None:
+def _collapsed(history: History, rules: RulesConfig, before: Diagnosis | None) -> Diagnosis | None:
     """The logits ignore the texts, while the gradient dies towards the input or the weights have stopped to move."""
     snapshot = history.snapshots[-1]
     vanishing = snapshot.depth_profile[0] < rules.depth_profile
     resting = snapshot.signals.get("update_per_lr/linear", math.inf) < rules.update_per_lr
-    if said is Verdict.collapsed:
+    if before is not None and before.verdict is Verdict.collapsed:
         if all(shot.logit_spread > _STAY * rules.logit_spread for shot in history.snapshots[-3:]):
             return None  # one odd batch is no recovery
     elif not (snapshot.logit_spread < rules.logit_spread and (vanishing or resting)):
@@ -115,25 +130,23 @@ def _collapsed(history: History, rules: RulesConfig, said: Verdict | None) -> Di
     profile, first = snapshot.depth_profile
     findings = []
     if profile < rules.depth_profile:
-        words = (
-            f"gradients vanish towards the input (first/last layer {profile:.0e} < {rules.depth_profile:.0e}, {first})"
-        )
+        words = f"gradients vanish towards the input (first/last layer {_below(profile, rules.depth_profile)}, {first})"
         findings.append(Finding("depth_profile", first, profile, rules.depth_profile, snapshot.step, words))
     moved = snapshot.signals.get("update_per_lr/linear", math.inf)
     if moved < rules.update_per_lr:
-        words = f"weights hardly move (steps {moved:.0e} < {rules.update_per_lr:.0e} of the learning rate)"
+        words = f"weights hardly move (steps {_below(moved, rules.update_per_lr)} of the learning rate)"
         findings.append(Finding("update_per_lr/linear", None, moved, rules.update_per_lr, snapshot.step, words))
-    words = f"every text gets the same logits (spread {snapshot.logit_spread:.0e} < {rules.logit_spread:.0e})"
+    words = f"every text gets the same logits (spread {_below(snapshot.logit_spread, rules.logit_spread)})"
     findings.append(Finding("logit_spread", None, snapshot.logit_spread, rules.logit_spread, snapshot.step, words))
     return Diagnosis(Verdict.collapsed, snapshot.step, tuple(findings), *_why_collapsed(history.plan, snapshot.step))
 
 
 def _why_collapsed(plan: Plan, step: int) -> tuple[str | None, str | None]:
     """Cause and advice: the largest effective rate so far was too large, and what would keep it below half of that."""
-    peak = int(plan.effective_lr[: step + 1].argmax())
-    broke, nominal = float(plan.effective_lr[peak]), float(plan.lr.max())
-    if not broke:
+    if not plan.effective_lr[:step].any():
         return None, None  # no weight has moved yet
+    peak = int(plan.effective_lr[:step].argmax())
+    broke, nominal = float(plan.effective_lr[peak]), float(plan.lr.max())
     boosts = np.divide(plan.effective_lr, plan.lr, out=np.ones(len(plan)), where=plan.lr > 0)
     ways = []
     if plan.warmup_frac < 0.7 and nominal * boosts[int(0.7 * len(plan))] < broke / 2:
@@ -144,31 +157,41 @@ def _why_collapsed(plan: Plan, step: int) -> tuple[str | None, str | None]:
         ways.append(f"optimizer.lr={_shown(nominal * broke / 3 / plan.effective_lr.max())}")
     if boosts[peak] > 1.5:
         cause = (
-            f"an effective learning rate of {broke:.1e} at step {peak}, {boosts[peak]:.1f}x the nominal one "
+            f"an effective learning rate of {_shown(broke)} at step {peak}, {boosts[peak]:.1f}x the nominal one "
             f"(no bias correction, warm-up {plan.warmup_frac:g})"
         )
     else:
-        cause = f"a learning rate of {broke:.1e} at step {peak} is too large for this model"
+        cause = f"a learning rate of {_shown(broke)} at step {peak} is too large for this model"
     return cause, " or ".join(ways)
 
 
-def _learned(history: History, rules: RulesConfig, said: Verdict | None) -> Diagnosis | None:
-    """The loss is clearly below what the labels alone would give; once it is, half of that is enough to stay there."""
-    share = rules.learned if said not in (None, Verdict.healthy) else (1 + rules.learned) / 2
-    if _smoothed(history) < share * history.plan.chance_loss:
-        return Diagnosis(Verdict.healthy, len(history.losses) - 1)
-    return None
+def _learned(history: History, rules: RulesConfig, before: Diagnosis | None) -> Diagnosis | None:
+    """The loss is clearly below what the labels alone would give; once it is, half of that is enough to stay there.
+
+    Clearly: by two standard errors too, since the losses of small batches with few texts of a class scatter.
+    """
+    loss, error = _smoothed(history)
+    has_learned = before is not None and before.verdict is Verdict.healthy and before.findings
+    share = (1 + rules.learned) / 2 if has_learned else rules.learned
+    chance, step = history.plan.chance_loss, len(history.losses) - 1
+    if not (loss < share * chance and loss + 2 * error < chance):
+        return None
+    words = f"the loss is below chance ({loss:.2f} < {rules.learned * chance:.2f})"
+    return Diagnosis(Verdict.healthy, step, (Finding("loss/train", None, loss, rules.learned * chance, step, words),))
 
 
-def _not_growing(history: History, rules: RulesConfig, said: Verdict | None) -> Diagnosis | None:
+def _not_growing(history: History, rules: RulesConfig, before: Diagnosis | None) -> Diagnosis | None:
     """By the end of the run the logits will hardly depend on the texts, however well it goes from here."""
     plan, shots = history.plan, history.snapshots
     step, expected = shots[-1].step, _spread_at_end(plan, shots, rules)
-    if not expected < rules.spread_at_end * (_STAY if said is Verdict.not_learning else 1):
+    if not plan.effective_lr[: step + 1].any():
+        return None  # no weight has moved yet, and what moves it cannot be told
+    stay = _STAY if before is not None and before.verdict is Verdict.not_learning else 1.0
+    if not expected < rules.spread_at_end * stay:
         return None
     words = (
-        f"the logits hardly depend on the text, nor will they by the last step "
-        f"(spread {expected:.0e} < {rules.spread_at_end:.0e})"
+        "the logits hardly depend on the text, nor will they by the last step "
+        f"(largest spread to expect {_below(expected, rules.spread_at_end)})"
     )
     return Diagnosis(
         Verdict.not_learning,
@@ -183,8 +206,9 @@ def _spread_at_end(plan: Plan, shots: list[Snapshot], rules: RulesConfig) -> flo
 
     Off a plateau the spread grows exponentially, and the learning rate is its clock: against the effective learning
     rates added up, its logarithm is a line. Through the latter half of the steps so far it is fitted, and followed to
-    the last step at its slope and twice the slope's standard error more; before the clock has run for `patience` of
-    the whole, at the rate of the fastest run known.
+    the last step at its slope and twice the slope's standard error more, or at a quarter of the growth of the fastest
+    run known, since a plateau can end suddenly; before the clock has run for `patience` of the whole, or where there are too few snapshots for
+    a line, at that growth itself.
     """
     clock = np.cumsum(plan.effective_lr)
     first = bisect_left(shots, shots[-1].step / 2, key=lambda shot: shot.step)
@@ -192,16 +216,16 @@ def _spread_at_end(plan: Plan, shots: list[Snapshot], rules: RulesConfig) -> flo
     times = np.array([clock[shot.step] for shot in recent])
     spreads = np.log([shot.logit_spread for shot in recent])
     now, left = clock[shots[-1].step], clock[-1] - clock[shots[-1].step]
-    if now < rules.patience * clock[-1]:
-        end = spreads.mean() + rules.growth * left if recent else math.inf
-    elif len(recent) > 2:
+    if not recent:
+        return math.inf
+    if now < rules.patience * clock[-1] or len(recent) < 3:
+        end = spreads.mean() + rules.growth * left
+    else:
         apart = times - times.mean()
         slope = float(apart @ spreads / (apart @ apart))
         residuals = spreads - spreads.mean() - slope * apart
         error = math.sqrt(float(residuals @ residuals / (len(recent) - 2) / (apart @ apart)))
-        end = spreads.mean() + slope * (now - times.mean()) + max(slope + 2 * error, 0.0) * left
-    else:
-        end = math.inf
+        end = spreads.mean() + slope * (now - times.mean()) + max(slope + 2 * error, rules.growth / 4) * left
     return math.exp(min(float(end), 100.0))
 
 
@@ -216,28 +240,43 @@ def _why_not_growing(plan: Plan, shots: list[Snapshot]) -> tuple[str | None, str
     movement = float(np.median(per_lr) * plan.effective_lr.sum() / size)
     peak = float(plan.lr.max())
     if movement < 1:
-        cause = f"a learning rate of {peak:.1e} is too small: all {len(plan)} steps move the weights by {movement:.0%}"
-        return cause, f"optimizer.lr={_shown(peak / movement)} or more steps"
+        cause = (
+            f"a learning rate of {_shown(peak)} is too small: "
+            f"all {len(plan)} steps move the weights by {100 * movement:.2g} %"
+        )
+        larger = peak / movement
+        return cause, f"optimizer.lr={_shown(larger)} or more steps" if larger <= _LARGEST_LR else "more steps"
     if movement > 3:
-        return f"a learning rate of {plan.effective_lr.max():.1e} is too large", f"optimizer.lr={_shown(peak / 3)}"
+        return f"a learning rate of {_shown(plan.effective_lr.max())} is too large", f"optimizer.lr={_shown(peak / 3)}"
     return None, None
 
 
-def _slow(history: History, rules: RulesConfig, said: Verdict | None) -> Diagnosis | None:
+def _slow(history: History, rules: RulesConfig, before: Diagnosis | None) -> Diagnosis | None:
     """Nothing learned after a good part of the run, and no sign that it is lost."""
-    done, loss, chance = len(history.losses), _smoothed(history), history.plan.chance_loss
+    done, (loss, _), chance = len(history.losses), _smoothed(history), history.plan.chance_loss
     if done < rules.slow * len(history.plan):
         return None
-    words = f"after {done} of {len(history.plan)} steps the loss, {loss:.2f}, is still at chance ({chance:.2f})"
+    words = (
+        f"after {done} of {len(history.plan)} steps the loss is no better than chance ({loss:.2f}, chance {chance:.2f})"
+    )
     finding = Finding("loss/train", None, loss, rules.learned * chance, done - 1, words)
     return Diagnosis(Verdict.slow, done - 1, (finding,))
 
 
-def _smoothed(history: History) -> float:
-    """Mean loss of the last twentieth of the whole run's steps, of at least 20."""
-    return float(np.mean(history.losses[-max(20, len(history.plan) // 20) :]))
+def _smoothed(history: History) -> tuple[float, float]:
+    """Mean loss of the last twentieth of the whole run's steps, of at least 20, and its standard error."""
+    losses = np.array(history.losses[-max(20, len(history.plan) // 20) :])
+    return float(losses.mean()), float(losses.std() / math.sqrt(len(losses)))
+
+
+def _below(value: float, threshold: float) -> str:
+    return f"{_shown(value)} < {_shown(threshold)}"
 
 
 def _shown(value: float) -> str:
-    """A number that can be typed: two digits."""
-    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
+    """A number that can be typed, of two digits."""
+    if not value or 0.01 <= value < 1000:
+        return f"{value:.2g}"
+    return re.sub(
+        r"e([+-])0*(\d)", lambda found: f"e{found[1].strip('+')}{found[2]}", f"{value:.1e}".replace(".0e", "e")
+    )

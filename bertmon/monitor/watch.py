@@ -91,9 +91,13 @@ class Watch:
             self._history.snapshots.append(snapshot)
             self._sink.snapshot(snapshot)
             self._sink.scalars(snapshot.step, snapshot.signals)
-        found = diagnose(self._history, self._rules, self.diagnosis)
-        if found is not self.diagnosis:
-            self.diagnosis = found
+        self.judge(diagnose(self._history, self._rules, self.diagnosis))
+
+    def judge(self, found: Diagnosis) -> None:
+        """Take over a diagnosis; a verdict that is new is told."""
+        changed = found.verdict is not self.diagnosis.verdict
+        self.diagnosis = found
+        if changed:
             log.log(logging.WARNING if found.verdict.doomed else logging.INFO, found)
             self._sink.text("verdict", str(found), found.step)
 
