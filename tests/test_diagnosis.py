@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from bertmon import optimizer, schedule
 from bertmon.config import OptimizerConfig, RulesConfig
 from bertmon.monitor import STATISTICS, History, Layers, Plan, Snapshot
-from bertmon.monitor.diagnosis import Verdict, diagnose
+from bertmon.monitor.diagnosis import Diagnosis, Verdict, diagnose
 
 RULES = RulesConfig()
 CHANCE = math.log(4)
@@ -68,6 +68,10 @@ def test_the_depth_profile_is_that_of_the_worst_family():
     assert value == pytest.approx(1e-4)
     assert label == "enc.l.0.output.dense"
 
+    again = snapshot(plan(), 30, profile=1e-2)
+    again.values[LAYERS.labels.index("enc.l.3.output.dense"), 0] = 0  # no ratio there
+    assert again.depth_profile == (pytest.approx(1e-2), "enc.l.0.query")
+
 
 def test_a_plateau_is_healthy_at_first_and_slow_later():
     steps = plan(warmup_frac=0.7)
@@ -77,14 +81,27 @@ def test_a_plateau_is_healthy_at_first_and_slow_later():
     said = diagnose(late, RULES)
     assert said.verdict is Verdict.slow
     assert not said.verdict.doomed
-    assert str(said) == "step 210: slow - after 211 of 600 steps the loss, 1.39, is still at chance (1.39)."
+    assert str(said) == (
+        "step 210: slow - after 211 of 600 steps the loss is no better than chance (1.39, chance 1.39)."
+    )
     assert said.findings[0].threshold == pytest.approx(0.95 * CHANCE)
 
 
 def test_a_loss_below_chance_is_healthy_whatever_else():
     steps = plan()
     found = history(steps, *constant(steps, 300, spread=1e-3), loss=1.2)
-    assert diagnose(found, RULES).verdict is Verdict.healthy
+    said = diagnose(found, RULES)
+    assert str(said) == "step 300: healthy - the loss is below chance (1.20 < 1.32)."
+    young = Diagnosis(Verdict.healthy, 0)
+    assert diagnose(found, RULES, young) == said  # it has learned by now
+    assert diagnose(found, RULES, said) is said
+
+
+def test_losses_that_scatter_have_not_learned():
+    steps = plan()
+    losses = [0.0, 2.6] * 150 + [0.0]  # mean 1.3, standard error 0.24
+    said = diagnose(history(steps, *constant(steps, 300, spread=1e-2), loss=losses), RULES)
+    assert said.verdict is Verdict.slow
 
 
 def test_what_has_learned_a_little_does_not_go_to_and_fro():
@@ -115,10 +132,10 @@ def test_a_collapsed_run_is_called_so_at_its_first_snapshot_with_all_that_was_se
     ]
     assert [f.value for f in said.findings] == pytest.approx([1e-4, 5e-3, 1e-6])
     assert str(said) == (
-        "step 90: collapsed - gradients vanish towards the input (first/last layer 1e-04 < 3e-02, enc.l.0.query), "
-        "weights hardly move (steps 5e-03 < 1e-02 of the learning rate), "
-        "every text gets the same logits (spread 1e-06 < 3e-05). "
-        "Likely cause: an effective learning rate of 4.1e-03 at step 60, 4.1x the nominal one "
+        "step 90: collapsed - gradients vanish towards the input (first/last layer 1e-4 < 0.03, enc.l.0.query), "
+        "weights hardly move (steps 5e-3 < 0.01 of the learning rate), "
+        "every text gets the same logits (spread 1e-6 < 3e-5). "
+        "Likely cause: an effective learning rate of 4.1e-3 at step 60, 4.1x the nominal one "
         "(no bias correction, warm-up 0.1). Try schedule.warmup_frac=0.7 or optimizer.bias_correction=true."
     )
 
@@ -160,14 +177,14 @@ def test_a_collapse_is_withdrawn_when_the_logits_have_come_back_for_good():
 def test_the_advice_is_a_rate_where_no_other_way_keeps_it_small():
     steps = plan(lr=1e-3, bias_correction=True, warmup_frac=0.7)
     said = diagnose(history(steps, *constant(steps, 390), snapshot(steps, 420, **COLLAPSED)), RULES)
-    assert said.cause == "a learning rate of 1.0e-03 at step 420 is too large for this model"
+    assert said.cause == "a learning rate of 1e-3 at step 419 is too large for this model"
     assert said.advice == "optimizer.lr=3.3e-4"
-    early = diagnose(history(steps, snapshot(steps, 0), snapshot(steps, 42, **COLLAPSED)), RULES)
+    early = diagnose(history(steps, snapshot(steps, 0), snapshot(steps, 43, **COLLAPSED)), RULES)
     assert early.advice == "optimizer.lr=3.3e-5"  # it broke at a tenth of the peak
 
 
 def test_no_rate_is_blamed_before_the_first_update():
-    steps = plan()
+    steps = plan(warmup_frac=0.0)
     said = diagnose(history(steps, snapshot(steps, 0, **COLLAPSED)), RULES)
     assert (said.verdict, said.cause, said.advice) == (Verdict.collapsed, None, None)
 
@@ -182,16 +199,29 @@ def test_a_rate_that_is_too_small_is_told_when_enough_of_it_has_been_used():
     assert said.verdict.doomed
     assert str(said) == (
         "step 150: not learning - the logits hardly depend on the text, nor will they by the last step "
-        "(spread 1e-03 < 3e-03). Likely cause: a learning rate of 1.0e-05 is too small: all 600 steps move the weights "
-        "by 3%. Try optimizer.lr=3.3e-4 or more steps."
+        "(largest spread to expect 1.3e-3 < 3e-3). Likely cause: a learning rate of 1e-5 is too small: "
+        "all 600 steps move the weights by 3 %. Try optimizer.lr=3.3e-4 or more steps."
     )
 
 
-def test_a_rate_that_would_be_too_small_for_the_fastest_run_is_told_at_once():
+def test_a_rate_that_would_be_too_small_for_the_fastest_run_is_told_with_the_first_update():
     steps = plan(lr=1e-6)
-    said = diagnose(history(steps, snapshot(steps, 0)), RULES)
+    assert diagnose(history(steps, snapshot(steps, 0)), RULES).verdict is Verdict.healthy
+    said = diagnose(history(steps, snapshot(steps, 0), snapshot(steps, 1)), RULES)
     assert said.verdict is Verdict.not_learning
-    assert said.findings[0].value == pytest.approx(1e-3 * math.exp(600 * steps.effective_lr.sum()))
+    left = steps.effective_lr[2:].sum()
+    assert said.findings[0].value == pytest.approx(1e-3 * math.exp(600 * left))
+    assert said.advice == "optimizer.lr=3.3e-4 or more steps"
+    shots = [snapshot(steps, 0)]  # too few for a line: nothing new is known, so nothing is taken back
+    for step in (100, 200, 300):
+        shots.append(snapshot(steps, step))
+        assert diagnose(history(steps, *shots), RULES, said) is said
+
+
+def test_no_rate_is_advised_that_mostly_fails():
+    steps = plan(steps=100, lr=1e-5)
+    said = diagnose(history(steps, *constant(steps, 40, every=5)), RULES)
+    assert (said.verdict, said.advice) == (Verdict.not_learning, "more steps")
 
 
 def test_a_noisy_spread_has_the_benefit_of_the_doubt():
@@ -202,7 +232,7 @@ def test_a_noisy_spread_has_the_benefit_of_the_doubt():
 
 
 def test_a_spread_that_grows_fast_enough_is_given_its_time():
-    steps = plan(lr=1e-4)
+    steps = plan(lr=2e-5)
     clock = np.cumsum(steps.effective_lr)
     for target, verdict in ((1e-3, Verdict.not_learning), (1.0, Verdict.healthy)):
         rate = math.log(target / 1e-4) / clock[-1]
@@ -212,9 +242,9 @@ def test_a_spread_that_grows_fast_enough_is_given_its_time():
 
 def test_steps_that_are_large_and_lead_nowhere():
     steps = plan(lr=1e-2)
-    said = diagnose(history(steps, *constant(steps, 150, spread=1e-3)), RULES)
+    said = diagnose(history(steps, *constant(steps, 590, every=10)), RULES)
     assert said.verdict is Verdict.not_learning
-    assert said.cause == "a learning rate of 1.0e-02 is too large"
+    assert said.cause == "a learning rate of 0.01 is too large"
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.inf)])
@@ -228,14 +258,21 @@ def test_what_is_not_finite_has_diverged(loss, norm):
     assert said.verdict is Verdict.diverged
     assert said.verdict.doomed
     assert said.findings[0].layer == "classifier"
-    what = "the loss is" if not math.isfinite(loss) else "the gradient is"
+    what = "loss/train is" if not math.isfinite(loss) else "grad_norm is"
     assert str(said).startswith(f"step 60: diverged - {what} ")
-    assert str(said).endswith("too large. Try optimizer.lr=1e-4.")
+    assert str(said).endswith("too large. Try optimizer.lr=9.8e-5.")
+
+
+def test_the_advice_after_a_divergence_is_below_the_rate_that_broke_it():
+    steps = plan(lr=1e6, warmup_frac=1.0)
+    said = diagnose(History(steps, [1.0] * 12 + [math.nan], [1.0] * 13), RULES)
+    assert said.cause == "a learning rate of 1.8e4 is too large"
+    assert said.advice == "optimizer.lr=1.8e3"
 
 
 def test_diverged_at_the_very_first_step_has_no_snapshot_and_no_cause():
     said = diagnose(History(plan(), [math.nan], [math.nan]), RULES)
-    assert str(said) == "step 0: diverged - the loss is nan."
+    assert str(said) == "step 0: diverged - loss/train is nan."
 
 
 def test_thresholds_are_settings():
@@ -254,6 +291,9 @@ def test_advice_can_be_typed(bias_correction, warmup_frac, lr, step):
     steps = plan(lr=lr, warmup_frac=warmup_frac, bias_correction=bias_correction)
     said = diagnose(history(steps, snapshot(steps, 0), snapshot(steps, step, **COLLAPSED)), RULES)
     assert said.verdict is Verdict.collapsed
+    if said.advice is None:
+        assert not steps.effective_lr[:step].any()
+        return
     for advice in said.advice.split(" or "):
         override = OverridesParser.create().parse_override(advice)
         if override.key_or_group == "optimizer.lr":

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 import unittest.mock
@@ -8,6 +9,7 @@ import torch
 from bertmon import model, schedule, step, train
 from bertmon.config import OnDoomed, RulesConfig
 from bertmon.monitor import History
+from bertmon.monitor.diagnosis import Verdict, diagnose
 from bertmon.monitor.watch import Watch
 from bertmon.run import assemble
 
@@ -158,10 +160,23 @@ def test_a_doomed_run_is_stopped_where_that_is_asked_for(settings):
 
 def test_doomed_at_the_last_step_is_not_stopped(settings):
     settings.monitor.on_doomed, settings.monitor.every = OnDoomed.stop, 11
-    settings.monitor.rules = RulesConfig(spread_at_end=1e3, patience=0.9, growth=1e9)
+    settings.monitor.rules = RulesConfig(logit_spread=1e3, update_per_lr=1e3)  # at step 0 nothing has moved
     _, outcome, _, history = trained(settings, watched=True)
     assert [snapshot.step for snapshot in history.snapshots] == [0, 11]
+    assert diagnose(history, settings.monitor.rules).verdict is Verdict.collapsed
     assert (outcome.status, outcome.steps) == ("ok", 12)
+
+
+def test_an_evaluation_that_is_not_finite_is_a_divergence_with_a_verdict(settings, monkeypatch):
+    original = train.evaluate
+    monkeypatch.setattr(
+        train, "evaluate", lambda *args, **rest: dataclasses.replace(original(*args, **rest), loss=math.nan)
+    )
+    told = []
+    monkeypatch.setattr(Watch, "judge", lambda self, found: told.append(found))
+    _, outcome, _, _ = trained(settings, watched=True)
+    assert (outcome.status, outcome.steps) == ("diverged", 6)
+    assert str(told[-1]).startswith("step 6: diverged - loss/test is nan. Likely cause: a learning rate of 1e-3")
 
 
 def test_every_point_is_that_of_its_steps(settings):
@@ -208,8 +223,27 @@ def test_a_gradient_that_is_not_finite_ends_training_though_the_loss_is_finite(s
         return found
 
     calls = itertools.count()
+    every_batch = train._all_epochs
     monkeypatch.setattr(train, "forward_backward", spoiled)
+    settings.train.log_every = 1000  # nobody looks before the epoch's end
+    settings.train.epochs = 3
+    settings.train.batch_size = 3
     parts, outcome, _, history = trained(settings)
     assert (outcome.status, outcome.steps, len(history.losses)) == ("diverged", 5, 6)
     assert math.isnan(history.grad_norms[-1])
-    assert weights(parts).isfinite().all()
+    assert next(calls) > 7  # steps went on, with gradients that were finite again, and changed nothing
+
+    calls = itertools.count(-(10**6))  # nothing is spoiled
+    monkeypatch.setattr(train, "_all_epochs", lambda *given: itertools.islice(every_batch(*given), 5))
+    whole, _, _, _ = trained(settings)
+    assert torch.equal(weights(parts), weights(whole))
+
+
+def test_a_loss_that_is_not_finite_stops_finite_gradients_too():
+    layer = torch.nn.Linear(2, 2)
+    updater = step.Updater(layer, torch.optim.AdamW(layer.parameters(), fused=True), clip=None)
+    before = layer.weight.detach().clone()
+    for loss in (math.inf, 1.0):  # once stopped, stopped
+        layer.weight.grad, layer.bias.grad = torch.ones(2, 2), torch.ones(2)
+        assert updater.update(torch.tensor(loss), lr=1.0).item() == pytest.approx(6**0.5)
+        assert torch.equal(layer.weight, before)

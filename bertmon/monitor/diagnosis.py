@@ -207,8 +207,8 @@ def _spread_at_end(plan: Plan, shots: list[Snapshot], rules: RulesConfig) -> flo
     Off a plateau the spread grows exponentially, and the learning rate is its clock: against the effective learning
     rates added up, its logarithm is a line. Through the latter half of the steps so far it is fitted, and followed to
     the last step at its slope and twice the slope's standard error more, or at a quarter of the growth of the fastest
-    run known, since a plateau can end suddenly; before the clock has run for `patience` of the whole, or where there are too few snapshots for
-    a line, at that growth itself.
+    run known, since a plateau can end suddenly. Before the clock has run for `patience` of the whole, or where there
+    are too few snapshots for a line, that growth itself is assumed.
     """
     clock = np.cumsum(plan.effective_lr)
     first = bisect_left(shots, shots[-1].step / 2, key=lambda shot: shot.step)
