@@ -30,7 +30,7 @@ ALLOWED = {
     "monitor.watch": {"config", "monitor", "monitor.diagnosis", "monitor.stats"},
     "batches": {"tokens"},
     "step": {"batches", "config"},
-    "train": {"batches", "config", "monitor", "monitor.watch", "optimizer", "schedule", "step"},
+    "train": {"batches", "config", "monitor", "monitor.diagnosis", "monitor.watch", "optimizer", "schedule", "step"},
     "launch": {"cache", "config", "data", "model", "record", "step", "tokens"},
     "run": {
         "batches",
