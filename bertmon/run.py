@@ -21,7 +21,7 @@ from bertmon import batches, config, data, launch, model, optimizer, step, token
 from bertmon.cache import write_atomic
 from bertmon.config import RunConfig
 from bertmon.monitor import History
-from bertmon.monitor.watch import Watch, thinned
+from bertmon.monitor.observer import Observer, thinned
 from bertmon.monitor.writer import RunWriter
 from bertmon.record import recorded
 
@@ -55,30 +55,30 @@ def run(settings: RunConfig, folder: Path, *, name: str, differs: Mapping[str, s
         )
 
         outcome = train.Outcome()
-        watch = _watch(settings, parts.classifier, history, writer)
+        observer = _observer(settings, parts.classifier, history, writer)
         try:
             train.fit(
                 parts,
                 settings,
                 history,
-                watch=watch,
+                observer=observer,
                 record=writer.scalars,
                 outcome=outcome,
                 name=name,
             )
         finally:
-            result |= _summarized(outcome) | {"steps_planned": len(history.plan)} | _judged(watch)
+            result |= _summarized(outcome) | {"steps_planned": len(history.plan)} | _judged(observer)
             write_atomic(folder / HISTORY, history.to_bytes())
 
         final = outcome.evaluations[-1]
         columns = {key: _setting(settings, key, given) for key, given in (differs or {}).items()}
         columns["seed"] = settings.seed
-        if watch:
-            told = watch.diagnosis
+        if observer:
+            told = observer.diagnosis
             columns |= {"verdict": told.verdict, "verdict_step": told.step, "findings": told.observed()}
         writer.hparams(columns, {"accuracy/test": final.accuracy, "loss/test": final.loss})
         result["status"] = outcome.status
-        verdict = f" ({watch.diagnosis.verdict} since step {watch.diagnosis.step})" if watch else ""
+        verdict = f" ({observer.diagnosis.verdict} since step {observer.diagnosis.step})" if observer else ""
         verdict = verdict.replace(f"({outcome.status} since", "(since")
         saved = len(history.plan) - outcome.steps if outcome.status == "stopped" else 0
         log.info(
@@ -135,11 +135,11 @@ def _summarized(outcome: train.Outcome) -> dict[str, object]:
     }
 
 
-def _judged(watch: Watch | None) -> dict[str, object]:
+def _judged(observer: Observer | None) -> dict[str, object]:
     """The verdict for result.json; null for a run that was not watched."""
-    if watch is None:
+    if observer is None:
         return dict.fromkeys(("verdict", "verdict_step", "findings", "cause", "advice"))
-    told = asdict(watch.diagnosis)
+    told = asdict(observer.diagnosis)
     return {"verdict": told.pop("verdict"), "verdict_step": told.pop("step"), **told}
 
 
@@ -160,12 +160,12 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _watch(settings: RunConfig, classifier: torch.nn.Module, history: History, writer: RunWriter) -> Watch | None:
+def _observer(settings: RunConfig, classifier: torch.nn.Module, history: History, writer: RunWriter) -> Observer | None:
     if not settings.monitor.enabled:
         return None
     layers = model.layers(classifier, biases=settings.monitor.biases)
     kept = thinned(list(layers), settings.monitor.skip_prob)
-    return Watch({label: layers[label] for label in kept}, history, settings.monitor, writer)
+    return Observer({label: layers[label] for label in kept}, history, settings.monitor, writer)
 
 
 def _setting(settings: RunConfig, key: str, given: str) -> object:

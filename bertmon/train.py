@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -22,7 +22,7 @@ from bertmon.batches import Batch, Batches
 from bertmon.config import OnDoomed, RunConfig
 from bertmon.monitor import History, Plan
 from bertmon.monitor.diagnosis import diverged
-from bertmon.monitor.watch import Watch
+from bertmon.monitor.observer import Numbers, Observer
 from bertmon.step import Probe, Updater, forward_backward, logits
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def fit(
     config: RunConfig,
     history: History,
     *,
-    watch: Watch | None,
+    observer: Observer | None,
     record: Record,
     outcome: Outcome,
     name: str,
@@ -98,16 +98,16 @@ def fit(
     model, plan = parts.classifier, history.plan
     updater = Updater(model, parts.optimizer, config.train.clip)
     probe = Probe(model, config.train.precision)
-    numbers, logged_steps = _Numbers(), 0
+    numbers, logged_steps = Numbers(), 0
     started = time.perf_counter()
 
     with _progress(len(plan), name) as bar, logging_redirect_tqdm([logging.getLogger()]):
         for step, batch in enumerate(_all_epochs(parts.train, config)):
-            watched = watch is not None and watch.due(step)
+            watched = observer is not None and observer.due(step)
             loss, scores = forward_backward(model, batch, config.train.precision)
-            if watch and watched:
-                watch.spread(probe.spread(step, batch, scores))
-            with watch.update(step) if watch and watched else nullcontext():
+            if observer and watched:
+                observer.spread(probe.spread(step, batch, scores))
+            with observer.update(step) if observer and watched else nullcontext():
                 norm = updater.update(loss, float(plan.lr[step]))
             numbers.add(loss, norm)
             bar.update()
@@ -121,17 +121,22 @@ def fit(
             finite = numbers.take(history)  # waits for the device
             done = len(history.losses)
             outcome.steps = done if finite else done - 1
-            if watch and (watched or not finite):
-                watch.read()
+            if observer and (watched or not finite):
+                observer.read()
             if not finite:
                 outcome.status = "diverged"
-                if watch is None:
+                if observer is None:
                     log.error(f"step {done - 1}: the loss or the gradient is not finite any more, training ends here")
-            elif watch and watch.diagnosis.verdict.doomed and config.monitor.on_doomed is OnDoomed.stop and not ends:
+            elif (
+                observer
+                and observer.diagnosis.verdict.doomed
+                and config.monitor.on_doomed is OnDoomed.stop
+                and not ends
+            ):
                 outcome.status = "stopped"
             ends = ends or outcome.status != "ok"
             if ends or logged:
-                points = _points(history, logged_steps, config)
+                points = history.scalars(logged_steps, config.train.clip)
                 record(done - 1, points)
                 logged_steps = done
                 bar.set_postfix(_shown(points, outcome), refresh=False)
@@ -147,8 +152,8 @@ def fit(
                 )
                 if finite and not math.isfinite(evaluation.loss):
                     outcome.status, ends = "diverged", True
-                    if watch:
-                        watch.judge(diverged(plan, "loss/test", evaluation.loss, outcome.steps))
+                    if observer:
+                        observer.judge(diverged(plan, "loss/test", evaluation.loss, outcome.steps))
             outcome.train_seconds = time.perf_counter() - started - outcome.eval_seconds
             if ends:
                 break
@@ -177,41 +182,6 @@ def evaluate(model: nn.Module, test: Batches, config: RunConfig, *, step: int) -
         count += len(batch.labels)
     model.train()
     return Evaluation(step, loss.item() / count, correct.item() / count)
-
-
-class _Numbers:
-    """Losses and gradient norms that are still on the device, so that a step does not wait for them."""
-
-    def __init__(self) -> None:
-        self._pairs: list[Tensor] = []
-
-    def add(self, loss: Tensor, norm: Tensor) -> None:
-        self._pairs.append(torch.stack([loss, norm]))
-
-    def take(self, history: History) -> bool:
-        """Hand them over, up to the first that is not finite; returns whether all are."""
-        for loss, norm in torch.stack(self._pairs).tolist():
-            history.losses.append(loss)
-            history.grad_norms.append(norm)
-            if not math.isfinite(loss + norm):
-                return False
-        self._pairs.clear()
-        return True
-
-
-def _points(history: History, since: int, config: RunConfig) -> dict[str, float]:
-    """Scalars of the last step; loss, gradient norm and clipping are means over the steps from `since` on."""
-    last = len(history.losses) - 1
-    norms = np.array(history.grad_norms[since:])
-    points = {
-        "loss/train": float(np.mean(history.losses[since:])),
-        "learning_rate": float(history.plan.lr[last]),
-        "effective_learning_rate": float(history.plan.effective_lr[last]),
-        "grad_norm": float(norms.mean()),
-    }
-    if config.train.clip is not None:
-        points["clipped"] = float((norms > config.train.clip).mean())
-    return points
 
 
 def _progress(total: int, name: str) -> AbstractContextManager["tqdm[None]"]:

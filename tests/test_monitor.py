@@ -1,4 +1,4 @@
-"""The monitor's rooms: stats, watch, figures, writer."""
+"""The monitor's rooms: stats, observer, figures, writer."""
 
 import dataclasses
 import io
@@ -19,7 +19,7 @@ from bertmon import model
 from bertmon.config import MonitorConfig, RulesConfig
 from bertmon.monitor import STATISTICS, History, Layers, Plan, Snapshot, figures, stats
 from bertmon.monitor.diagnosis import Verdict
-from bertmon.monitor.watch import Watch, thinned
+from bertmon.monitor.observer import Observer, thinned
 from bertmon.monitor.writer import RunWriter
 
 # --- stats ---------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def test_update_statistics():
     assert sizes.tolist() == pytest.approx([5 / 2**0.5, 0, 1])
 
 
-# --- watch ---------------------------------------------------------------------------------------
+# --- observer --------------------------------------------------------------------------------------
 
 
 class Sink:
@@ -89,18 +89,18 @@ def plan(steps=5, lr=0.5):
 def test_it_measures_gradients_before_clipping_and_the_change_that_was_made():
     parameter = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
     sink, history = Sink(), History(plan())
-    watch = Watch({"enc.l.3.weight": model.Layer(parameter, "linear", 3)}, history, MonitorConfig(every=2), sink)
+    observer = Observer({"enc.l.3.weight": model.Layer(parameter, "linear", 3)}, history, MonitorConfig(every=2), sink)
     for step in range(5):
         parameter.grad = torch.tensor([[30.0, 0.0]])
         history.losses.append(1.0)
         history.grad_norms.append(30.0)
-        if watch.due(step):
-            with watch.update(step):
+        if observer.due(step):
+            with observer.update(step):
                 torch.nn.utils.clip_grad_norm_([parameter], 1.0)
                 with torch.no_grad():
                     parameter.sub_(0.5 * parameter.grad)
-            watch.spread(torch.tensor(0.25))
-            watch.read()
+            observer.spread(torch.tensor(0.25))
+            observer.read()
     assert [snapshot.step for snapshot in sink.snapshots] == [0, 2, 4]
     assert sink.snapshots == history.snapshots
     first = sink.snapshots[0]
@@ -116,10 +116,10 @@ def test_a_parameter_without_a_gradient_has_no_numbers():
     live.grad = torch.ones(2)
     sink, history = Sink(), History(plan(), losses=[1.0], grad_norms=[1.0])
     layers = {"unused": model.Layer(unused, "linear", None), "live": model.Layer(live, "norm", None)}
-    watch = Watch(layers, history, MonitorConfig(every=1), sink)
-    with watch.update(0):
+    observer = Observer(layers, history, MonitorConfig(every=1), sink)
+    with observer.update(0):
         pass
-    watch.read()
+    observer.read()
     assert np.isnan(sink.snapshots[0].values[0]).all()
     assert sink.snapshots[0].values[1].tolist() == pytest.approx([1, 1, 0, 0, 0, 1], abs=1e-7)
 
@@ -128,15 +128,15 @@ def test_a_step_that_training_did_not_come_to_is_not_measured():
     parameter = torch.nn.Parameter(torch.ones(2))
     parameter.grad = torch.ones(2)
     sink = Sink()
-    watch = Watch(
+    observer = Observer(
         {"weight": model.Layer(parameter, "linear", None)},
         History(plan(), losses=[math.nan], grad_norms=[1.0]),
         MonitorConfig(every=1),
         sink,
     )
-    with watch.update(1):
+    with observer.update(1):
         pass
-    watch.read()
+    observer.read()
     assert sink.snapshots == []
 
 
@@ -145,23 +145,23 @@ def test_a_verdict_is_told_once_for_each_change(caplog):
     sink, history = Sink(), History(plan(20))
     rules = RulesConfig(logit_spread=1e-2, update_per_lr=1e3)  # whatever the steps are, the spread decides
     layers = {"weight": model.Layer(parameter, "linear", None)}
-    watch = Watch(layers, history, MonitorConfig(every=1, rules=rules), sink)
+    observer = Observer(layers, history, MonitorConfig(every=1, rules=rules), sink)
     caplog.set_level(logging.INFO)
     for step, spread in enumerate([1, 1, 1e-6, 1e-6, 1e-6, 1, 1, 1]):
         parameter.grad = torch.ones(2, 2)
         history.losses.append(0.5)
         history.grad_norms.append(1.0)
-        with watch.update(step):
+        with observer.update(step):
             parameter.data -= 0.1
-        watch.spread(torch.tensor(float(spread)))
-        watch.read()
+        observer.spread(torch.tensor(float(spread)))
+        observer.read()
     assert [(tag, text.split(" - ")[0].rstrip("."), step) for tag, text, step in sink.texts] == [
         ("verdict", "step 2: collapsed", 2),
         ("verdict", "step 7: healthy", 7),
     ]
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert caplog.messages == [text for _, text, _ in sink.texts]
-    assert watch.diagnosis.verdict is Verdict.healthy
+    assert observer.diagnosis.verdict is Verdict.healthy
 
 
 @pytest.mark.parametrize("skip_prob", [0.0, 0.5, 0.99])

@@ -10,7 +10,7 @@ from bertmon import model, schedule, step, train
 from bertmon.config import OnDoomed, RulesConfig
 from bertmon.monitor import History
 from bertmon.monitor.diagnosis import Verdict, diagnose
-from bertmon.monitor.watch import Watch
+from bertmon.monitor.observer import Observer
 from bertmon.run import assemble
 
 
@@ -25,9 +25,9 @@ def trained(settings, *, watched=False):
             points.setdefault(tag, []).append((step, value))
 
     sink = unittest.mock.Mock()
-    watch = Watch(model.layers(parts.classifier), history, settings.monitor, sink) if watched else None
+    observer = Observer(model.layers(parts.classifier), history, settings.monitor, sink) if watched else None
     outcome = train.Outcome()
-    train.fit(parts, settings, history, watch=watch, record=record, outcome=outcome, name="test")
+    train.fit(parts, settings, history, observer=observer, record=record, outcome=outcome, name="test")
     return parts, outcome, points, history
 
 
@@ -173,7 +173,7 @@ def test_an_evaluation_that_is_not_finite_is_a_divergence_with_a_verdict(setting
         train, "evaluate", lambda *args, **rest: dataclasses.replace(original(*args, **rest), loss=math.nan)
     )
     told = []
-    monkeypatch.setattr(Watch, "judge", lambda self, found: told.append(found))
+    monkeypatch.setattr(Observer, "judge", lambda self, found: told.append(found))
     _, outcome, _, _ = trained(settings, watched=True)
     assert (outcome.status, outcome.steps) == ("diverged", 6)
     assert str(told[-1]).startswith("step 6: diverged - loss/test is nan. Likely cause: a learning rate of 1e-3")

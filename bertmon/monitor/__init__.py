@@ -129,6 +129,17 @@ class History:
     grad_norms: list[float] = field(default_factory=list)  # [n], global L2 norm before clipping
     snapshots: list[Snapshot] = field(default_factory=list)  # [K]
 
+    def scalars(self, since: int, clip: float | None = None) -> dict[str, float]:
+        """What is told of the last step, by tag; loss, gradient norm and clipping are means over steps from `since`."""
+        last, norms = len(self.losses) - 1, np.array(self.grad_norms[since:])
+        found = {
+            "loss/train": float(np.mean(self.losses[since:])),
+            "learning_rate": float(self.plan.lr[last]),
+            "effective_learning_rate": float(self.plan.effective_lr[last]),
+            "grad_norm": float(norms.mean()),
+        }
+        return found if clip is None else found | {"clipped": float((norms > clip).mean())}
+
     def to_bytes(self) -> bytes:
         """As an .npz file without pickles."""
         shots = self.snapshots

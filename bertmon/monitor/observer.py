@@ -4,6 +4,7 @@ stats -> Snapshot -> History -> {diagnosis, writer}.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
@@ -46,7 +47,28 @@ class _Measured(NamedTuple):
     values: Tensor  # [live, S]
 
 
-class Watch:
+class Numbers:
+    """Losses and gradient norms that still are on the device, so that a step does not wait for them."""
+
+    def __init__(self) -> None:
+        self._pairs: list[Tensor] = []
+
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        """Those of one step, [] each."""
+        self._pairs.append(torch.stack([loss, norm]))
+
+    def take(self, history: History) -> bool:
+        """Wait for them and hand them over, up to the first that is not finite; returns whether all are."""
+        pairs, self._pairs = self._pairs, []
+        for loss, norm in torch.stack(pairs).tolist() if pairs else ():
+            history.losses.append(loss)
+            history.grad_norms.append(norm)
+            if not math.isfinite(loss + norm):
+                return False
+        return True
+
+
+class Observer:
     """Measures `layers` (by label, from input to output) every so many steps, from step 0 on, and judges the run."""
 
     def __init__(self, layers: Mapping[str, Layer], history: History, config: MonitorConfig, sink: Sink) -> None:
@@ -71,13 +93,26 @@ class Watch:
     @contextmanager
     def update(self, step: int) -> Iterator[None]:
         """Put around clipping and the optimizer's step: gradients are measured on entry, changes on exit."""
-        live = [row for row, parameter in enumerate(self._parameters) if parameter.grad is not None]
-        parameters = [self._parameters[row].detach() for row in live]
-        before = [parameter.clone() for parameter in parameters]
-        gradients = stats.gradient_statistics([_gradient(self._parameters[row]) for row in live])
+        self.gradients()
+        self.before()
         yield
-        updates = stats.update_statistics(before, parameters)
-        self._measured = _Measured(step, live, torch.cat([gradients, updates], dim=1))
+        self.after(step)
+
+    def gradients(self) -> None:
+        """Measure the gradients as they are now."""
+        self._live = [row for row, parameter in enumerate(self._parameters) if parameter.grad is not None]
+        self._gradients = stats.gradient_statistics([_gradient(self._parameters[row]) for row in self._live])
+
+    def before(self) -> None:
+        """Keep the weights as they are now."""
+        self._before = [self._parameters[row].detach().clone() for row in self._live]
+
+    def after(self, step: int) -> None:
+        """Measure what has changed since; `step` is then ready to be read."""
+        parameters = [self._parameters[row].detach() for row in self._live]
+        updates = stats.update_statistics(self._before, parameters)
+        self._measured = _Measured(step, self._live, torch.cat([self._gradients, updates], dim=1))
+        del self._before, self._gradients
 
     def spread(self, logit_spread: Tensor) -> None:
         """How much the scores of the measured step depend on the text [], still on the device."""
