@@ -20,15 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from bertmon import batches, config, data, launch, model, optimizer, step, tokens, train
 from bertmon.cache import write_atomic
 from bertmon.config import RunConfig
-from bertmon.monitor import History
+from bertmon.monitor import HISTORY, History
 from bertmon.monitor.observer import Observer, thinned
 from bertmon.monitor.writer import RunWriter
 from bertmon.record import recorded
 
 log = logging.getLogger(__name__)
-
-HISTORY = "history.npz"
-"""Everything that was measured, next to result.json; monitor.History reads it."""
 
 config.register()
 launch.register()

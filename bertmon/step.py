@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bertmon.batches import Batch
 from bertmon.config import Device, InputError, Precision
+from bertmon.monitor import stats
 
 
 def pick_device(wanted: Device) -> torch.device:
@@ -85,18 +86,16 @@ class Probe:
         self._noisy = dropout or precision is not Precision.fp32
         self._next = 0  # step from which on a pass is made again
 
-    @torch.no_grad()
     def spread(self, step: int, batch: Batch, scores: Tensor) -> Tensor:
         """Standard deviation of the scores over texts, mean over classes: []; nan for a single text.
 
         scores: those of the training pass [B, C]. Between two passes of its own it is nan too.
         """
-        unknown = torch.full_like(scores[0, 0], torch.nan)
-        if self._noisy:
-            if step < self._next or len(scores) < 2:
-                return unknown
-            self._next = step + self._APART
-            self._model.eval()
+        if not self._noisy:
+            return stats.logit_spread(scores)
+        if step < self._next:
+            return torch.full_like(scores[0, 0], torch.nan)
+        self._next = step + self._APART
+        with stats.noiseless(self._model):
             scores = logits(self._model, Batch(*(part[: self._TEXTS] for part in batch)), Precision.fp32)
-            self._model.train()
-        return scores.std(dim=0, correction=0).mean() if len(scores) > 1 else unknown
+        return stats.logit_spread(scores)

@@ -6,7 +6,7 @@ Shapes: N texts of a split, C classes.
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,9 +24,8 @@ class Split:
         return len(self.texts)
 
     def entropy(self) -> float:
-        """Entropy of the labels in nats: the cross-entropy of a model that knows their shares and ignores the texts."""
-        shares = [count / len(self) for count in Counter(self.labels).values()]
-        return -sum(share * math.log(share) for share in shares)
+        """Entropy of the labels in nats."""
+        return entropy(self.labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,12 @@ class Corpus:
     def majority(self) -> float:
         """Share of the test split that its most frequent class has: what a run that learned nothing reaches."""
         return max(self.test.labels.count(label) for label in set(self.test.labels)) / len(self.test)
+
+
+def entropy(labels: Sequence[int]) -> float:
+    """Entropy of labels [N] in nats: the cross-entropy of a model that knows their shares and ignores the texts."""
+    shares = [count / len(labels) for count in Counter(labels).values()]
+    return -sum(share * math.log(share) for share in shares)
 
 
 def stored(cache: Path, name: str, read: Callable[[], Corpus]) -> Corpus:

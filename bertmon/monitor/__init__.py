@@ -16,6 +16,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
+HISTORY = "history.npz"
+"""The file in a run's folder that holds everything that was measured; History.load reads it."""
+
 STATISTICS = ("grad_mean", "grad_max", "grad_std", "grad_zero", "update_ratio", "weight_rms")
 """Mean, largest value and standard deviation of |gradient| before clipping; share of gradients that are exactly zero;
 L2 norm of the parameter's change in this step over its L2 norm before; root mean square of the parameter before."""

@@ -1,11 +1,14 @@
-"""Gradients and updates to one tensor of statistics on the device. No copy to the host happens here.
+"""Gradients, updates and scores to statistics on the device. No copy to the host happens here.
 
 Knows `.grad` and the before and after of a parameter. Leaves when to measure to watch.
-Shapes: L layers, S statistics in the order of monitor.STATISTICS.
+Shapes: L layers, S statistics in the order of monitor.STATISTICS, B texts, C classes.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def gradient_statistics(gradients: list[Tensor]) -> Tensor:
@@ -33,6 +36,27 @@ def update_statistics(before: list[Tensor], after: list[Tensor]) -> Tensor:
     roots = torch.tensor([tensor.numel() ** 0.5 for tensor in before], dtype=norms.dtype).to(norms.device)
     ratios = torch.where(norms > 0, changes / norms, torch.nan)
     return torch.stack([ratios, norms / roots], dim=1).to(_precise(norms))
+
+
+def logit_spread(scores: Tensor) -> Tensor:
+    """Standard deviation of the scores [B, C] over texts, mean over classes: []; nan for a single text."""
+    if len(scores) < 2:
+        return torch.full_like(scores[0, 0], torch.nan)
+    return scores.float().std(dim=0, correction=0).mean()
+
+
+@contextmanager
+def noiseless(model: nn.Module) -> Iterator[None]:
+    """Inside, the model runs without gradients, dropout and autocast; after it, every module is in its mode again."""
+    training = [module for module in model.modules() if module.training]
+    kind = next(model.parameters()).device.type
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(kind, enabled=False):
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _largest(tensors: list[Tensor]) -> Tensor:

@@ -25,6 +25,10 @@ class RunWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write out what is buffered; nothing can be written after that."""
         self._writer.close()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

@@ -1,0 +1,143 @@
+"""Watching in transformers' Trainer: gradients before clipping, the loss, the verdict that stops."""
+
+import types
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+
+from bertmon.config import InputError, RulesConfig
+from bertmon.monitor import HISTORY, History
+from bertmon.trainer import WatchCallback
+
+pytest.importorskip("accelerate")
+
+
+def texts(count=48):
+    generator = torch.Generator().manual_seed(0)
+    for number in range(count):
+        ids = torch.randint(1, 20, (12,), generator=generator)
+        yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor(number % 3)}
+
+
+def small(dropout=0.0):
+    torch.manual_seed(0)
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=20,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=16,
+            num_labels=3,
+            hidden_dropout_prob=dropout,
+        )
+    )
+
+
+def trained(folder, *, dropout=0.0, checkpointing=False, watched=True, options=None, **arguments):
+    data = list(texts())
+    callback = WatchCallback(
+        folder / "watched",
+        **{"labels": [text["labels"] for text in data], "every": 2, "figures": False} | (options or {}),
+    )
+    arguments = {"per_device_train_batch_size": 8, "max_steps": 6, "learning_rate": 1e-3} | arguments
+    trainer = Trainer(
+        model=small(dropout),
+        args=TrainingArguments(
+            output_dir=str(folder), report_to="none", save_strategy="no", logging_steps=1, use_cpu=True, **arguments
+        ),
+        train_dataset=data,
+        eval_dataset=data,
+        callbacks=[callback] if watched else [],
+    )
+    if checkpointing:
+        new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"  # transformers renamed it in v5
+        getattr(trainer.model, new if hasattr(trainer.model, new) else old)()
+    trainer.train()
+    return trainer, callback
+
+
+def parameters(trainer):
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "backward_passes"),
+    [
+        ({}, 6 * [1]),
+        ({"gradient_accumulation_steps": 3, "per_device_train_batch_size": 5}, [3, 3, 3, 1, 3, 3]),
+        ({"eval_strategy": "steps", "eval_steps": 1}, 6 * [1]),
+        ({"bf16": True}, 6 * [1]),
+    ],
+)
+def test_it_says_what_the_trainer_says(tmp_path, arguments, backward_passes):
+    trainer, callback = trained(tmp_path, max_grad_norm=0.1, **arguments)
+    history = callback.watch.history
+    sums = [float(loss) for loss in logged(trainer, "loss")]  # the Trainer adds up the means of a step's passes
+    means = [total / passes for total, passes in zip(sums, backward_passes, strict=True)]
+    assert history.losses == pytest.approx(means, rel=1e-3 if "bf16" in arguments else 1e-5)
+    assert history.grad_norms == pytest.approx([float(norm) for norm in logged(trainer, "grad_norm")], rel=1e-5)
+    assert min(history.grad_norms) > 0.1  # they were clipped after that
+    assert [shot.lr for shot in history.snapshots] == pytest.approx(logged(trainer, "learning_rate")[::2])
+    assert History.load(tmp_path / "watched" / HISTORY).snapshots == history.snapshots
+
+
+def test_layers_are_measured_before_clipping(tmp_path):
+    _, clipped = trained(tmp_path / "clipped", max_grad_norm=1e-3)
+    _, free = trained(tmp_path / "free", max_grad_norm=0)
+    first, other = (callback.watch.history.snapshots[0] for callback in (clipped, free))
+    for statistic in ("grad_mean", "grad_max", "grad_std", "grad_zero", "weight_rms"):
+        assert first[statistic].tolist() == other[statistic].tolist()
+
+
+@pytest.mark.parametrize("arguments", [{}, {"gradient_accumulation_steps": 2}, {"bf16": True}, {"checkpointing": True}])
+def test_training_is_the_same_bit_for_bit(tmp_path, arguments):
+    watched, callback = trained(tmp_path / "watched", dropout=0.1, **arguments)
+    alone, _ = trained(tmp_path / "alone", dropout=0.1, watched=False, **arguments)
+    assert torch.equal(parameters(watched), parameters(alone))
+    assert not watched.model._forward_hooks
+    assert len(callback.watch.history.losses) == 6
+
+
+def test_the_spread_is_measured_without_rounding(tmp_path):
+    spreads = [
+        trained(tmp_path / str(bf16), bf16=bf16)[1].watch.history.snapshots[0].logit_spread for bf16 in (False, True)
+    ]
+    assert spreads[0] == spreads[1] > 0
+
+
+def test_a_doomed_run_is_stopped(tmp_path):
+    rules = RulesConfig(logit_spread=1e3, update_per_lr=1e3)  # whatever the numbers are, they are too small
+    trainer, callback = trained(tmp_path, options={"rules": rules, "on_doomed": "stop"})
+    assert callback.watch.doomed
+    assert trainer.state.global_step < 6
+    assert callback.watch.diagnosis.step == trainer.state.global_step - 1
+    trainer, callback = trained(tmp_path / "warned", options={"rules": rules})
+    assert callback.watch.doomed
+    assert trainer.state.global_step == 6
+
+
+def test_a_compiled_model(tmp_path):
+    trainer, callback = trained(tmp_path, torch_compile=True, torch_compile_backend="eager")
+    assert callback.watch.history.losses == pytest.approx(logged(trainer, "loss"), rel=1e-5)
+
+
+def test_what_is_not_watched_is_said(tmp_path):
+    with pytest.raises(InputError, match="WatchCallback needs the labels among the model's inputs"):
+        trained(tmp_path / "a", label_smoothing_factor=0.1)
+    with pytest.raises(InputError, match="on_doomed=panic is not possible: give warn or stop"):
+        WatchCallback(tmp_path / "b", labels=[0, 1], on_doomed="panic")
+    callback = WatchCallback(tmp_path / "b", labels=[0, 1])
+    for given, message in (
+        ({"world_size": 2, "n_gpu": 1, "fp16": False}, "devices=2 is not possible"),
+        ({"world_size": 1, "n_gpu": 4, "fp16": False}, "devices=4 is not possible"),
+        ({"world_size": 1, "n_gpu": 1, "fp16": True}, "fp16=True is not possible: give bf16"),
+    ):
+        with pytest.raises(InputError, match=message):
+            callback.on_train_begin(types.SimpleNamespace(**given), None, None)
