@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_module
 from bertmon import config, train
 from bertmon.monitor import History
 from bertmon.monitor.writer import RunWriter
-from bertmon.run import _watch, assemble
+from bertmon.run import _observer, assemble
 
 VARIANTS = {
     "off": ["monitor=off"],
@@ -43,7 +43,7 @@ def seconds(overrides: list[str]) -> float:
                 parts,
                 settings,
                 history,
-                watch=_watch(settings, parts.classifier, history, writer),
+                observer=_observer(settings, parts.classifier, history, writer),
                 record=writer.scalars,
                 outcome=train.Outcome(),
                 name="",
