@@ -174,6 +174,19 @@ def test_a_collapse_is_withdrawn_when_the_logits_have_come_back_for_good():
     assert diagnose(history(steps, *shots), RULES, said).verdict is Verdict.slow
 
 
+def test_a_collapse_is_not_withdrawn_sooner_because_it_is_watched_more_closely():
+    steps = plan()
+    window = len(steps) // 20
+    assert window > 20
+    said = diagnose(history(steps, snapshot(steps, 0), snapshot(steps, 60, **COLLAPSED)), RULES)
+    shots = [snapshot(steps, 0), snapshot(steps, 60, **COLLAPSED)]
+    for step in range(61, 61 + window):
+        shots.append(snapshot(steps, step, spread=1e-2 if step % 10 == 1 else math.nan))  # a pass every tenth step
+        kept = diagnose(history(steps, *shots), RULES, said)
+        assert (kept is said) == (step < 60 + window)
+    assert kept.verdict is Verdict.healthy
+
+
 def test_the_advice_is_a_rate_where_no_other_way_keeps_it_small():
     steps = plan(lr=1e-3, bias_correction=True, warmup_frac=0.7)
     said = diagnose(history(steps, *constant(steps, 390), snapshot(steps, 420, **COLLAPSED)), RULES)

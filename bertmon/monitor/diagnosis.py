@@ -123,8 +123,8 @@ def _collapsed(history: History, rules: RulesConfig, before: Diagnosis | None) -
     vanishing = snapshot.depth_profile[0] < rules.depth_profile
     resting = snapshot.signals.get("update_per_lr/linear", math.inf) < rules.update_per_lr
     if before is not None and before.verdict is Verdict.collapsed:
-        if all(shot.logit_spread > _STAY * rules.logit_spread for shot in history.snapshots[-3:]):
-            return None  # one odd batch is no recovery
+        if all(spread > _STAY * rules.logit_spread for spread in _last_spreads(history)):
+            return None  # some odd batches are no recovery
     elif not (snapshot.logit_spread < rules.logit_spread and (vanishing or resting)):
         return None
     profile, first = snapshot.depth_profile
@@ -264,9 +264,25 @@ def _slow(history: History, rules: RulesConfig, before: Diagnosis | None) -> Dia
 
 
 def _smoothed(history: History) -> tuple[float, float]:
-    """Mean loss of the last twentieth of the whole run's steps, of at least 20, and its standard error."""
-    losses = np.array(history.losses[-max(20, len(history.plan) // 20) :])
+    """Mean loss of the last steps, and its standard error."""
+    losses = np.array(history.losses[-_window(history) :])
     return float(losses.mean()), float(losses.std() / math.sqrt(len(losses)))
+
+
+def _last_spreads(history: History) -> list[float]:
+    """Of the logits, as far as they were measured, in the last steps; of three snapshots at least."""
+    found: list[float] = []
+    for shot in reversed(history.snapshots):
+        if len(found) >= 3 and shot.step < len(history.losses) - _window(history):
+            break
+        if not math.isnan(shot.logit_spread):
+            found.append(shot.logit_spread)
+    return found
+
+
+def _window(history: History) -> int:
+    """Steps that a judgement about "now" looks back on: a twentieth of the whole run, and at least 20."""
+    return max(20, len(history.plan) // 20)
 
 
 def _below(value: float, threshold: float) -> str:
