@@ -4,6 +4,7 @@ Knows Hydra: its callbacks, its sweeps, its overrides. A mistake in any run of a
 """
 
 import atexit
+import json
 import re
 import shlex
 import sys
@@ -22,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from bertmon import data, model, record, step, tokens
-from bertmon.cache import digest
+from bertmon.cache import digest, write_atomic
+from bertmon.compare import events, page, words
 from bertmon.config import InputError, RunConfig, from_hydra
 
 _LONGEST_NAME = 120  # bytes; file systems allow 255
@@ -82,15 +84,28 @@ class Door(Callback):
             settings = [from_hydra(run) for _, run in runs]
             _check_folders(runs)
             check(settings)
-            start = _start_folder(*runs[0])
+            start = start_folder(runs[0][0], str(runs[0][1].hydra.sweep.subdir))
+            _prepare(start, runs)
         except (InputError, HydraException, OmegaConfBaseException) as error:
             cause = f"\n{error.__cause__}" if error.__cause__ else ""
             sys.exit(f"{error}{cause}")
         except Exception:  # Hydra would turn a callback's exception into a warning and go on
             traceback.print_exc()
             sys.exit(1)
-        command = ["tensorboard", "--logdir", str(start), "--samples_per_plugin", "images=100"]
-        atexit.register(print, f"To see it: {shlex.join(command)}", flush=True)
+        atexit.register(_close, start)
+
+
+def _close(start: Path) -> None:
+    """The last words: the sweep's answer, and how to see more of it."""
+    try:
+        sweep = page.write([start], start)
+    except InputError:
+        pass  # no run has come to leave anything
+    else:
+        events.write(sweep, start)
+        print(f"\n{words.told(sweep)}\nReport: {start / page.HTML}", flush=True)
+    command = ["tensorboard", "--logdir", str(start), "--samples_per_plugin", "images=100"]
+    print(f"To see it: {shlex.join(command)}", flush=True)
 
 
 def check(configs: Sequence[RunConfig]) -> None:
@@ -161,15 +176,19 @@ def _check_folders(runs: Sequence[tuple[Path, DictConfig]]) -> None:
             )
 
 
-def _start_folder(folder: Path, run: DictConfig) -> Path:
-    """The launch's own folder, above those of its runs, made. Raises InputError where it cannot be."""
-    inside = Path(str(run.hydra.sweep.subdir))
-    start = Path(str(folder).removesuffix(str(inside))) if folder.match(str(inside)) else folder
+def start_folder(folder: Path, subdir: str) -> Path:
+    """The launch's own folder, above that of a run."""
+    return Path(str(folder).removesuffix(subdir)) if folder.match(subdir) else folder
+
+
+def _prepare(start: Path, runs: Sequence[tuple[Path, DictConfig]]) -> None:
+    """Make the launch's folder and note its runs there. Raises InputError where that cannot be."""
+    names = [str(folder.relative_to(start)) for folder, _ in runs if folder != start]
     try:
         start.mkdir(parents=True, exist_ok=True)
+        write_atomic(start / record.SWEEP, (json.dumps({"runs": names}, indent=1, ensure_ascii=False) + "\n").encode())
     except OSError as error:
         raise InputError(f"{start} cannot be made: {error.strerror}.") from None
-    return start
 
 
 def _choice_of_experiment(config: DictConfig) -> str:

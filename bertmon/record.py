@@ -18,6 +18,9 @@ from bertmon.config import InputError
 log = logging.getLogger(__name__)
 
 NAME = "result.json"
+SWEEP = "sweep.json"
+"""In a launch's folder: "runs", the folders of all its runs below it, in the order in which they start."""
+
 _LIBRARIES = ("bertmon", "hydra-core", "numpy", "tokenizers", "torch", "transformers")
 
 

@@ -17,8 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from bertmon import batches, config, data, launch, model, optimizer, step, tokens, train
+from bertmon import batches, compare, config, data, launch, model, optimizer, step, tokens, train
 from bertmon.cache import write_atomic
+from bertmon.compare import page, words
 from bertmon.config import RunConfig
 from bertmon.monitor import HISTORY, History
 from bertmon.monitor.observer import Observer, thinned
@@ -38,7 +39,9 @@ def run(settings: RunConfig, folder: Path, *, name: str, differs: Mapping[str, s
     they and the seed are the columns of TensorBoard's HPARAMS table.
     """
     with recorded(folder) as result, RunWriter(folder, draw=settings.monitor.figures) as writer:
-        result |= {"experiment": settings.experiment, "seed": settings.seed}
+        columns = {key: _setting(settings, key, given) for key, given in (differs or {}).items()}
+        result |= {"experiment": settings.experiment, "seed": settings.seed, "differs": columns.copy()}
+        result["settings"] = asdict(settings)
         writer.text("config", OmegaConf.to_yaml(OmegaConf.structured(settings)))
 
         device = step.pick_device(settings.device)
@@ -68,7 +71,6 @@ def run(settings: RunConfig, folder: Path, *, name: str, differs: Mapping[str, s
             write_atomic(folder / HISTORY, history.to_bytes())
 
         final = outcome.evaluations[-1]
-        columns = {key: _setting(settings, key, given) for key, given in (differs or {}).items()}
         columns["seed"] = settings.seed
         if observer:
             told = observer.diagnosis
@@ -176,13 +178,18 @@ def _task(composed: DictConfig) -> float:
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     settings = config.from_hydra(composed)
+    name, start = str(job.sweep.subdir), launch.start_folder(folder, str(job.sweep.subdir))
     differs = launch.differing(job.overrides.task, job.callbacks["bertmon"]["swept"])
+    if progress := words.progress(compare.read([start])):
+        log.info(progress)
     try:
-        return run(settings, folder, name=str(job.sweep.subdir), differs=differs)
+        return run(settings, folder, name=name, differs=differs)
     except config.InputError:
         raise
     except Exception as error:  # its traceback is on the console and in run.log already
         raise CompactHydraException(f"{folder} failed: {error}") from None
+    finally:
+        page.refresh(start)
 
 
 def main() -> None:

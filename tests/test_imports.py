@@ -9,6 +9,8 @@ import bertmon
 
 ALLOWED = {
     "bertmon": set(),
+    "__main__": {"board", "compare.__main__", "run"},
+    "board": set(),
     "cache": set(),
     "config": set(),
     "schedule": set(),
@@ -44,10 +46,31 @@ ALLOWED = {
         "optimizer",
     },
     "trainer": {"config", "watch"},
-    "launch": {"cache", "config", "data", "model", "record", "step", "tokens"},
+    "compare": {"config", "monitor", "monitor.diagnosis", "record"},
+    "compare.words": {"compare"},
+    "compare.shown": {"compare", "monitor"},
+    "compare.charts": {"compare", "compare.shown", "monitor"},
+    "compare.page": {"cache", "compare", "compare.charts", "compare.shown", "compare.words"},
+    "compare.events": {"compare", "compare.charts", "compare.shown"},
+    "compare.__main__": {"compare.events", "compare.page", "compare.words", "config"},
+    "launch": {
+        "cache",
+        "compare.events",
+        "compare.page",
+        "compare.words",
+        "config",
+        "data",
+        "model",
+        "record",
+        "step",
+        "tokens",
+    },
     "run": {
         "batches",
         "cache",
+        "compare",
+        "compare.page",
+        "compare.words",
         "config",
         "data",
         "launch",
@@ -85,6 +108,13 @@ def imported(path):
 def test_every_import_is_in_the_table():
     found = {name_of(path): set(imported(path)) for path in ROOT.rglob("*.py")}
     assert found == ALLOWED
+
+
+def test_a_report_needs_no_torch():
+    code = (
+        "import sys, bertmon.compare.__main__; print({'torch', 'transformers', 'sklearn', 'scipy'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
 def test_the_vocabulary_needs_numpy_alone():

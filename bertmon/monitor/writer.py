@@ -11,12 +11,24 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from bertmon.monitor import STATISTICS, Snapshot, figures
 
+_FIRST = {
+    "first of all": {
+        "loss": ["Multiline", ["loss/train", "loss/test"]],
+        "accuracy": ["Multiline", ["accuracy/test"]],
+        "learning rate, nominal and effective": ["Multiline", ["learning_rate", "effective_learning_rate"]],
+        "depth profile of the gradients": ["Multiline", ["depth_profile"]],
+        "spread of the logits": ["Multiline", ["logit_spread"]],
+    }
+}
+"""The charts that people need first, for TensorBoard's page of custom scalars."""
+
 
 class RunWriter:
     """Writes one run's event file into `folder`. Use as a context manager: leaving it writes out what is buffered."""
 
     def __init__(self, folder: Path, *, draw: bool = True) -> None:
         self._writer = SummaryWriter(str(folder))
+        self._writer.add_custom_scalars(_FIRST)
         self._draw = draw
 
     def __enter__(self) -> Self:

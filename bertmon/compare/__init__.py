@@ -1,0 +1,206 @@
+"""What a sweep came to: its runs by cell, and their statistics. Numpy at most, so that a report needs no torch.
+
+A cell is a set of settings; its runs differ by their seed alone. Reads what runs leave (result.json, history.npz) and
+what a launch leaves (sweep.json); leaves words to words, pictures to charts, pages to page.
+"""
+
+import json
+import math
+import statistics
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bertmon.config import InputError
+from bertmon.monitor import HISTORY, History
+from bertmon.monitor.diagnosis import Verdict
+from bertmon.record import NAME, SWEEP
+
+_FINISHED = ("ok", "stopped", "diverged")
+_NOT_SETTINGS = ("seed", "device", "cache", "experiment")  # runs that differ by these alone are of one cell
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run; `result` is its result.json, or what is known of it without one."""
+
+    folder: Path
+    name: str  # folder below the sweep's, or below what several sweeps have in common
+    result: Mapping[str, Any]
+
+    @property
+    def status(self) -> str:
+        """That of result.json; "waiting" for a run that has not started, "unreadable" for a damaged file."""
+        return str(self.result.get("status", "unreadable"))
+
+    @property
+    def finished(self) -> bool:
+        return self.status in _FINISHED and bool(self.result.get("evaluations"))
+
+    @property
+    def seed(self) -> int | None:
+        return self.result.get("seed")
+
+    @property
+    def differs(self) -> Mapping[str, Any]:
+        """What tells the run's cell from the others, by dotted key."""
+        return self.result.get("differs") or {}
+
+    @cached_property
+    def cell(self) -> str:
+        """Two runs with the same one differ by their seed alone."""
+        settings = self.result.get("settings")
+        if settings is None:  # it has not come that far
+            return str(self.folder.parent)
+        told = {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
+        return json.dumps([told, self.result.get("data", {}).get("fingerprint")], sort_keys=True)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        told = self.result.get("verdict")
+        return Verdict(told) if told in list(Verdict) else None
+
+    @property
+    def doomed_at(self) -> int | None:
+        """Step at which the verdict that the run ended with was known, if that is a doomed one."""
+        return self.result["verdict_step"] if self.verdict and self.verdict.doomed else None
+
+    def final(self, metric: str) -> float:
+        """loss or accuracy of the last evaluation; nan where there is none."""
+        return _number(self.result.get("metrics", {}).get("final", {}), metric)
+
+    def best(self, metric: str) -> float:
+        """loss or accuracy of the evaluation with the best accuracy; nan where there is none."""
+        return _number(self.result.get("metrics", {}).get("best"), metric)
+
+    @property
+    def failed(self) -> bool | None:
+        """Whether a finished run has learned nothing that its test set could tell from the most frequent class.
+
+        Its accuracy is below the 99 % bound of guessing that class (normal approximation). None: not finished.
+        """
+        if not self.finished:
+            return None
+        data = self.result["data"]
+        share, texts = data["majority"], data["test_texts"]
+        return not self.final("accuracy") > share + 2.576 * math.sqrt(share * (1 - share) / texts)
+
+    @property
+    def saved_steps(self) -> int:
+        """Steps that a doomed run was spared."""
+        return int(self.result["steps_planned"] - self.result["steps"]) if self.status == "stopped" else 0
+
+    def history(self) -> History | None:
+        """What was measured; None where no whole file is there."""
+        try:
+            return History.load(self.folder / HISTORY)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+            return None
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """The runs of one set of settings, by seed."""
+
+    name: str
+    differs: Mapping[str, Any]
+    runs: tuple[Run, ...]
+
+    @property
+    def finished(self) -> list[Run]:
+        return [run for run in self.runs if run.finished]
+
+    @property
+    def failed(self) -> list[Run]:
+        return [run for run in self.runs if run.failed]
+
+    def mean(self, metric: str, which: str = "final") -> tuple[float, float, int]:
+        """Mean and standard deviation (of the sample; nan for one run) over the finished runs, and their number."""
+        values = [getattr(run, which)(metric) for run in self.finished]
+        values = [value for value in values if not math.isnan(value)]
+        mean = statistics.fmean(values) if values else math.nan
+        return mean, statistics.stdev(values) if len(values) > 1 else math.nan, len(values)
+
+    @property
+    def seconds(self) -> float:
+        """Mean time of the finished runs, from start to end; nan where there is none."""
+        times = [run.result["seconds"] for run in self.finished if "seconds" in run.result]
+        return statistics.fmean(times) if times else math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """All runs of one launch, or of several."""
+
+    folders: tuple[Path, ...]
+    cells: tuple[Cell, ...]
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        return [run for cell in self.cells for run in cell.runs]
+
+    @cached_property
+    def swept(self) -> list[str]:
+        """Dotted keys that differ between cells, in the order in which they were given."""
+        return list(dict.fromkeys(key for cell in self.cells for key in cell.differs))
+
+
+def read(folders: Sequence[Path]) -> Sweep:
+    """The runs below the folders, those that have not started included. Raises InputError where there is none."""
+    runs: list[Run] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is no folder: give that of a sweep, such as multirun/2026-11-23_07-17-49.")
+        found = list(_runs(folder, prefix=f"{folder.name}/" if len(folders) > 1 else ""))
+        if not found:
+            raise InputError(f"{folder} holds no run: there is no {NAME} in it, nor below it.")
+        runs += found
+    beside = {run.folder.parent: run.cell for run in runs if "settings" in run.result}
+    cells: dict[str, list[Run]] = {}
+    for run in runs:
+        cells.setdefault(beside.get(run.folder.parent, run.cell), []).append(run)
+    return Sweep(tuple(folders), tuple(_cells(cells.values())))
+
+
+def wilson(count: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share of which `count` of `n` were seen (Wilson 1927, score interval)."""
+    if not n:
+        return 0.0, 1.0
+    z, share = 1.96, count / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def _runs(folder: Path, prefix: str) -> Iterable[Run]:
+    planned = _json(folder / SWEEP).get("runs", [])
+    started = {str(path.parent.relative_to(folder)): path for path in folder.rglob(NAME)}
+    for name in dict.fromkeys([*planned, *sorted(started)]):
+        result = _json(started[name]) if name in started else {"status": "waiting"}
+        yield Run(folder / name, prefix + name, result)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in the file; an empty one where there is none, or no whole one (yet)."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _cells(groups: Iterable[Sequence[Run]]) -> Iterable[Cell]:
+    for runs in groups:
+        names = {str(Path(run.name).parent) for run in runs}
+        name = min(names, key=len)
+        seeds = sorted(runs, key=lambda run: (run.seed is None, run.seed, run.name))
+        differs = next((run.differs for run in seeds if run.differs), {})
+        yield Cell(name if name != "." else runs[0].name, differs, tuple(seeds))
+
+
+def _number(metrics: Mapping[str, Any] | None, metric: str) -> float:
+    value = (metrics or {}).get(metric)
+    return math.nan if value is None else float(value)

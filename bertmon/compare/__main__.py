@@ -1,0 +1,30 @@
+"""bertmon compare FOLDER...: the report of a sweep, or of several, from what its runs have left so far."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bertmon.compare import events, page, words
+from bertmon.config import InputError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="bertmon compare", description="The report of a sweep, or of several.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="multirun/<start>, or one run of it")
+    parser.add_argument("--out", type=Path, help="folder for report.html and report.md; else FOLDER, of several: here")
+    given = parser.parse_args(arguments)
+    target = given.out or (given.folders[0] if len(given.folders) == 1 else Path())
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        sweep = page.write(given.folders, target)
+        events.write(sweep, target)
+    except InputError as error:
+        sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"{error.filename or target} cannot be written: {error.strerror}.")
+    print(words.told(sweep))
+    print(f"Report: {target / page.HTML}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The report: one page that needs nothing else, and the same in Markdown. Writes report.html and report.md."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from bertmon.cache import write_atomic
+from bertmon.compare import Sweep, charts, read, shown, words
+
+log = logging.getLogger(__name__)
+
+HTML, MARKDOWN = "report.html", "report.md"
+
+_HEAT_MAPS = (
+    ("grad_mean", "mean |gradient|"),
+    ("grad_max", "largest |gradient|"),
+    ("grad_std", "std of |gradient|"),
+    ("grad_zero", "zero gradients [%]"),
+    ("update_ratio", "update / parameter"),
+    ("weight_rms", "root mean square of the weight"),
+)
+
+
+def write(folders: Sequence[Path], target: Path) -> Sweep:
+    """Read the sweeps in `folders`, put their report into `target`, and return what was read. Raises InputError."""
+    sweep = read(folders)
+    write_atomic(target / HTML, html(sweep).encode())
+    write_atomic(target / MARKDOWN, markdown(sweep).encode())
+    return sweep
+
+
+def refresh(folder: Path) -> None:
+    """As `write`, for a run that ends while others wait: not if that would take more than a twentieth of the time.
+
+    What goes wrong with it is told in the log and harms no run.
+    """
+    try:
+        sweep = read([folder])
+        if not any(run.status in ("waiting", "running") for run in sweep.runs):
+            return  # the launch writes the last one
+        page = folder / HTML
+        takes = 2 + len(sweep.runs) / 150  # seconds, about
+        if not page.exists() or not 0 <= time.time() - page.stat().st_mtime < 20 * takes:
+            write([folder], folder)
+    except Exception:
+        log.exception(f"{folder / HTML} could not be written")
+
+
+def html(sweep: Sweep) -> str:
+    colours = charts.colours(sweep)
+    curves = shown.curves(sweep)
+    beside = shown.beside(curves)
+    environment = Environment(loader=PackageLoader("bertmon.compare", ""), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("report.html.jinja").render(
+        sweep=sweep,
+        title=", ".join(folder.resolve().name for folder in sweep.folders),
+        written=time.strftime("%Y-%m-%d %H:%M:%S"),
+        sentences=words.sentences(sweep),
+        cells=words.cells(sweep),
+        colours=[colours[cell] for cell in sweep.cells],
+        runs=words.runs(sweep),
+        errors=words.errors(sweep),
+        overview=charts.svg(charts.overview(curves, colours)) if curves else "",
+        drawn=len(curves),
+        layers=[
+            (step, [charts.svg(figure) for figure in charts.layers(beside, step, colours).values()])
+            for step in shown.steps(beside)
+        ],
+        heat_maps=[charts.svg(charts.heat_map(beside, name, title)) for name, title in _HEAT_MAPS] if beside else [],
+    )
+
+
+def markdown(sweep: Sweep) -> str:
+    parts = [f"# {', '.join(folder.resolve().name for folder in sweep.folders)}", *words.sentences(sweep)]
+    parts.append(words.cells(sweep).markdown())
+    errors = words.errors(sweep)
+    if errors.rows:
+        parts += ["## Runs that did not end", errors.markdown()]
+    return "\n\n".join(parts) + "\n"
