@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
@@ -99,10 +100,10 @@ def _close(start: Path) -> None:
     """The last words: the sweep's answer, and how to see more of it."""
     try:
         sweep = page.write([start], start)
-    except InputError:
-        pass  # no run has come to leave anything
-    else:
         events.write(sweep, start)
+    except OSError as error:
+        print(f"The report could not be written: {error}", file=sys.stderr)
+    else:
         print(f"\n{words.told(sweep)}\nReport: {start / page.HTML}", flush=True)
     command = ["tensorboard", "--logdir", str(start), "--samples_per_plugin", "images=100"]
     print(f"To see it: {shlex.join(command)}", flush=True)
@@ -183,7 +184,8 @@ def start_folder(folder: Path, subdir: str) -> Path:
 
 def _prepare(start: Path, runs: Sequence[tuple[Path, DictConfig]]) -> None:
     """Make the launch's folder and note its runs there. Raises InputError where that cannot be."""
-    names = [str(folder.relative_to(start)) for folder, _ in runs if folder != start]
+    ranges = runs[0][1].hydra.mode == RunMode.MULTIRUN and runs[0][0] == start  # its runs are not known beforehand
+    names = [] if ranges else [str(folder.relative_to(start)) for folder, _ in runs]
     try:
         start.mkdir(parents=True, exist_ok=True)
         write_atomic(start / record.SWEEP, (json.dumps({"runs": names}, indent=1, ensure_ascii=False) + "\n").encode())

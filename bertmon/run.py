@@ -180,9 +180,9 @@ def _task(composed: DictConfig) -> float:
     settings = config.from_hydra(composed)
     name, start = str(job.sweep.subdir), launch.start_folder(folder, str(job.sweep.subdir))
     differs = launch.differing(job.overrides.task, job.callbacks["bertmon"]["swept"])
-    if progress := words.progress(compare.read([start])):
-        log.info(progress)
     try:
+        if progress := words.progress(compare.read([start])):
+            log.info(progress)
         return run(settings, folder, name=name, differs=differs)
     except config.InputError:
         raise

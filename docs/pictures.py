@@ -1,23 +1,106 @@
 """Draw the README's pictures from a finished sweep: python docs/pictures.py multirun/<sweep> [step]
 
-Takes the gradient_flow image nearest to the step (60 unless given) out of each run's event file.
+Takes the gradient_flow image nearest to the step (60 unless given) out of each run's event file, and what Chromium
+(Debian's chromium and chromium-driver; `pip install selenium`) shows of the report and of TensorBoard.
 """
 
+import io
+import shutil
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.wait import WebDriverWait
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+@contextmanager
+def browser(width: int = 1300, height: int = 1000, *, dark: bool = False) -> Iterator[webdriver.Chrome]:
+    """Chromium without a window; its console is kept."""
+    options = Options()
+    options.binary_location = str(CHROMIUM)
+    for flag in ("headless=new", "no-sandbox", "use-angle=swiftshader", "enable-unsafe-swiftshader"):
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--window-size={width},{height}")
+    if dark:
+        options.add_argument("--blink-settings=preferredColorScheme=0")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@contextmanager
+def board(folder: Path) -> Iterator[str]:
+    """`bertmon board` on the folder, at the address that is given."""
+    command = [sys.executable, "-m", "bertmon", "board", str(folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        try:
+            address = next(line.split(" at ")[1].split()[0] for line in process.stdout if "Press CTRL+C" in line)
+            yield address
+        finally:
+            process.terminate()
+
+
+def text_of(driver: webdriver.Chrome) -> str:
+    """All that is written on the page, inside of web components too."""
+    script = """
+        const seen = [];
+        const walk = node => {
+            if (node.shadowRoot) walk(node.shadowRoot);
+            if (node.nodeType === 3) seen.push(node.textContent.trim());
+            if (!["STYLE", "SCRIPT", "NOSCRIPT"].includes(node.nodeName)) node.childNodes.forEach(walk);
+        };
+        walk(document.body);
+        return seen.filter(text => text).join("\\n");"""
+    text: str = driver.execute_script(script)
+    return text
+
+
+def shows(driver: webdriver.Chrome, address: str, *words: str, seconds: float = 40) -> str:
+    """Open the address and wait until all the words are there; returns the page's text."""
+    driver.get("about:blank")
+    driver.get(address)
+    WebDriverWait(driver, seconds).until(
+        lambda _: all(word in text_of(driver) for word in words), f"{words} on {address}: {text_of(driver)}"
+    )
+    return text_of(driver)
 
 
 def main(sweep: Path, step: int) -> None:
+    here = Path(__file__).parent
     first_seeds = {path.parent.parent: path.parent for path in sorted(sweep.rglob("result.json"), reverse=True)}
     for run in first_seeds.values():
         images = EventAccumulator(str(run), size_guidance={"images": 0}).Reload().Images("gradient_flow")
         image = min(images, key=lambda image: abs(image.step - step))
         warmup = run.parent.name.removeprefix("warmup_frac=")
-        target = Path(__file__).with_name(f"gradient_flow_warmup_{warmup}.png")
+        target = here / f"gradient_flow_warmup_{warmup}.png"
         target.write_bytes(image.encoded_image_string)
         print(f"{target}: step {image.step} of {run}")
+    with browser(1250, 1180) as driver, board(sweep) as address:
+        driver.get((sweep / "report.html").absolute().as_uri())
+        _keep(driver, here / "report.png")
+        shows(driver, f"{address}#custom_scalars", "depth profile of the gradients", "warmup_frac=0.7/seed=0")
+        time.sleep(3)  # the curves are drawn after their titles
+        _keep(driver, here / "tensorboard.png")
+
+
+def _keep(driver: webdriver.Chrome, target: Path) -> None:
+    picture = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
+    picture.quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
+    print(f"{target}: {target.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

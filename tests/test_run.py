@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -95,9 +96,22 @@ def test_the_sweep_trains_both_runs_and_leaves_everything_beside_each_other(bert
         for statistic in ("grad_max", "grad_std", "grad_zero", "update_ratio"):
             assert {f"{statistic}/{layer}" for layer in layers} < set(tags["scalars"])
         assert events.Scalars("accuracy/test")[-1].value == pytest.approx(result["metrics"]["final"]["accuracy"])
-        assert "config/text_summary" in tags["tensors"]
+        assert {"config/text_summary", "custom_scalars__config__"} < set(tags["tensors"])
     rates = [EventAccumulator(str(folder / name)).Reload().Scalars("learning_rate") for name in runs]
     assert rates[0] != rates[1]
+
+    assert re.search(r"^run 2 of 2, about \d+ s left; so far ", done.stdout, flags=re.MULTILINE)
+    assert [line.split()[:2] for line in lines if re.match(r"(warmup_frac  |0\.[17]  )", line)] == [
+        ["warmup_frac", "runs"],
+        ["0.1", "1"],
+        ["0.7", "1"],
+    ]
+    assert lines[-2] == f"Report: {logdir}/report.html"
+    assert [run["differs"] for run in runs.values()] == [{"schedule.warmup_frac": 0.1}, {"schedule.warmup_frac": 0.7}]
+    assert runs["warmup_frac=0.7/seed=0"]["settings"]["schedule"] == {"shape": "linear", "warmup_frac": 0.7}
+    assert json.loads((folder / "sweep.json").read_text()) == {"runs": list(runs)}
+    assert "Layers over the steps" in (folder / "report.html").read_text()
+    assert list((folder / "side by side").glob("events.out.tfevents.*"))
 
 
 def test_a_single_run_and_then_the_same_again_give_the_same_numbers(bertmon, files, tmp_path):

@@ -155,7 +155,7 @@ def read(folders: Sequence[Path]) -> Sweep:
         if not folder.is_dir():
             raise InputError(f"{folder} is no folder: give that of a sweep, such as multirun/2026-11-23_07-17-49.")
         found = list(_runs(folder, prefix=f"{folder.name}/" if len(folders) > 1 else ""))
-        if not found:
+        if not found and not (folder / SWEEP).exists():
             raise InputError(f"{folder} holds no run: there is no {NAME} in it, nor below it.")
         runs += found
     beside = {run.folder.parent: run.cell for run in runs if "settings" in run.result}
@@ -180,7 +180,7 @@ def _runs(folder: Path, prefix: str) -> Iterable[Run]:
     started = {str(path.parent.relative_to(folder)): path for path in folder.rglob(NAME)}
     for name in dict.fromkeys([*planned, *sorted(started)]):
         result = _json(started[name]) if name in started else {"status": "waiting"}
-        yield Run(folder / name, prefix + name, result)
+        yield Run(folder / name, prefix + (name if name != "." else folder.resolve().name), result)
 
 
 def _json(path: Path) -> dict[str, Any]:

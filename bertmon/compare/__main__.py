@@ -15,7 +15,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     target = given.out or (given.folders[0] if len(given.folders) == 1 else Path())
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        if given.out:
+            target.mkdir(parents=True, exist_ok=True)
         sweep = page.write(given.folders, target)
         events.write(sweep, target)
     except InputError as error:

@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float64]
 # Okabe & Ito's palette, told apart by colour-blind readers too (https://jfly.uni-koeln.de/color), dark enough on white
 # and light enough on black; the first two are for the comparison that the program is made for.
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7A7A7A")
-_INK, _GRID = "#1D2126", "#D9DCE1"  # on a page, what the page has instead
+_INK, _GRID = "#1d2126", "#d9dce1"  # on a page, what the page has instead
 _SCALE = colormaps["viridis"]
 _POINTS = 150  # of a curve
 

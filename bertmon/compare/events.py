@@ -1,6 +1,7 @@
 """The sweep's own event file: the layers of its runs beside each other, as images in TensorBoard."""
 
 import io
+import time
 from pathlib import Path
 
 from PIL import Image
@@ -27,7 +28,8 @@ def write(sweep: Sweep, target: Path) -> None:
             png = charts.png(figure)
             width, height = Image.open(io.BytesIO(png)).size
             image = Summary.Image(encoded_image_string=png, colorspace=3, width=width, height=height)
-            writer.add_event(Event(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)])))
+            summary = Summary(value=[Summary.Value(tag=f"side_by_side/{tag}", image=image)])
+            writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
     writer.close()
     for file in older:
         file.unlink()

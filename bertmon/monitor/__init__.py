@@ -166,7 +166,7 @@ class History:
     @classmethod
     def load(cls, path: Path) -> "History":
         """What `to_bytes` made."""
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))
             layers = Layers(*(tuple(about[key]) for key in ("labels", "kinds", "depths")))
             plan = Plan(

@@ -1,0 +1,392 @@
+"""The report of a sweep: what is read, what is counted, what is said, what the page holds."""
+
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bertmon.compare import charts, events, page, read, shown, wilson, words
+from bertmon.compare.__main__ import main
+from bertmon.config import InputError
+from bertmon.monitor import HISTORY, STATISTICS, History, Layers, Plan, Snapshot
+
+STEPS = 100
+
+
+def layers(depth):
+    labels = ["embeddings.word_embeddings"]
+    labels += [f"enc.l.{number}.{name}" for number in range(depth) for name in ("attention.query", "output.dense")]
+    labels.append("classifier")
+    depths = [None, *(number for number in range(depth) for _ in range(2)), None]
+    return Layers(tuple(labels), ("embedding", *["linear"] * (len(labels) - 1)), tuple(depths))
+
+
+def history(*, learns, depth=2, every=20):
+    rng = np.random.default_rng(0)
+    lr = np.full(STEPS, 1e-3)
+    made = History(Plan(lr, 2 * lr, chance_loss=1.4, warmup_frac=0.1, bias_correction=False))
+    made.losses = [1.4 - learns * step / STEPS for step in range(STEPS)]
+    made.grad_norms = STEPS * [1.0]
+    names = layers(depth)
+    for step in range(0, STEPS, every):
+        values = 10.0 ** rng.uniform(-4, 0, (len(names), len(STATISTICS)))
+        made.snapshots.append(Snapshot(step, 1e-3, 2e-3, 1.0 if learns else 1e-6, names, values))
+    return made
+
+
+LEARNS, DEAD = history(learns=True).to_bytes(), history(learns=False).to_bytes()
+
+
+def leave_run(folder, *, learns=True, accuracy=None, seed=0, differs=None, measured=True, **changes):
+    """What a run leaves."""
+    folder.mkdir(parents=True)
+    accuracy = (0.8 if learns else 0.25) if accuracy is None else accuracy
+    evaluations = [{"step": step, "loss": 1.4 - accuracy, "accuracy": accuracy} for step in (50, 100)]
+    verdict = "healthy" if learns else "collapsed"
+    result = {
+        "status": "ok",
+        "experiment": "quickstart",
+        "seed": seed,
+        "differs": differs or {},
+        "settings": {"seed": seed, "schedule": dict(differs or {})},
+        "data": {"fingerprint": "f", "test_texts": 400, "majority": 0.25},
+        "steps": STEPS,
+        "steps_planned": STEPS,
+        "metrics": {"final": evaluations[-1], "best": evaluations[-1]},
+        "evaluations": evaluations,
+        "verdict": verdict,
+        "verdict_step": 20,
+        "findings": [],
+        "cause": None if learns else "a learning rate of 1 is too large",
+        "advice": None if learns else "optimizer.lr=0.1",
+        "seconds": 30.0,
+    }
+    (folder / "result.json").write_text(json.dumps(result | changes))
+    if measured:
+        (folder / HISTORY).write_bytes(LEARNS if learns else DEAD)
+    return folder
+
+
+def comparison(folder, seeds=2, **changes):
+    for warmup, learns in ((0.1, False), (0.7, True)):
+        for seed in range(seeds):
+            differs = {"schedule.warmup_frac": warmup}
+            leave_run(
+                folder / f"warmup_frac={warmup}/seed={seed}", learns=learns, seed=seed, differs=differs, **changes
+            )
+    return folder
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def test_runs_that_differ_by_their_seed_alone_are_a_cell(tmp_path):
+    sweep = read([comparison(tmp_path)])
+    assert sweep.swept == ["schedule.warmup_frac"]
+    assert [(cell.name, [run.seed for run in cell.runs]) for cell in sweep.cells] == [
+        ("warmup_frac=0.1", [0, 1]),
+        ("warmup_frac=0.7", [0, 1]),
+    ]
+    assert [[run.failed for run in cell.runs] for cell in sweep.cells] == [[True, True], [False, False]]
+    assert [run.doomed_at for run in sweep.runs] == [20, 20, None, None]
+
+
+def test_runs_that_have_not_started_or_not_come_far_stand_in_their_cell(tmp_path):
+    comparison(tmp_path, seeds=1)
+    names = [f"warmup_frac={warmup}/seed={seed}" for warmup in (0.1, 0.7) for seed in (0, 1)]
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": names}))
+    early = tmp_path / "warmup_frac=0.7/seed=1"
+    early.mkdir()
+    (early / "result.json").write_text(json.dumps({"status": "running"}))
+    sweep = read([tmp_path])
+    assert [(cell.name, [run.status for run in cell.runs]) for cell in sweep.cells] == [
+        ("warmup_frac=0.1", ["ok", "waiting"]),
+        ("warmup_frac=0.7", ["ok", "running"]),
+    ]
+    assert words.sentences(sweep)[-1] == "Not in the numbers: 1 waiting, 1 running."
+    assert words.cells(sweep).rows[0][1] == "1 of 2"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"x"', "\x00\xff"])
+def test_a_damaged_result_is_named_and_harms_nothing(tmp_path, content):
+    comparison(tmp_path, seeds=1)
+    broken = tmp_path / "warmup_frac=0.7/seed=1"
+    broken.mkdir()
+    (broken / "result.json").write_text(content, encoding="latin-1")
+    sweep = read([tmp_path])
+    assert words.errors(sweep).rows == (
+        ("warmup_frac=0.7/seed=1", "unreadable", "seed=1/result.json is empty or damaged"),
+    )
+    assert "damaged" in page.html(sweep)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", DEAD[: len(DEAD) // 2], b"\x93NUMPY"])
+def test_a_damaged_history_costs_its_curves_alone(tmp_path, content):
+    comparison(tmp_path, seeds=1)
+    (tmp_path / "warmup_frac=0.1/seed=0" / HISTORY).write_bytes(content)
+    curves = shown.curves(read([tmp_path]))
+    assert [curve.cell.name for curve in curves] == ["warmup_frac=0.7"]
+
+
+def test_folders_without_a_run(tmp_path):
+    with pytest.raises(InputError, match=r"holds no run: there is no result\.json in it, nor below it"):
+        read([tmp_path])
+    with pytest.raises(InputError, match="nowhere is no folder: give that of a sweep"):
+        read([tmp_path / "nowhere"])
+
+
+def test_several_sweeps_stand_beside_each_other(tmp_path):
+    for name in ("monday", "tuesday"):
+        comparison(tmp_path / name, seeds=1)
+    sweep = read([tmp_path / "monday", tmp_path / "tuesday"])
+    assert [run.name for run in sweep.runs] == [
+        "monday/warmup_frac=0.1/seed=0",
+        "tuesday/warmup_frac=0.1/seed=0",
+        "monday/warmup_frac=0.7/seed=0",
+        "tuesday/warmup_frac=0.7/seed=0",
+    ]
+    assert [len(cell.runs) for cell in sweep.cells] == [2, 2]  # the same settings are the same cell
+
+
+# --- numbers and words ---------------------------------------------------------------------------
+
+
+def test_failed_is_what_the_test_set_cannot_tell_from_guessing(tmp_path):
+    bound = 0.25 + 2.576 * math.sqrt(0.25 * 0.75 / 400)
+    for seed, accuracy in enumerate([0.25, bound - 1e-6, bound + 1e-6, 0.9]):
+        leave_run(tmp_path / f"a/seed={seed}", accuracy=accuracy, seed=seed)
+    leave_run(tmp_path / "a/seed=9", seed=9, status="failed", error="RuntimeError: no\nmore")
+    (cell,) = read([tmp_path]).cells
+    assert [run.failed for run in cell.runs] == [True, True, False, False, None]
+
+
+def test_the_interval_of_a_rate():
+    # Wilson's interval; scipy.stats.binomtest(k, n).proportion_ci(method="wilson") gives the same
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(3, 10) == pytest.approx((0.1078, 0.6032), abs=1e-4)
+    assert wilson(25, 25) == pytest.approx((0.8668, 1.0), abs=1e-4)
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_the_table_of_cells(tmp_path):
+    comparison(tmp_path, seeds=1)
+    leave_run(
+        tmp_path / "warmup_frac=0.7/seed=1", accuracy=0.6, seed=1, differs={"schedule.warmup_frac": 0.7}, seconds=90.0
+    )
+    table = words.cells(read([tmp_path]))
+    heads = "warmup_frac, runs, test accuracy, best, test loss, failed, verdict, known at step, time, saved"
+    assert table.heads == tuple(heads.split(", "))
+    assert table.rows == (
+        ("0.1", "1", "25.0 %", "25.0 %", "1.150", "1 of 1 (21 to 100 %)", "collapsed", "20", "30 s", ""),
+        ("0.7", "2", "70.0 ± 14.1 %", "70.0 %", "0.700 ± 0.141", "0 of 2 (0 to 66 %)", "healthy", "", "60 s", ""),
+    )
+    assert table.plain().splitlines()[1].startswith("0.1          1     25.0 %")
+    assert table.markdown().splitlines()[1] == "|" + 10 * " --- |"
+
+
+def test_what_a_comparison_says(tmp_path):
+    assert words.sentences(read([comparison(tmp_path)])) == [
+        "Best: warmup_frac=0.7, with 80.0 ± 0.0 % test accuracy (2 seeds).",
+        "warmup_frac=0.1: 2 of 2 runs failed to learn (collapsed, known since step 20 of 100, 20 %); "
+        "likely cause: a learning rate of 1 is too large. Try optimizer.lr=0.1.",
+    ]
+
+
+def test_what_is_said_of_one_run_of_none_and_of_many(tmp_path):
+    leave_run(tmp_path / "one/quickstart/seed=0")
+    assert words.sentences(read([tmp_path / "one"])) == ["quickstart: 80.0 % test accuracy."]
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two/sweep.json").write_text('{"runs": ["a/seed=0", "b/seed=0"]}')
+    assert words.sentences(read([tmp_path / "two"])) == ["No run has ended yet."]
+    for number in range(5):
+        leave_run(tmp_path / f"three/{number}/seed=0", learns=number == 0, differs={"n": number})
+    assert words.sentences(read([tmp_path / "three"]))[1] == (
+        "In 4 of 5 cells runs failed to learn, in 4 of them all: collapsed."
+    )
+
+
+def test_a_run_that_was_stopped_tells_what_it_saved(tmp_path):
+    leave_run(tmp_path / "a/seed=0", learns=False, status="stopped", steps=21)
+    assert words.cells(read([tmp_path])).rows[0][-1] == "79 steps"
+
+
+def test_a_failure_that_no_rule_saw(tmp_path):
+    leave_run(tmp_path / "a/seed=0", learns=False, verdict="slow", cause=None, advice=None)
+    assert words.sentences(read([tmp_path]))[1] == ("a: failed to learn, and no rule had called it doomed at the end.")
+
+
+def test_progress_of_a_sweep(tmp_path):
+    comparison(tmp_path, seeds=1)
+    names = [f"warmup_frac={warmup}/seed={seed}" for warmup in (0.1, 0.7) for seed in range(4)]
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": names}))
+    leave_run(tmp_path / "warmup_frac=0.1/seed=1", status="failed", measured=False)
+    assert words.progress(read([tmp_path])) == (
+        "run 4 of 8, about 2 min 30 s left; so far 1 collapsed, 1 healthy, 1 broken off"
+    )
+    leave_run(tmp_path / "one/a/seed=0")
+    assert words.progress(read([tmp_path / "one"])) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.4, "0 s"), (119.4, "119 s"), (120, "2 min 00 s"), (7199, "119 min 59 s"), (7260, "2 h 01 min"), (math.nan, "")],
+)
+def test_durations(seconds, shown):
+    assert words.duration(seconds) == shown
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def test_the_page_needs_nothing_else(tmp_path):
+    sweep = page.write([comparison(tmp_path)], tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert not re.search(r'(src|href)="(?!#|data:)', text)
+    assert "url(http" not in text
+    assert "<script" not in text
+    assert text.count("<svg") == 1 + 2 * 3 + 6  # overview, two figures at three steps, a heat map a statistic
+    for svg in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
+        ElementTree.fromstring(svg)
+        assert "currentColor" in svg
+        assert len(svg) < 150_000
+    for sentence in words.sentences(sweep):
+        assert sentence in text
+    markdown = (tmp_path / "report.md").read_text()
+    assert words.cells(sweep).markdown() in markdown
+    assert words.sentences(sweep)[1] in markdown
+
+
+def test_what_runs_are_called_and_say_is_no_markup(tmp_path):
+    leave_run(tmp_path / "<b>x<!--/seed=0", differs={"data.train": "<script>alert(1)</script>"})
+    leave_run(tmp_path / "y/seed=0", status="failed", error="<img src=x onerror=alert(1)>", measured=False)
+    text = page.html(read([tmp_path]))
+    for bad in ("<script", "<img", "<b>x", "<!--/"):
+        assert bad not in text
+    assert "&lt;img src=x onerror=alert(1)&gt;" in text
+
+
+def test_colours_are_a_cells_own(tmp_path):
+    for number in range(8):
+        leave_run(tmp_path / f"few/{number}/seed=0", differs={"n": number})
+    few = charts.colours(read([tmp_path / "few"]))
+    assert len(set(few.values())) == 8
+    for number in range(12):
+        leave_run(tmp_path / f"many/{number:02}/seed=0", accuracy=0.3 + number / 20, differs={"n": number})
+    many = charts.colours(read([tmp_path / "many"]))
+    assert len(set(many.values())) == 12
+    assert [*many.values()][::11] == ["#440154", "#fde725"]
+
+
+def test_what_is_shown_of_many_cells(tmp_path):
+    for number in range(6):
+        known = 20 * (3 - number) % 80
+        leave_run(tmp_path / f"{number}/seed=0", learns=number > 2, differs={"n": number}, verdict_step=known)
+    sweep = read([tmp_path])
+    beside = shown.beside(shown.curves(sweep))
+    assert [curve.cell.name for curve in beside] == ["2", "3"]  # the one that was known to be doomed first, and a best
+    assert shown.steps(beside) == [20, 0, 80]
+
+
+def test_a_run_of_other_layers_has_labels_of_its_own(tmp_path):
+    comparison(tmp_path, seeds=1)
+    deep = history(learns=True, depth=5)
+    (tmp_path / "warmup_frac=0.7/seed=0" / HISTORY).write_bytes(deep.to_bytes())
+    assert "enc.l.4.output.dense" in page.html(read([tmp_path]))
+
+
+def test_pictures_for_tensorboard(tmp_path):
+    sweep = read([comparison(tmp_path)])
+    for _ in range(2):  # the second time takes the place of the first
+        events.write(sweep, tmp_path)
+    assert len(list((tmp_path / "side by side").iterdir())) == 1
+    stored = EventAccumulator(str(tmp_path / "side by side"), size_guidance={"images": 0}).Reload()
+    assert stored.Tags()["images"] == ["side_by_side/gradient_flow", "side_by_side/update_ratio"]
+    images = stored.Images("side_by_side/gradient_flow")
+    assert [image.step for image in images] == [0, 20, 80]
+    assert abs(images[0].wall_time - time.time()) < 100
+    assert Image.open(io.BytesIO(images[0].encoded_image_string)).width == 1100
+
+
+@pytest.mark.parametrize("depth", [2, 12, 24])
+def test_no_picture_is_large(tmp_path, depth):
+    comparison(tmp_path, seeds=1, measured=False)
+    for folder in tmp_path.glob("*/*"):
+        (folder / HISTORY).write_bytes(history(learns=True, depth=4 * depth).to_bytes())  # as many rows as BERT has
+    sweep = read([tmp_path])
+    beside, colours = shown.beside(shown.curves(sweep)), charts.colours(sweep)
+    for figure in charts.layers(beside, 0, colours).values():
+        assert len(charts.png(figure)) < 150_000
+
+
+def test_a_thousand_runs(tmp_path):
+    for number in range(1000):
+        leave_run(
+            tmp_path / f"lr={number % 250}/seed={number // 250}",
+            learns=number % 3 > 0,
+            seed=number // 250,
+            differs={"optimizer.lr": number % 250},
+        )
+    sweep = page.write([tmp_path], tmp_path)
+    assert (len(sweep.cells), len(sweep.runs)) == (250, 1000)
+    assert len(shown.curves(sweep)) <= 60
+    assert (tmp_path / "report.html").stat().st_size < 3_000_000
+    assert len(words.told(sweep).splitlines()) < 50
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    comparison(tmp_path / "sweep")
+    main([str(tmp_path / "sweep")])
+    assert (tmp_path / "sweep/report.html").exists()
+    told = capsys.readouterr().out
+    assert told.startswith("warmup_frac  runs  test accuracy")
+    assert told.endswith(f"Report: {tmp_path}/sweep/report.html\n")
+    monkeypatch.chdir(tmp_path)
+    main(["sweep", "sweep/warmup_frac=0.1"])
+    assert (tmp_path / "report.html").exists()
+    main(["sweep", "--out", "elsewhere/deep"])
+    assert (tmp_path / "elsewhere/deep/report.md").exists()
+
+
+def test_mistakes_at_the_command(tmp_path):
+    def fails(*arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", "bertmon", "compare", *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    assert fails("nowhere") == ("nowhere is no folder: give that of a sweep, such as multirun/2026-11-23_07-17-49.\n")
+    (tmp_path / "file").touch()
+    comparison(tmp_path / "sweep", seeds=1)
+    assert fails("sweep", "--out", "file/deep") == "file/deep cannot be written: Not a directory.\n"
+
+
+def test_a_report_is_not_made_again_at_once(tmp_path, caplog):
+    comparison(tmp_path, seeds=1)
+    (tmp_path / "sweep.json").write_text('{"runs": ["warmup_frac=0.1/seed=0", "later/seed=0"]}')
+    report = tmp_path / "report.html"
+    page.refresh(tmp_path)
+    first = report.stat().st_mtime_ns
+    page.refresh(tmp_path)
+    assert report.stat().st_mtime_ns == first
+    hour_ago = time.time() - 3600
+    os.utime(report, (hour_ago, hour_ago))
+    page.refresh(tmp_path)
+    assert report.stat().st_mtime > hour_ago + 1
+    page.refresh(Path("/nowhere"))
+    assert "could not be written" in caplog.text
