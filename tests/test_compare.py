@@ -285,7 +285,7 @@ def test_colours_are_a_cells_own(tmp_path):
         leave_run(tmp_path / f"many/{number:02}/seed=0", accuracy=0.3 + number / 20, differs={"n": number})
     many = charts.colours(read([tmp_path / "many"]))
     assert len(set(many.values())) == 12
-    assert [*many.values()][::11] == ["#440154", "#fde725"]
+    assert [*many.values()][::11] == ["#414487", "#dfe318"]
 
 
 def test_what_is_shown_of_many_cells(tmp_path):

@@ -15,7 +15,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, Normalize, to_hex
+from matplotlib.colors import ListedColormap, LogNorm, Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
@@ -32,7 +32,7 @@ Floats = npt.NDArray[np.float64]
 # and light enough on black; the first two are for the comparison that the program is made for.
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7A7A7A")
 _INK, _GRID = "#1d2126", "#d9dce1"  # on a page, what the page has instead
-_SCALE = colormaps["viridis"]
+_SCALE = ListedColormap(colormaps["viridis"](np.linspace(0.2, 0.95, 256)))  # neither end is lost on black or white
 _POINTS = 150  # of a curve
 
 

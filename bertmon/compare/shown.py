@@ -42,11 +42,14 @@ def beside(curves: Sequence[Curves]) -> list[Curves]:
 
 
 def steps(beside: Sequence[Curves]) -> list[int]:
-    """First the step that tells most, at which a run was first called doomed; then the first and the last."""
+    """First the step that tells most, at which a run was first called doomed; then the first and the last.
+
+    A run can be doomed before its first step, by its rates; then there is nothing to see yet.
+    """
     if not beside:
         return []
     watched = sorted({shot.step for curve in beside for shot in curve.history.snapshots})
-    known = [curve.run.doomed_at for curve in beside if curve.run.doomed_at is not None]
+    known = [curve.run.doomed_at for curve in beside if curve.run.doomed_at]
     telling = min(known, default=watched[len(watched) // 2])
     return list(dict.fromkeys([telling, watched[0], watched[-1]]))
 
