@@ -27,6 +27,7 @@ from matplotlib.lines import Line2D
 from scipy.stats import binom
 
 from bertmon import optimizer, schedule
+from bertmon.compare.charts import png
 from bertmon.config import OptimizerConfig, RulesConfig
 from bertmon.monitor import STATISTICS, History, Layers, Plan, Snapshot
 from bertmon.monitor.diagnosis import Diagnosis, diagnose
@@ -352,7 +353,7 @@ def picture(runs: list[Run], path: Path) -> None:
         axes.grid(color="#D5D7DB", linewidth=0.5)
         axes.set_axisbelow(True)
     figure.tight_layout(w_pad=2.5)
-    figure.savefig(path)
+    path.write_bytes(png(figure))
 
 
 def misses(runs: list[Run], every: int) -> None:

@@ -28,7 +28,7 @@ def browser(width: int = 1300, height: int = 1000, *, dark: bool = False) -> Ite
     """Chromium without a window; its console is kept."""
     options = Options()
     options.binary_location = str(CHROMIUM)
-    for flag in ("headless=new", "no-sandbox", "use-angle=swiftshader", "enable-unsafe-swiftshader"):
+    for flag in ("headless=new", "no-sandbox", "use-angle=swiftshader", "enable-unsafe-swiftshader", "hide-scrollbars"):
         options.add_argument(f"--{flag}")
     options.add_argument(f"--window-size={width},{height}")
     if dark:
@@ -89,7 +89,7 @@ def main(sweep: Path, step: int) -> None:
         target = here / f"gradient_flow_warmup_{warmup}.png"
         target.write_bytes(image.encoded_image_string)
         print(f"{target}: step {image.step} of {run}")
-    with browser(1250, 1180) as driver, board(sweep) as address:
+    with browser(1250, 1480) as driver, board(sweep) as address:
         driver.get((sweep / "report.html").absolute().as_uri())
         _keep(driver, here / "report.png")
         shows(driver, f"{address}#custom_scalars", "depth profile of the gradients", "warmup_frac=0.7/seed=0")
