@@ -20,7 +20,6 @@ from bertmon.config import RulesConfig
 from bertmon.monitor import HISTORY
 from bertmon.monitor.diagnosis import diagnose
 
-
 COMPARE = """
 import re, sys
 from bertmon.compare.__main__ import main
