@@ -1,6 +1,8 @@
-"""bertmon, python -m bertmon: runs and sweeps, unless the first word is board or compare."""
+"""bertmon, python -m bertmon: runs and sweeps, unless the first word is board, compare or resume."""
 
+import os
 import sys
+from pathlib import Path
 
 
 def main() -> None:
@@ -16,7 +18,24 @@ def main() -> None:
     else:
         from bertmon.run import main as run
 
+        if word == "resume":
+            _resume(sys.argv[2:])
         run()
+
+
+def _resume(arguments: list[str]) -> None:
+    """bertmon resume FOLDER: make the command line that of the launch in the folder, which goes on there."""
+    from bertmon.config import InputError
+    from bertmon.launch import command_of
+
+    if len(arguments) != 1:
+        sys.exit("usage: bertmon resume FOLDER, such as multirun/2026-11-23_07-17-49")
+    try:
+        directory, *command = command_of(Path(arguments[0]))
+    except InputError as error:
+        sys.exit(str(error))
+    os.chdir(directory)
+    sys.argv[1:] = command
 
 
 if __name__ == "__main__":

@@ -59,9 +59,10 @@ class Batches:
         """Batches an epoch, the last, smaller one included."""
         return -(-len(self._text_lengths) // self._batch_size)
 
-    def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
-        """Every text once, in an order that depends on (seed, epoch) alone."""
-        return self._batches(np.random.default_rng((seed, epoch)).permutation(len(self._text_lengths)))
+    def shuffled(self, seed: int, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Every text once, in an order that depends on (seed, epoch) alone; from the `first` batch on."""
+        order = np.random.default_rng((seed, epoch)).permutation(len(self._text_lengths))
+        return self._batches(order[first * self._batch_size :])
 
     def by_length(self) -> Iterator[Batch]:
         """Every text once, the short ones first, so that evaluation pads little."""

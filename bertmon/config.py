@@ -5,9 +5,10 @@ Leaves to others: whether a file, a package or a device is really there (data, m
 """
 
 import difflib
+import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum, StrEnum
 from pathlib import Path
@@ -276,14 +277,21 @@ class TrainConfig:
     """Steps between two points of loss/train, the learning rates, grad_norm and clipped. At least 1."""
     clip: float | None = 1.0
     """Largest global L2 norm of the gradient; a larger one is scaled down to it. Above 0; null: no clipping."""
+    checkpoint_every: int | None = None
+    """Write a checkpoint every so many steps. At least 1; null: by the clock alone."""
+    checkpoint_minutes: float | None = 10.0
+    """Write a checkpoint at the end of a step when so many minutes have passed since the last. Above 0; null: never
+    by the clock. A run that is interrupted writes one unless both are null; one that ends takes it away."""
     precision: Precision = Precision.fp32
     """fp32, or bf16: autocast matrix products to bfloat16, weights and optimizer stay in float32."""
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "eval_batch_size", "eval_every", "log_every"):
+        for key in ("epochs", "batch_size", "eval_batch_size", "eval_every", "log_every", "checkpoint_every"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"train.{key}", value, "a whole number of at least 1")
-        require(self.clip is None or self.clip > 0, "train.clip", self.clip, "a number above 0, or null")
+        for key in ("clip", "checkpoint_minutes"):
+            number = getattr(self, key)
+            require(number is None or number > 0, f"train.{key}", number, "a number above 0, or null")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -361,6 +369,9 @@ class RunConfig:
     cache: str | None = None
     """Folder for what is made once and used by many runs: corpora, vocabularies, tokens. Safe to delete.
     null: bertmon in $XDG_CACHE_HOME, else in ~/.cache."""
+    resume: str | None = None
+    """Folder of an earlier launch of the same command, such as multirun/2026-11-23_07-17-49: runs that have ended are
+    left as they are, those that were broken off go on from their checkpoint, the others start."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -384,6 +395,32 @@ class RunConfig:
         """Where `cache` is, absolute."""
         named = self.cache or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bertmon")
         return Path(named).expanduser().absolute()
+
+
+_NO_IDENTITY = ("resume", "cache", "device", "experiment")
+
+
+def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a RunConfig as a dict, what makes it this run and no other, by dotted key, as JSON has it."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Mapping[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = value
+
+    walk(json.loads(json.dumps({key: value for key, value in settings.items() if key not in _NO_IDENTITY})), "")
+    return flat
+
+
+def require_same(here: Mapping[str, Any], there: Mapping[str, Any], folder: Path) -> None:
+    """Raise InputError with all differences unless both identities are the same."""
+    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    if keys:
+        shown = ", ".join(f"{key}={there.get(key)} there and {here.get(key)} here" for key in keys)
+        raise InputError(f"{folder} cannot go on with other settings than it was begun with: {shown}.")
 
 
 def register() -> None:

@@ -5,12 +5,14 @@ Knows Hydra: its callbacks, its sweeps, its overrides. A mistake in any run of a
 
 import atexit
 import json
+import os
 import re
 import shlex
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bertmon import data, model, record, step, tokens
 from bertmon.cache import digest, write_atomic
 from bertmon.compare import events, page, words
-from bertmon.config import InputError, RunConfig, from_hydra
+from bertmon.config import InputError, RunConfig, from_hydra, identity, require_same
 
 _LONGEST_NAME = 120  # bytes; file systems allow 255
 
@@ -40,6 +42,7 @@ def register() -> None:
         group="experiment", name="auto", node={"defaults": [chosen, "_self_"]}, package="_global_"
     )
     OmegaConf.register_new_resolver("bertmon.cell", cell_name, replace=True)
+    OmegaConf.register_new_resolver("bertmon.start", lambda resume, now: resume or f"multirun/{now}", replace=True)
 
 
 def differing(overrides: Sequence[str], swept: Sequence[str] | None) -> dict[str, str]:
@@ -162,19 +165,45 @@ def _combinations(config: DictConfig) -> Iterator[tuple[Path, DictConfig]]:
 
 
 def _check_folders(runs: Sequence[tuple[Path, DictConfig]]) -> None:
-    """Raise InputError unless each run has a new folder of its own."""
+    """Raise InputError unless each run has a folder of its own: a new one, or with `resume` its old one."""
     seen: dict[Path, str] = {}
     for folder, run in runs:
         overrides = " ".join(run.hydra.overrides.task)
         if folder in seen:
             raise InputError(f"Two runs of the sweep have one folder, {folder}: {seen[folder]} and {overrides}.")
         seen[folder] = overrides
-        if (folder / record.NAME).exists():
+        if run.resume:
+            _check_same(folder, run)
+        elif (folder / record.NAME).exists():
             raise InputError(f"{folder} holds a run already: give another folder, or take this one away.")
         if run.hydra.job.chdir:
             raise InputError(
                 "hydra.job.chdir=true is not possible: files that are named relatively would not be found."
             )
+
+
+def command_of(start: Path) -> list[str]:
+    """The arguments that go on with a launch, in the directory that it was started from. Raises InputError."""
+    try:
+        plan = json.loads((start / record.SWEEP).read_text())
+        command, directory = [str(word) for word in plan["command"]], Path(plan["directory"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{start} is no launch: there is no whole {record.SWEEP} in it.") from None
+    if not directory.is_dir():
+        raise InputError(f"{start} was started in {directory}, which is not there any more.")
+    resume = f"resume={os.path.relpath(start.resolve(), directory)}"
+    return [str(directory), *(word for word in command if not word.startswith("resume=")), resume]
+
+
+def _check_same(folder: Path, run: DictConfig) -> None:
+    """Raise InputError unless a run that stands in the folder is this one."""
+    if not Path(run.resume).is_dir():
+        raise InputError(f"resume={run.resume} is no folder: give that of an earlier launch.")
+    try:
+        there = json.loads((folder / record.NAME).read_text())["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # it has not come that far
+    require_same(identity(asdict(from_hydra(run))), identity(there), folder)
 
 
 def start_folder(folder: Path, subdir: str) -> Path:
@@ -186,9 +215,10 @@ def _prepare(start: Path, runs: Sequence[tuple[Path, DictConfig]]) -> None:
     """Make the launch's folder and note its runs there. Raises InputError where that cannot be."""
     ranges = runs[0][1].hydra.mode == RunMode.MULTIRUN and runs[0][0] == start  # its runs are not known beforehand
     names = [] if ranges else [str(folder.relative_to(start)) for folder, _ in runs]
+    plan = {"runs": names, "command": sys.argv[1:], "directory": os.getcwd()}
     try:
         start.mkdir(parents=True, exist_ok=True)
-        write_atomic(start / record.SWEEP, (json.dumps({"runs": names}, indent=1, ensure_ascii=False) + "\n").encode())
+        write_atomic(start / record.SWEEP, (json.dumps(plan, indent=1) + "\n").encode())
     except OSError as error:
         raise InputError(f"{start} cannot be made: {error.strerror}.") from None
 

@@ -1,5 +1,6 @@
 """result.json: what a run leaves behind, whatever happened to it."""
 
+import fcntl
 import json
 import logging
 import math
@@ -21,22 +22,48 @@ NAME = "result.json"
 SWEEP = "sweep.json"
 """In a launch's folder: "runs", the folders of all its runs below it, in the order in which they start."""
 
+FINISHED = ("ok", "stopped", "diverged")
 _LIBRARIES = ("bertmon", "hydra-core", "numpy", "tokenizers", "torch", "transformers")
 
 
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The result of a run that has come to its end; None where there is none, or it was broken off."""
+    try:
+        result = json.loads((folder / NAME).read_text())
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) and result.get("status") in FINISHED else None
+
+
 @contextmanager
-def recorded(folder: Path) -> Iterator[dict[str, Any]]:
+def recorded(folder: Path, *, again: bool = False) -> Iterator[dict[str, Any]]:
     """Yields a dict for the run to fill; it stands in result.json from the first moment and, complete, at the end.
 
     status is "running" at first, then what the body put there ("ok" unless it did), "failed" with the error and its
     traceback after an exception, "interrupted" after Ctrl-C or SystemExit. The exception goes on.
-    Raises InputError where the folder holds a run already.
+    again: the folder may hold a run that was broken off.
+    Raises InputError where the folder holds a run already, or another process is at work in it.
     """
-    path = folder / NAME
+    with _locked(folder):
+        yield from _recorded(folder / NAME, again)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Until the end of this process at most, however it ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is running this run.") from None
+        yield
+
+
+def _recorded(path: Path, again: bool) -> Iterator[dict[str, Any]]:
     try:
-        path.touch(exist_ok=False)  # of two runs that come at once, one is refused
+        path.touch(exist_ok=again)  # of two runs that come at once, one is refused
     except FileExistsError:
-        raise InputError(f"{folder} holds a run already: give another folder, or take this one away.") from None
+        raise InputError(f"{path.parent} holds a run already: give another folder, or take this one away.") from None
     started = time.time()
     result: dict[str, Any] = {
         "status": "running",

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import hydra
 import numpy as np
@@ -17,14 +18,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from bertmon import batches, compare, config, data, launch, model, optimizer, step, tokens, train
+from bertmon import batches, checkpoint, compare, config, data, launch, model, optimizer, record, step, tokens, train
 from bertmon.cache import write_atomic
+from bertmon.checkpoint import Checkpoint
 from bertmon.compare import page, words
 from bertmon.config import RunConfig
 from bertmon.monitor import HISTORY, History
+from bertmon.monitor.diagnosis import Diagnosis
 from bertmon.monitor.observer import Observer, thinned
 from bertmon.monitor.writer import RunWriter
-from bertmon.record import recorded
 
 log = logging.getLogger(__name__)
 
@@ -37,55 +39,112 @@ def run(settings: RunConfig, folder: Path, *, name: str, differs: Mapping[str, s
 
     name: heads the progress bar and the log's lines. differs: the overrides that tell this run from its sweep's others;
     they and the seed are the columns of TensorBoard's HPARAMS table.
+    With settings.resume a run that has ended there is left as it is, and one that was broken off goes on.
     """
-    with recorded(folder) as result, RunWriter(folder, draw=settings.monitor.figures) as writer:
+    if settings.resume and (ended := record.finished(folder)):
+        accuracy = float(ended["metrics"]["final"]["accuracy"])
+        log.info(f"{name}: has ended before ({ended['status']}, accuracy/test {accuracy:.1%}), left as it is")
+        return accuracy
+    with record.recorded(folder, again=settings.resume is not None) as result:
         columns = {key: _setting(settings, key, given) for key, given in (differs or {}).items()}
-        result |= {"experiment": settings.experiment, "seed": settings.seed, "differs": columns.copy()}
+        result |= {"experiment": settings.experiment, "seed": settings.seed, "differs": columns}
         result["settings"] = asdict(settings)
+        kept = _kept(folder, settings)
+        rewind = kept.about["events"] if kept else {}
+        with RunWriter(folder, draw=settings.monitor.figures, rewind=rewind) as writer:
+            return _run(settings, folder, name, result, writer, kept)
+
+
+def _run(
+    settings: RunConfig, folder: Path, name: str, result: dict[str, Any], writer: RunWriter, kept: Checkpoint | None
+) -> float:
+    """As `run`, telling `result` and `writer` as it goes, from the checkpoint that was kept if there is one."""
+    device = step.pick_device(settings.device)
+    corpus, parts = assemble(settings, device)
+    history = History(train.plan(settings, len(parts.train), corpus.train.entropy()))
+    outcome = train.Outcome()
+    result |= {"device": str(device), "data": _described(corpus)}
+    result["parameters"] = sum(parameter.numel() for parameter in parts.classifier.parameters())
+    if kept:
+        if kept.about["fingerprint"] != corpus.fingerprint():
+            raise config.InputError(f"{folder}: the texts or labels are not those that this run was begun with.")
+        history = History.from_bytes(kept.more("history"))
+        outcome = train.Outcome.from_dict(kept.about["outcome"])
+    else:
         writer.text("config", OmegaConf.to_yaml(OmegaConf.structured(settings)))
-
-        device = step.pick_device(settings.device)
-        corpus, parts = assemble(settings, device)
-        history = History(train.plan(settings, len(parts.train), corpus.train.entropy()))
-        result |= {"device": str(device), "data": _described(corpus)}
-        result["parameters"] = sum(parameter.numel() for parameter in parts.classifier.parameters())
-        log.info(
-            f"{name}: {len(corpus.train)} texts to train on, {len(corpus.test)} to test on, "
-            f"{result['parameters'] / 1e6:.1f} M parameters on {device}"
-        )
-
-        outcome = train.Outcome()
-        observer = _observer(settings, parts.classifier, history, writer)
-        try:
-            train.fit(
-                parts,
-                settings,
-                history,
-                observer=observer,
-                record=writer.scalars,
-                outcome=outcome,
-                name=name,
-            )
-        finally:
-            result |= _summarized(outcome) | {"steps_planned": len(history.plan)} | _judged(observer)
-            write_atomic(folder / HISTORY, history.to_bytes())
-
-        final = outcome.evaluations[-1]
-        columns["seed"] = settings.seed
+    log.info(
+        f"{name}: {len(corpus.train)} texts to train on, {len(corpus.test)} to test on, "
+        f"{result['parameters'] / 1e6:.1f} M parameters on {device}"
+        + (f"; goes on at step {outcome.steps} of {len(history.plan)}" if kept else "")
+    )
+    observer = _observer(settings, parts.classifier, history, writer)
+    if kept:
         if observer:
-            told = observer.diagnosis
-            columns |= {"verdict": told.verdict, "verdict_step": told.step, "findings": told.observed()}
-        writer.hparams(columns, {"accuracy/test": final.accuracy, "loss/test": final.loss})
-        result["status"] = outcome.status
-        verdict = f" ({observer.diagnosis.verdict} since step {observer.diagnosis.step})" if observer else ""
-        verdict = verdict.replace(f"({outcome.status} since", "(since")
-        saved = len(history.plan) - outcome.steps if outcome.status == "stopped" else 0
-        log.info(
-            f"{name}: {outcome.status}{verdict}, accuracy/test {final.accuracy:.1%} "
-            f"(the most frequent class alone: {corpus.majority():.1%}), {outcome.train_seconds:.0f} s of training"
-            + (f", {saved} of {len(history.plan)} steps saved" if saved else "")
+            observer.diagnosis = Diagnosis.from_dict(kept.about["diagnosis"])
+        kept.restore(parts.classifier, parts.optimizer)
+
+    def keep() -> None:
+        about = {
+            "settings": config.identity(asdict(settings)),
+            "fingerprint": corpus.fingerprint(),
+            "outcome": asdict(outcome),
+            "diagnosis": asdict(observer.diagnosis) if observer else None,
+            "events": writer.sizes(),
+        }
+        path = folder / checkpoint.NAME
+        checkpoint.save(path, parts.classifier, parts.optimizer, about, history=history.to_bytes())
+
+    keeps = settings.train.checkpoint_every is not None or settings.train.checkpoint_minutes is not None
+    try:
+        train.fit(
+            parts,
+            settings,
+            history,
+            observer=observer,
+            record=writer.scalars,
+            outcome=outcome,
+            name=name,
+            keep=keep if keeps else None,
         )
-        return final.accuracy
+    finally:
+        result |= _summarized(outcome) | {"steps_planned": len(history.plan)} | _judged(observer)
+        write_atomic(folder / HISTORY, history.to_bytes())
+
+    final = outcome.evaluations[-1]
+    columns = {**result["differs"], "seed": settings.seed}
+    if observer:
+        told = observer.diagnosis
+        columns |= {"verdict": told.verdict, "verdict_step": told.step, "findings": told.observed()}
+    writer.hparams(columns, {"accuracy/test": final.accuracy, "loss/test": final.loss})
+    result["status"] = outcome.status
+    (folder / checkpoint.NAME).unlink(missing_ok=True)
+    verdict = f" ({observer.diagnosis.verdict} since step {observer.diagnosis.step})" if observer else ""
+    verdict = verdict.replace(f"({outcome.status} since", "(since")
+    saved = len(history.plan) - outcome.steps if outcome.status == "stopped" else 0
+    log.info(
+        f"{name}: {outcome.status}{verdict}, accuracy/test {final.accuracy:.1%} "
+        f"(the most frequent class alone: {corpus.majority():.1%}), {outcome.train_seconds:.0f} s of training"
+        + (f", {saved} of {len(history.plan)} steps saved" if saved else "")
+    )
+    return final.accuracy
+
+
+def _kept(folder: Path, settings: RunConfig) -> Checkpoint | None:
+    """The checkpoint that a run goes on from; None where there is none. A damaged one is told, and set aside."""
+    if settings.resume is None:
+        return None
+    path = folder / checkpoint.NAME
+    try:
+        kept = Checkpoint(path)
+    except FileNotFoundError:
+        return None
+    except checkpoint.CheckpointError as error:
+        aside = path.with_suffix(".damaged")
+        path.replace(aside)
+        log.warning(f"{error} It is now {aside.name}, and the run begins anew.")
+        return None
+    config.require_same(config.identity(asdict(settings)), kept.about["settings"], folder)
+    return kept
 
 
 def assemble(settings: RunConfig, device: torch.device) -> tuple[data.Corpus, train.Parts]:

@@ -80,11 +80,12 @@ class Probe:
     _TEXTS = 8
     _APART = 10  # steps
 
-    def __init__(self, model: nn.Module, precision: Precision) -> None:
+    def __init__(self, model: nn.Module, precision: Precision, next_pass: int = 0) -> None:
         self._model = model
         dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
         self._noisy = dropout or precision is not Precision.fp32
-        self._next = 0  # step from which on a pass is made again
+        self.next_pass = next_pass
+        """The step from which on a pass of its own is made again."""
 
     def spread(self, step: int, batch: Batch, scores: Tensor) -> Tensor:
         """Standard deviation of the scores over texts, mean over classes: []; nan for a single text.
@@ -93,9 +94,9 @@ class Probe:
         """
         if not self._noisy:
             return stats.logit_spread(scores)
-        if step < self._next:
+        if step < self.next_pass:
             return torch.full_like(scores[0, 0], torch.nan)
-        self._next = step + self._APART
+        self.next_pass = step + self._APART
         with stats.noiseless(self._model):
             scores = logits(self._model, Batch(*(part[: self._TEXTS] for part in batch)), Precision.fp32)
         return stats.logit_spread(scores)

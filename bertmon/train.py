@@ -6,10 +6,13 @@ stands at s; an evaluation stands at the number of updates that its weights have
 
 import logging
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +62,13 @@ class Outcome:
     evaluations: list[Evaluation] = field(default_factory=list)
     train_seconds: float = 0.0  # without the evaluations
     eval_seconds: float = 0.0
+    recorded_steps: int = 0  # those whose scalars have been recorded
+    next_pass: int = 0  # step from which on the spread of the logits may be measured again
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> "Outcome":
+        """What dataclasses.asdict made."""
+        return cls(**{**told, "evaluations": [Evaluation(**each) for each in told["evaluations"]]})
 
 
 def plan(config: RunConfig, steps_per_epoch: int, chance_loss: float) -> Plan:
@@ -90,19 +100,27 @@ def fit(
     record: Record,
     outcome: Outcome,
     name: str,
+    keep: Callable[[], None] | None = None,
 ) -> None:
     """Train for config.train.epochs, telling `history` and `outcome` as it goes; `name` heads the progress bar.
 
+    Goes on where history and outcome stand. keep: writes a checkpoint; called between two steps, when one is due and
+    when SIGINT or SIGTERM has come. That signal ends training then, by the exception that it would have raised.
     Leaves the model in train mode.
     """
     model, plan = parts.classifier, history.plan
     updater = Updater(model, parts.optimizer, config.train.clip)
-    probe = Probe(model, config.train.precision)
-    numbers, logged_steps = Numbers(), 0
-    started = time.perf_counter()
+    probe = Probe(model, config.train.precision, outcome.next_pass)
+    numbers, first = Numbers(), len(history.losses)
+    started = time.perf_counter() - outcome.train_seconds - outcome.eval_seconds
+    kept = time.monotonic()
 
-    with _progress(len(plan), name) as bar, logging_redirect_tqdm([logging.getLogger()]):
-        for step, batch in enumerate(_all_epochs(parts.train, config)):
+    with (
+        _progress(len(plan), first, name) as bar,
+        logging_redirect_tqdm([logging.getLogger()]),
+        deferred_signals(keep is not None) as signals,
+    ):
+        for step, batch in enumerate(_all_epochs(parts.train, config, first), first):
             watched = observer is not None and observer.due(step)
             loss, scores = forward_backward(model, batch, config.train.precision)
             if observer and watched:
@@ -115,7 +133,8 @@ def fit(
             ends = step + 1 == len(plan)
             logged = ends or step % config.train.log_every == 0
             evaluated = ends or _evaluation_due(step + 1, len(parts.train), config.train.eval_every)
-            if not (logged or evaluated or watched):
+            keeping = keep is not None and (bool(signals) or _checkpoint_due(step + 1, kept, config))
+            if not (logged or evaluated or watched or keeping):
                 continue
 
             finite = numbers.take(history)  # waits for the device
@@ -136,9 +155,9 @@ def fit(
                 outcome.status = "stopped"
             ends = ends or outcome.status != "ok"
             if ends or logged:
-                points = history.scalars(logged_steps, config.train.clip)
+                points = history.scalars(outcome.recorded_steps, config.train.clip)
                 record(done - 1, points)
-                logged_steps = done
+                outcome.recorded_steps = done
                 bar.set_postfix(_shown(points, outcome), refresh=False)
             if ends or evaluated:
                 paused = time.perf_counter()
@@ -157,11 +176,52 @@ def fit(
             outcome.train_seconds = time.perf_counter() - started - outcome.eval_seconds
             if ends:
                 break
+            if keep and (keeping or signals):
+                outcome.next_pass = probe.next_pass
+                keep()
+                kept = time.monotonic()
+            if signals:
+                raise signals[0]
 
 
-def _all_epochs(train: Batches, config: RunConfig) -> Iterator[Batch]:
-    for epoch in range(config.train.epochs):
-        yield from train.shuffled(config.seed, epoch)
+def _all_epochs(train: Batches, config: RunConfig, first: int) -> Iterator[Batch]:
+    """The batches of all steps from the `first` on."""
+    begun, batch = divmod(first, len(train))
+    for epoch in range(begun, config.train.epochs):
+        yield from train.shuffled(config.seed, epoch, batch if epoch == begun else 0)
+
+
+def _checkpoint_due(steps: int, kept: float, config: RunConfig) -> bool:
+    every, minutes = config.train.checkpoint_every, config.train.checkpoint_minutes
+    by_clock = minutes is not None and time.monotonic() - kept >= 60 * minutes
+    return by_clock or (every is not None and steps % every == 0)
+
+
+@contextmanager
+def deferred_signals(wanted: bool) -> Iterator[list[BaseException]]:
+    """Inside, the first SIGINT or SIGTERM waits in the list that is yielded, as its exception; the second one acts.
+
+    Only the main thread can have that; in others, and unless `wanted`, signals do what they did before.
+    """
+    came: list[BaseException] = []
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: object) -> None:
+        came.append(KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number))
+        log.info("ending after this step, with a checkpoint; once more ends at once")
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _evaluation_due(steps: int, steps_per_epoch: int, every: int | None) -> bool:
@@ -184,10 +244,10 @@ def evaluate(model: nn.Module, test: Batches, config: RunConfig, *, step: int) -
     return Evaluation(step, loss.item() / count, correct.item() / count)
 
 
-def _progress(total: int, name: str) -> AbstractContextManager["tqdm[None]"]:
+def _progress(total: int, done: int, name: str) -> AbstractContextManager["tqdm[None]"]:
     """A bar on a terminal, nothing elsewhere."""
     bar: AbstractContextManager[tqdm[None]] = tqdm(
-        total=total, desc=name, unit="step", disable=None, dynamic_ncols=True
+        total=total, initial=done, desc=name, unit="step", disable=None, dynamic_ncols=True
     )
     return bar
 

@@ -9,9 +9,10 @@ import bertmon
 
 ALLOWED = {
     "bertmon": set(),
-    "__main__": {"board", "compare.__main__", "run"},
+    "__main__": {"board", "compare.__main__", "config", "launch", "run"},
     "board": set(),
     "cache": set(),
+    "checkpoint": set(),
     "config": set(),
     "schedule": set(),
     "monitor": set(),
@@ -68,6 +69,7 @@ ALLOWED = {
     "run": {
         "batches",
         "cache",
+        "checkpoint",
         "compare",
         "compare.page",
         "compare.words",
@@ -76,6 +78,7 @@ ALLOWED = {
         "launch",
         "model",
         "monitor",
+        "monitor.diagnosis",
         "monitor.observer",
         "monitor.writer",
         "optimizer",

@@ -109,7 +109,11 @@ def test_the_sweep_trains_both_runs_and_leaves_everything_beside_each_other(bert
     assert lines[-2] == f"Report: {logdir}/report.html"
     assert [run["differs"] for run in runs.values()] == [{"schedule.warmup_frac": 0.1}, {"schedule.warmup_frac": 0.7}]
     assert runs["warmup_frac=0.7/seed=0"]["settings"]["schedule"] == {"shape": "linear", "warmup_frac": 0.7}
-    assert json.loads((folder / "sweep.json").read_text()) == {"runs": list(runs)}
+    assert json.loads((folder / "sweep.json").read_text()) == {
+        "runs": list(runs),
+        "command": ["-m", "schedule.warmup_frac=0.1,0.7", *files],
+        "directory": str(tmp_path),
+    }
     assert "Layers over the steps" in (folder / "report.html").read_text()
     assert list((folder / "side by side").glob("events.out.tfevents.*"))
 

@@ -17,10 +17,9 @@ from typing import Any
 from bertmon.config import InputError
 from bertmon.monitor import HISTORY, History
 from bertmon.monitor.diagnosis import Verdict
-from bertmon.record import NAME, SWEEP
+from bertmon.record import FINISHED, NAME, SWEEP
 
-_FINISHED = ("ok", "stopped", "diverged")
-_NOT_SETTINGS = ("seed", "device", "cache", "experiment")  # runs that differ by these alone are of one cell
+_NOT_SETTINGS = ("seed", "device", "cache", "experiment", "resume")  # runs that differ by these alone are of one cell
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +37,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.status in _FINISHED and bool(self.result.get("evaluations"))
+        return self.status in FINISHED and bool(self.result.get("evaluations"))
 
     @property
     def seed(self) -> int | None:

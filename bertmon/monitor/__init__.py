@@ -165,8 +165,13 @@ class History:
 
     @classmethod
     def load(cls, path: Path) -> "History":
+        """What `to_bytes` made, from a file."""
+        return cls.from_bytes(path.read_bytes())
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "History":
         """What `to_bytes` made."""
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))
             layers = Layers(*(tuple(about[key]) for key in ("labels", "kinds", "depths")))
             plan = Plan(

@@ -6,8 +6,10 @@ How often the rules are right is measured on labelled runs: benchmarks/verdicts.
 import math
 import re
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +52,12 @@ class Diagnosis:
     findings: tuple[Finding, ...] = ()
     cause: str | None = None
     advice: str | None = None
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> "Diagnosis":
+        """What dataclasses.asdict made."""
+        findings = tuple(Finding(**finding) for finding in told["findings"])
+        return cls(Verdict(told["verdict"]), told["step"], findings, told["cause"], told["advice"])
 
     def observed(self) -> str:
         """The findings in words."""

@@ -1,5 +1,6 @@
 """The only file that knows TensorBoard: tags, and how a number, a picture and a text get into an event file."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +25,22 @@ _FIRST = {
 
 
 class RunWriter:
-    """Writes one run's event file into `folder`. Use as a context manager: leaving it writes out what is buffered."""
+    """Writes one run's event file into `folder`. Use as a context manager: leaving it writes out what is buffered.
 
-    def __init__(self, folder: Path, *, draw: bool = True) -> None:
+    rewind: sizes of the event files that are there, by name, at the moment that the run goes on from, as `sizes` told
+    them. What was written after that is taken away, so that no point stands there twice.
+    """
+
+    def __init__(self, folder: Path, *, draw: bool = True, rewind: Mapping[str, int] | None = None) -> None:
+        self._folder = folder
+        for file in _event_files(folder) if rewind is not None else ():
+            if rewind and file.name in rewind:
+                os.truncate(file, rewind[file.name])
+            else:
+                file.unlink()
         self._writer = SummaryWriter(str(folder))
-        self._writer.add_custom_scalars(_FIRST)
+        if not rewind:
+            self._writer.add_custom_scalars(_FIRST)
         self._draw = draw
 
     def __enter__(self) -> Self:
@@ -38,6 +50,11 @@ class RunWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def sizes(self) -> dict[str, int]:
+        """How much of each of the folder's event files is written, by name, with all that is buffered."""
+        self._writer.flush()
+        return {file.name: file.stat().st_size for file in _event_files(self._folder)}
 
     def close(self) -> None:
         """Write out what is buffered; nothing can be written after that."""
@@ -88,3 +105,7 @@ class RunWriter:
             Summary(value=[Summary.Value(tag=tag, image=Summary.Image(encoded_image_string=png, colorspace=3))]),
             step,
         )
+
+
+def _event_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("events.out.tfevents.*"))
