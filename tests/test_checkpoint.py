@@ -5,8 +5,10 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
+import sys
 import time
 import unittest.mock
 
@@ -332,3 +334,29 @@ def test_a_signal_leaves_a_checkpoint(bertmon, files, tmp_path, number):  # noqa
         time.sleep(0.1)
     again.kill()
     again.communicate()
+
+
+def test_the_command_that_goes_on(bertmon, files, tmp_path):  # noqa: F811
+    begun = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=2", "hydra.sweep.dir=sweep", *files]
+    assert bertmon(*begun).returncode == 0
+    second = tmp_path / "sweep/warmup_frac=0.7/seed=0"
+    expected = content(second)
+    shutil.rmtree(second)  # it has never started
+    first = (tmp_path / "sweep/warmup_frac=0.1/seed=0/result.json").stat().st_mtime_ns
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+
+    def resume(*folders):
+        command = [sys.executable, "-m", "bertmon", "resume", *map(str, folders)]
+        return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=300)
+
+    done = resume(tmp_path / "sweep")
+    assert done.returncode == 0, done.stderr
+    assert "warmup_frac=0.1/seed=0: has ended before (ok, " in done.stdout
+    assert content(second) == expected
+    assert (tmp_path / "sweep/warmup_frac=0.1/seed=0/result.json").stat().st_mtime_ns == first
+
+    assert resume(tmp_path).stderr == f"{tmp_path} is no launch: there is no whole sweep.json in it.\n"
+    assert "usage: bertmon resume FOLDER" in resume().stderr
+    plan = json.loads((tmp_path / "sweep/sweep.json").read_text())
+    (tmp_path / "sweep/sweep.json").write_text(json.dumps(plan | {"directory": "/nowhere"}))
+    assert "was started in /nowhere, which is not there any more" in resume(tmp_path / "sweep").stderr

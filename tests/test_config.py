@@ -1,3 +1,8 @@
+import dataclasses
+import json
+import re
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -16,6 +21,8 @@ WRONG = [  # key, value, what is allowed
     ("data.packages", [], "a list of at least two names"),
     ("data.packages", ["numpy"], "a list of at least two names"),
     ("data.packages", ["numpy", "numpy"], "each name once"),
+    ("train.checkpoint_every", 0, "a whole number of at least 1"),
+    ("train.checkpoint_minutes", 0.0, "a number above 0, or null"),
     ("data.train_per_package", 0, "a whole number of at least 1"),
     ("data.test_per_package", -5, "a whole number of at least 1"),
     ("model.vocab_size", 99, "a whole number of at least 100"),
@@ -174,3 +181,19 @@ def test_every_field_has_a_docstring_right_under_it():
 
 
 GROUPS = {"data", "model", "optimizer", "schedule", "train", "monitor", "rules"}
+
+
+def test_the_identity_of_a_run_is_all_that_makes_its_numbers():
+    here = config.identity(dataclasses.asdict(config.RunConfig()))
+    assert here["optimizer.lr"] == 1e-3
+    assert here["schedule.shape"] == "linear"
+    assert here["monitor.rules.slow"] == 0.3
+    assert not here.keys() & {"resume", "cache", "device", "experiment"}
+    config.require_same(here, json.loads(json.dumps(here)), Path("sweep"))
+    other = {**here, "optimizer.lr": 0.5, "train.epochs": 7}
+    message = (
+        "sweep cannot go on with other settings than it was begun with: "
+        "optimizer.lr=0.001 there and 0.5 here, train.epochs=3 there and 7 here."
+    )
+    with pytest.raises(config.InputError, match=re.escape(message)):
+        config.require_same(other, here, Path("sweep"))
