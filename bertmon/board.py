@@ -5,30 +5,33 @@ import os
 import sys
 from pathlib import Path
 
+from bertmon.record import SWEEP
+
 
 def command(folder: Path) -> list[str]:
-    """TensorBoard keeps ten images a tag unless told otherwise, and is bound to the loopback address."""
-    return ["tensorboard", "--logdir", str(folder), "--samples_per_plugin", "images=100", "--host", "localhost"]
+    """TensorBoard keeps ten images a tag unless told otherwise."""
+    return ["tensorboard", "--logdir", str(folder), "--samples_per_plugin", "images=100"]
 
 
 def newest(folder: Path) -> Path | None:
-    """The launch below `folder` that started last; launches are named by their moment."""
-    launches = [path for path in folder.glob("*") if path.is_dir()]
-    return max(launches, key=lambda path: path.name, default=None)
+    """The launch below `folder` that was started last."""
+    plans = list(folder.glob(f"*/{SWEEP}"))
+    return max(plans, key=lambda plan: plan.stat().st_mtime).parent if plans else None
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Becomes TensorBoard."""
     parser = argparse.ArgumentParser(prog="bertmon board", description="TensorBoard on a sweep.")
     parser.add_argument("folder", nargs="?", type=Path, help="multirun/<start>; else the newest one in multirun")
-    parser.add_argument("--port", default="6006", help="of the address in the browser; 6006 unless given")
+    parser.add_argument("--port", help="of the address in the browser; else 6006, or the next one that is free")
     given = parser.parse_args(arguments)
     folder = given.folder or newest(Path("multirun"))
     if folder is None or not folder.is_dir():
         sys.exit(f"{folder or 'multirun'} holds no launch: give its folder, such as multirun/2026-11-23_07-17-49.")
     print(f"TensorBoard on {folder}", flush=True)
-    _, *rest = command(folder)
-    os.execv(sys.executable, [sys.executable, "-m", "tensorboard.main", *rest, "--port", given.port])
+    _, *options = command(folder)
+    options += ["--host", "localhost", *(["--port", given.port] if given.port else [])]
+    os.execv(sys.executable, [sys.executable, "-m", "tensorboard.main", *options])
 
 
 if __name__ == "__main__":

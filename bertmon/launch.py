@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from bertmon import data, model, record, step, tokens
+from bertmon import board, data, model, record, step, tokens
 from bertmon.cache import digest, write_atomic
 from bertmon.compare import events, page, words
 from bertmon.config import InputError, RunConfig, from_hydra, identity, require_same
@@ -104,12 +104,10 @@ def _close(start: Path) -> None:
     try:
         sweep = page.write([start], start)
         events.write(sweep, start)
-    except OSError as error:
-        print(f"The report could not be written: {error}", file=sys.stderr)
-    else:
         print(f"\n{words.told(sweep)}\nReport: {start / page.HTML}", flush=True)
-    command = ["tensorboard", "--logdir", str(start), "--samples_per_plugin", "images=100"]
-    print(f"To see it: {shlex.join(command)}", flush=True)
+    except Exception as error:  # the runs are what they are, and the way to them is told below
+        print(f"The report could not be written ({type(error).__name__}: {error}).", file=sys.stderr)
+    print(f"To see it: {shlex.join(board.command(start))}", flush=True)
 
 
 def check(configs: Sequence[RunConfig]) -> None:
@@ -185,9 +183,9 @@ def _check_folders(runs: Sequence[tuple[Path, DictConfig]]) -> None:
 def command_of(start: Path) -> list[str]:
     """The arguments that go on with a launch, in the directory that it was started from. Raises InputError."""
     try:
-        plan = json.loads((start / record.SWEEP).read_text())
+        plan = record.plan(start)
         command, directory = [str(word) for word in plan["command"]], Path(plan["directory"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         raise InputError(f"{start} is no launch: there is no whole {record.SWEEP} in it.") from None
     if not directory.is_dir():
         raise InputError(f"{start} was started in {directory}, which is not there any more.")
@@ -215,7 +213,8 @@ def _prepare(start: Path, runs: Sequence[tuple[Path, DictConfig]]) -> None:
     """Make the launch's folder and note its runs there. Raises InputError where that cannot be."""
     ranges = runs[0][1].hydra.mode == RunMode.MULTIRUN and runs[0][0] == start  # its runs are not known beforehand
     names = [] if ranges else [str(folder.relative_to(start)) for folder, _ in runs]
-    plan = {"runs": names, "command": sys.argv[1:], "directory": os.getcwd()}
+    earlier = record.plan(start).get("runs", [])  # of a launch that goes on, or of another one into the same folder
+    plan = {"runs": list(dict.fromkeys([*earlier, *names])), "command": sys.argv[1:], "directory": os.getcwd()}
     try:
         start.mkdir(parents=True, exist_ok=True)
         write_atomic(start / record.SWEEP, (json.dumps(plan, indent=1) + "\n").encode())

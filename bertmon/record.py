@@ -23,7 +23,20 @@ SWEEP = "sweep.json"
 """In a launch's folder: "runs", the folders of all its runs below it, in the order in which they start."""
 
 FINISHED = ("ok", "stopped", "diverged")
+"""Statuses of runs that have come to their end."""
+BROKEN = ("failed", "interrupted")
+"""Statuses of runs that have not, and are not running any more."""
 _LIBRARIES = ("bertmon", "hydra-core", "numpy", "tokenizers", "torch", "transformers")
+
+
+def plan(start: Path) -> dict[str, Any]:
+    """What a launch has left in its folder; empty where there is nothing, or nothing whole."""
+    try:
+        found = json.loads((start / SWEEP).read_text())
+    except (OSError, ValueError):
+        return {}
+    whole = isinstance(found, dict) and isinstance(found.get("runs"), list)
+    return found if whole and all(isinstance(name, str) for name in found["runs"]) else {}
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

@@ -239,16 +239,25 @@ def _task(composed: DictConfig) -> float:
     settings = config.from_hydra(composed)
     name, start = str(job.sweep.subdir), launch.start_folder(folder, str(job.sweep.subdir))
     differs = launch.differing(job.overrides.task, job.callbacks["bertmon"]["swept"])
+    _say_progress(start)
     try:
-        if progress := words.progress(compare.read([start])):
-            log.info(progress)
         return run(settings, folder, name=name, differs=differs)
     except config.InputError:
         raise
     except Exception as error:  # its traceback is on the console and in run.log already
         raise CompactHydraException(f"{folder} failed: {error}") from None
     finally:
-        page.refresh(start)
+        if not isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit):  # the launch writes the last one
+            page.refresh(start)
+
+
+def _say_progress(start: Path) -> None:
+    """One line on how far the sweep is. What goes wrong with it harms no run."""
+    try:
+        if progress := words.progress(compare.read([start])):
+            log.info(progress)
+    except Exception:
+        log.exception(f"{start}: no word on the progress of the sweep")
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The report of a sweep: what is read, what is counted, what is said, what the page holds."""
 
+import dataclasses
 import io
 import json
 import math
@@ -59,7 +60,7 @@ def leave_run(folder, *, learns=True, accuracy=None, seed=0, differs=None, measu
         "experiment": "quickstart",
         "seed": seed,
         "differs": differs or {},
-        "settings": {"seed": seed, "schedule": dict(differs or {})},
+        "settings": {"seed": seed, "schedule": differs or {}},
         "data": {"fingerprint": "f", "test_texts": 400, "majority": 0.25},
         "steps": STEPS,
         "steps_planned": STEPS,
@@ -114,7 +115,7 @@ def test_runs_that_have_not_started_or_not_come_far_stand_in_their_cell(tmp_path
         ("warmup_frac=0.1", ["ok", "waiting"]),
         ("warmup_frac=0.7", ["ok", "running"]),
     ]
-    assert words.sentences(sweep)[-1] == "Not in the numbers: 1 waiting, 1 running."
+    assert words.sentences(sweep)[-1] == "Not in the numbers: 1 not started, 1 running."
     assert words.cells(sweep).rows[0][1] == "1 of 2"
 
 
@@ -125,9 +126,9 @@ def test_a_damaged_result_is_named_and_harms_nothing(tmp_path, content):
     broken.mkdir()
     (broken / "result.json").write_text(content, encoding="latin-1")
     sweep = read([tmp_path])
-    assert words.errors(sweep).rows == (
-        ("warmup_frac=0.7/seed=1", "unreadable", "seed=1/result.json is empty or damaged"),
-    )
+    ((name, status, why),) = words.errors(sweep).rows
+    assert (name, status) == ("warmup_frac=0.7/seed=1", "unreadable")
+    assert why == f"{broken}/result.json is empty, damaged, or not a run's"
     assert "damaged" in page.html(sweep)
 
 
@@ -157,6 +158,84 @@ def test_several_sweeps_stand_beside_each_other(tmp_path):
         "tuesday/warmup_frac=0.7/seed=0",
     ]
     assert [len(cell.runs) for cell in sweep.cells] == [2, 2]  # the same settings are the same cell
+
+
+WRONG = [  # what a finished run's result.json cannot be
+    {"evaluations": "x"},
+    {"evaluations": [1]},
+    {"evaluations": [{"loss": 1.0, "accuracy": 0.5}]},
+    {"metrics": None},
+    {"metrics": []},
+    {"metrics": {"final": {"loss": 1.0, "accuracy": "high"}}},
+    {"seconds": None},
+    {"seconds": math.inf},
+    {"seed": "0"},
+    {"settings": "none"},
+    {"data": None},
+    {"data": {"majority": 0.25, "test_texts": 0}},
+    {"verdict_step": None},
+    {"verdict_step": "20"},
+    {"steps_planned": 0},
+    {"steps": None},
+    {"differs": "lr"},
+    {"cause": ["x"]},
+    {"cause": "\ud800"},
+    {"status": 3},
+]
+
+
+@pytest.mark.parametrize("changes", WRONG, ids=str)
+def test_a_result_of_the_wrong_shape_is_unreadable_and_costs_itself_alone(tmp_path, changes):
+    comparison(tmp_path, seeds=1)
+    leave_run(tmp_path / "warmup_frac=0.7/seed=1", **{"seed": 1, **changes})
+    names = ["warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0", "warmup_frac=0.7/seed=2"]
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": names}))
+    sweep = page.write([tmp_path], tmp_path)
+    assert [name for name, *_ in words.errors(sweep).rows] == ["warmup_frac=0.7/seed=1"]
+    assert words.progress(sweep) == "run 4 of 4, about 30 s left; so far 1 collapsed, 1 healthy, 1 broken off"
+    assert [len(cell.finished) for cell in sweep.cells] == [1, 1]
+
+
+@pytest.mark.parametrize("content", ['{"runs": null}', '{"runs": [1]}', "[]", "{", "\x00"])
+def test_a_damaged_plan_is_none(tmp_path, content):
+    comparison(tmp_path, seeds=1)
+    (tmp_path / "sweep.json").write_text(content)
+    assert len(read([tmp_path]).runs) == 2
+
+
+def test_settings_that_differ_are_two_cells_in_one_folder_too(tmp_path):
+    for number, learns in enumerate([True, False]):
+        leave_run(tmp_path / f"runs/{number}", learns=learns, settings={"optimizer": {"lr": number}})
+    sweep = read([tmp_path / "runs"])
+    assert [(cell.name, len(cell.runs)) for cell in sweep.cells] == [("0", 1), ("1", 1)]
+
+
+def test_texts_that_differ_are_two_cells(tmp_path):
+    for seed in range(2):
+        data = {"fingerprint": str(seed), "test_texts": 400, "majority": 0.25}
+        leave_run(tmp_path / f"a/seed={seed}", seed=seed, data=data)
+    assert [len(cell.runs) for cell in read([tmp_path]).cells] == [1, 1]
+
+
+@pytest.mark.parametrize("key", ["seed", "device", "cache", "experiment", "resume"])
+def test_what_makes_no_other_cell(tmp_path, key):
+    for seed in range(2):
+        leave_run(tmp_path / f"{seed}/x", seed=seed, settings={key: str(seed), "lr": 1})
+    assert len(read([tmp_path]).cells) == 1
+
+
+def test_a_run_counts_once(tmp_path):
+    comparison(tmp_path / "sweep")
+    folders = [tmp_path / "sweep", tmp_path / "sweep", tmp_path / "sweep/warmup_frac=0.1"]
+    assert len(read(folders).runs) == 4
+
+
+def test_cells_are_named_by_what_differs(tmp_path):
+    for name in ("a", "b"):
+        differs = {"data.train": f"data/{name}.csv", "schedule.lr": 1, "optimizer.lr": 2}
+        leave_run(tmp_path / f"train=data-{name}-1a2b3c/seed=0", differs=differs)
+    names = [cell.name for cell in read([tmp_path]).cells]
+    assert names == [f"train=data/{name}.csv, schedule.lr=1, optimizer.lr=2" for name in ("a", "b")]
 
 
 # --- numbers and words ---------------------------------------------------------------------------
@@ -212,7 +291,7 @@ def test_what_is_said_of_one_run_of_none_and_of_many(tmp_path):
     for number in range(5):
         leave_run(tmp_path / f"three/{number}/seed=0", learns=number == 0, differs={"n": number})
     assert words.sentences(read([tmp_path / "three"]))[1] == (
-        "In 4 of 5 cells runs failed to learn, in 4 of them all: collapsed."
+        "In 4 of 5 cells runs failed to learn, in 4 of them all; verdicts on those that failed: collapsed."
     )
 
 
@@ -223,7 +302,72 @@ def test_a_run_that_was_stopped_tells_what_it_saved(tmp_path):
 
 def test_a_failure_that_no_rule_saw(tmp_path):
     leave_run(tmp_path / "a/seed=0", learns=False, verdict="slow", cause=None, advice=None)
-    assert words.sentences(read([tmp_path]))[1] == ("a: failed to learn, and no rule had called it doomed at the end.")
+    assert words.sentences(read([tmp_path]))[1] == ("a: failed to learn, and no rule called it doomed at the end.")
+
+
+def test_the_best_is_not_the_last_and_time_not_that_of_others(tmp_path):
+    for seed, (last, best, seconds) in enumerate([(0.5, 0.9, 10.0), (0.7, 0.7, 20.0)]):
+        metrics = {"final": {"loss": 1.0, "accuracy": last}, "best": {"loss": 0.5, "accuracy": best}}
+        leave_run(tmp_path / f"a/seed={seed}", seed=seed, metrics=metrics, seconds=seconds)
+    leave_run(tmp_path / "a/seed=2", seed=2, status="interrupted", seconds=500.0)
+    (row,) = words.cells(read([tmp_path])).rows
+    assert row == (
+        "a", "2 of 3", "60.0 ± 14.1 %", "80.0 %", "1.000 ± 0.000", "0 of 2 (0 to 66 %)", "healthy", "", "15 s", ""
+    )  # fmt: skip
+    ((_, status, _),) = words.errors(read([tmp_path])).rows
+    assert status == "interrupted"
+
+
+def test_a_mean_over_fewer_runs_says_so(tmp_path):
+    leave_run(tmp_path / "a/seed=0", accuracy=0.8)
+    metrics = {"final": {"loss": None, "accuracy": 0.25}, "best": None}
+    for seed in (1, 2):
+        leave_run(tmp_path / f"a/seed={seed}", status="diverged", seed=seed, metrics=metrics, verdict="diverged")
+    (row,) = words.cells(read([tmp_path])).rows
+    assert row[2:6] == ("43.3 ± 31.8 %", "80.0 % (1 of 3)", "0.600 (1 of 3)", "2 of 3 (21 to 94 %)")
+    for seed in (1, 2):
+        leave_run(tmp_path / f"b/a/seed={seed}", status="diverged", seed=seed, metrics=metrics, verdict="diverged")
+    assert words.cells(read([tmp_path / "b"])).rows[0][2:5] == ("25.0 ± 0.0 %", "", "")
+    assert "nan" not in page.html(read([tmp_path / "b"])).split("<h2>Over")[0]
+
+
+def test_nothing_is_best_where_nothing_learned(tmp_path):
+    for number in range(2):
+        leave_run(tmp_path / f"{number}/seed=0", learns=False, differs={"n": number})
+    assert (
+        words.sentences(read([tmp_path]))[0] == "No run has learned more than guessing the most frequent class gives."
+    )
+
+
+def test_how_many_of_the_failed_were_called(tmp_path):
+    for seed, (verdict, step) in enumerate([("collapsed", 20), ("collapsed", 40), ("slow", 30), ("collapsed", 90)]):
+        cause = "often" if step > 20 else "once"
+        leave_run(tmp_path / f"a/seed={seed}", learns=False, seed=seed, verdict=verdict, verdict_step=step, cause=cause)
+    assert words.sentences(read([tmp_path]))[1] == (
+        "a: 4 of 4 runs failed to learn (3 of them collapsed, known since step 40 (20 to 90) of 100, 40 %); "
+        "likely cause: often. Try optimizer.lr=0.1."
+    )
+    leave_run(tmp_path / "b/a/seed=0", learns=False, verdict=None, verdict_step=None)
+    leave_run(tmp_path / "b/a/seed=1", seed=1, verdict="collapsed")
+    assert words.sentences(read([tmp_path / "b"]))[1:] == [
+        "a: 1 of 2 runs failed to learn, and it was not watched.",
+        "Called doomed, and yet better than guessing: a/seed=1.",
+    ]
+
+
+def test_markdown_has_no_columns_and_no_markup_of_its_own():
+    assert words.Table(("a|b",), (("<b>x",),)).markdown() == "| a\\|b |\n| --- |\n| &lt;b>x |"
+
+
+def test_progress_of_runs_that_overlap(tmp_path):
+    comparison(tmp_path, seeds=1)
+    names = [f"warmup_frac={warmup}/seed={seed}" for warmup in (0.1, 0.7) for seed in range(6)]
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": names}))
+    for seed in (1, 2):
+        folder = tmp_path / f"warmup_frac=0.1/seed={seed}"
+        folder.mkdir()
+        (folder / "result.json").write_text('{"status": "running"}')
+    assert words.progress(read([tmp_path])) == "run 5 of 12, about 80 s left; so far 1 collapsed, 1 healthy"
 
 
 def test_progress_of_a_sweep(tmp_path):
@@ -244,6 +388,80 @@ def test_progress_of_a_sweep(tmp_path):
 )
 def test_durations(seconds, shown):
     assert words.duration(seconds) == shown
+
+
+# --- the pictures --------------------------------------------------------------------------------
+
+
+def lines(panel):
+    return [(line.get_linestyle(), line.get_xdata().tolist(), line.get_ydata().tolist()) for line in panel.lines]
+
+
+def test_what_the_curves_hold(tmp_path):
+    leave_run(tmp_path / "a/seed=0", accuracy=0.8)
+    sweep = read([tmp_path])
+    loss, test_loss, accuracy, rates, profile, spread = charts.overview(shown.curves(sweep), charts.colours(sweep)).axes
+    (losses,) = lines(loss)
+    made = History.from_bytes(LEARNS)
+    assert len(losses[1]) == 11
+    assert losses[2][0] == pytest.approx(np.mean(made.losses[:9]))
+    assert losses[1][0] == 4
+    assert lines(test_loss) == [("-", [50, 100], pytest.approx([0.6, 0.6]))]
+    assert lines(accuracy) == [("-", [50, 100], pytest.approx([80, 80]))]
+    (effective, nominal) = lines(rates)
+    assert (effective[0], set(effective[2])) == ("-", {2e-3})
+    assert (nominal[0], set(nominal[2])) == ("--", {1e-3})
+    assert lines(profile)[0][2] == pytest.approx([shot.depth_profile[0] for shot in made.snapshots])
+    assert lines(spread) == [("-", [0, 20, 40, 60, 80], 5 * [1.0])]
+
+
+def test_a_loss_that_is_not_finite_leaves_the_others(tmp_path):
+    leave_run(tmp_path / "a/seed=0", measured=False)
+    made = history(learns=False, every=1000)
+    made.losses[-1] = math.nan
+    (tmp_path / "a/seed=0" / HISTORY).write_bytes(made.to_bytes())
+    sweep = read([tmp_path])
+    panels = charts.overview(shown.curves(sweep), charts.colours(sweep)).axes
+    assert np.isfinite(lines(panels[0])[0][2]).all()
+    assert [line[0] for line in lines(panels[5])] == ["None"]  # one point, as a mark
+    made.snapshots[0] = dataclasses.replace(made.snapshots[0], logit_spread=math.nan)
+    (tmp_path / "a/seed=0" / HISTORY).write_bytes(made.to_bytes())
+    panels = charts.overview(shown.curves(sweep), charts.colours(sweep)).axes
+    assert [text.get_text() for text in panels[5].texts] == ["nothing measured"]
+
+
+def test_the_layers_are_those_of_the_nearest_step(tmp_path):
+    comparison(tmp_path, seeds=1)
+    (tmp_path / "warmup_frac=0.7/seed=0" / HISTORY).write_bytes(history(learns=True, every=30).to_bytes())
+    sweep = read([tmp_path])
+    figure = charts.layers(shown.beside(sweep), 20, charts.colours(sweep))["gradient_flow"]
+    assert [panel.get_title(loc="left") for panel in figure.axes] == ["warmup_frac=0.1", "warmup_frac=0.7, step 30"]
+    assert shown.steps(shown.beside(sweep)) == [20, 0, 90]
+
+
+def test_values_at_the_end_of_floats_are_drawn(tmp_path):
+    comparison(tmp_path, seeds=1)
+    made = history(learns=True)
+    made.snapshots[2].values[:] = 1e308
+    made.snapshots[3].values[:] = np.inf
+    (tmp_path / "warmup_frac=0.7/seed=0" / HISTORY).write_bytes(made.to_bytes())
+    assert "<svg" in page.html(read([tmp_path]))
+
+
+def test_worst_and_best_are_of_all_cells(tmp_path):
+    for number in range(70):
+        accuracy = 0.3 + (0.5 if number == 1 else 0.0)
+        leave_run(tmp_path / f"{number:02}/seed=0", status="failed", differs={"n": number}, measured=False)
+        leave_run(tmp_path / f"{number:02}/seed=1", seed=1, accuracy=accuracy, differs={"n": number})
+    sweep = read([tmp_path])
+    assert [curve.cell.name for curve in shown.beside(sweep)] == ["n=0", "n=1"]
+    assert len(shown.curves(sweep)) == 35
+
+
+def test_no_run_stands_beside_itself(tmp_path):
+    for number in range(6):
+        leave_run(tmp_path / f"{number}/seed=0", learns=False, differs={"n": number}, measured=number == 3)
+    assert [curve.cell.name for curve in shown.beside(read([tmp_path]))] == ["n=3"]
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -293,8 +511,11 @@ def test_what_is_shown_of_many_cells(tmp_path):
         known = 20 * (3 - number) % 80
         leave_run(tmp_path / f"{number}/seed=0", learns=number > 2, differs={"n": number}, verdict_step=known)
     sweep = read([tmp_path])
-    beside = shown.beside(shown.curves(sweep))
-    assert [curve.cell.name for curve in beside] == ["2", "3"]  # the one that was known to be doomed first, and a best
+    beside = shown.beside(sweep)
+    assert [curve.cell.name for curve in beside] == [
+        "n=2",
+        "n=3",
+    ]  # doomed first, and a best
     assert shown.steps(beside) == [20, 0, 80]
 
 
@@ -324,7 +545,7 @@ def test_no_picture_is_large(tmp_path, depth):
     for folder in tmp_path.glob("*/*"):
         (folder / HISTORY).write_bytes(history(learns=True, depth=4 * depth).to_bytes())  # as many rows as BERT has
     sweep = read([tmp_path])
-    beside, colours = shown.beside(shown.curves(sweep)), charts.colours(sweep)
+    beside, colours = shown.beside(sweep), charts.colours(sweep)
     for figure in charts.layers(beside, 0, colours).values():
         assert len(charts.png(figure)) < 150_000
 

@@ -5,9 +5,10 @@ what a launch leaves (sweep.json); leaves words to words, pictures to charts, pa
 """
 
 import json
+import logging
 import math
 import statistics
-import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,9 @@ from typing import Any
 from bertmon.config import InputError
 from bertmon.monitor import HISTORY, History
 from bertmon.monitor.diagnosis import Verdict
-from bertmon.record import FINISHED, NAME, SWEEP
+from bertmon.record import FINISHED, NAME, SWEEP, plan
+
+log = logging.getLogger(__name__)
 
 _NOT_SETTINGS = ("seed", "device", "cache", "experiment", "resume")  # runs that differ by these alone are of one cell
 
@@ -93,10 +96,14 @@ class Run:
         return int(self.result["steps_planned"] - self.result["steps"]) if self.status == "stopped" else 0
 
     def history(self) -> History | None:
-        """What was measured; None where no whole file is there."""
+        """What was measured; None where no file is there, or no whole one, which is told."""
+        path = self.folder / HISTORY
+        if not path.exists():
+            return None
         try:
-            return History.load(self.folder / HISTORY)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+            return History.load(path)
+        except Exception as error:  # whatever numpy makes of what is no history
+            log.warning(f"{path} cannot be read ({type(error).__name__}: {error}): its run has no curves")
             return None
 
 
@@ -116,12 +123,18 @@ class Cell:
     def failed(self) -> list[Run]:
         return [run for run in self.runs if run.failed]
 
-    def mean(self, metric: str, which: str = "final") -> tuple[float, float, int]:
-        """Mean and standard deviation (of the sample; nan for one run) over the finished runs, and their number."""
-        values = [getattr(run, which)(metric) for run in self.finished]
+    def mean(self, metric: str, *, best: bool = False) -> tuple[float, float, int]:
+        """Mean and standard deviation (of the sample; nan for one run) over the finished runs that have the metric, and
+        their number."""
+        values = [run.best(metric) if best else run.final(metric) for run in self.finished]
         values = [value for value in values if not math.isnan(value)]
         mean = statistics.fmean(values) if values else math.nan
         return mean, statistics.stdev(values) if len(values) > 1 else math.nan, len(values)
+
+    def rank(self) -> float:
+        """Mean of the last accuracy; cells without one come first."""
+        mean = self.mean("accuracy")[0]
+        return -1.0 if math.isnan(mean) else mean
 
     @property
     def seconds(self) -> float:
@@ -148,20 +161,29 @@ class Sweep:
 
 
 def read(folders: Sequence[Path]) -> Sweep:
-    """The runs below the folders, those that have not started included. Raises InputError where there is none."""
-    runs: list[Run] = []
+    """The runs below the folders, each once, those that have not started included.
+
+    Raises InputError for a folder that holds neither a run nor the plan of any.
+    """
+    runs: dict[Path, Run] = {}
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder} is no folder: give that of a sweep, such as multirun/2026-11-23_07-17-49.")
         found = list(_runs(folder, prefix=f"{folder.name}/" if len(folders) > 1 else ""))
         if not found and not (folder / SWEEP).exists():
             raise InputError(f"{folder} holds no run: there is no {NAME} in it, nor below it.")
-        runs += found
-    beside = {run.folder.parent: run.cell for run in runs if "settings" in run.result}
+        for run in found:
+            runs.setdefault(run.folder.resolve(), run)
+    beside: dict[Path, set[str]] = {}  # cells of the runs that say theirs, by folder
+    for run in runs.values():
+        if "settings" in run.result:
+            beside.setdefault(run.folder.parent, set()).add(run.cell)
     cells: dict[str, list[Run]] = {}
-    for run in runs:
-        cells.setdefault(beside.get(run.folder.parent, run.cell), []).append(run)
-    return Sweep(tuple(folders), tuple(_cells(cells.values())))
+    for run in runs.values():
+        known = beside.get(run.folder.parent, set())
+        cell = next(iter(known)) if "settings" not in run.result and len(known) == 1 else run.cell
+        cells.setdefault(cell, []).append(run)
+    return Sweep(tuple(folders), tuple(_cells(list(cells.values()))))
 
 
 def wilson(count: int, n: int) -> tuple[float, float]:
@@ -175,10 +197,10 @@ def wilson(count: int, n: int) -> tuple[float, float]:
 
 
 def _runs(folder: Path, prefix: str) -> Iterable[Run]:
-    planned = _json(folder / SWEEP).get("runs", [])
+    names = plan(folder).get("runs", [])
     started = {str(path.parent.relative_to(folder)): path for path in folder.rglob(NAME)}
-    for name in dict.fromkeys([*planned, *sorted(started)]):
-        result = _json(started[name]) if name in started else {"status": "waiting"}
+    for name in dict.fromkeys([*names, *sorted(started)]):
+        result = _checked(_json(started[name])) if name in started else {"status": "waiting"}
         yield Run(folder / name, prefix + (name if name != "." else folder.resolve().name), result)
 
 
@@ -186,18 +208,75 @@ def _json(path: Path) -> dict[str, Any]:
     """The object in the file; an empty one where there is none, or no whole one (yet)."""
     try:
         found = json.loads(path.read_text())
+        json.dumps(found, ensure_ascii=False).encode()  # a lone surrogate is no text
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _cells(groups: Iterable[Sequence[Run]]) -> Iterable[Cell]:
-    for runs in groups:
-        names = {str(Path(run.name).parent) for run in runs}
-        name = min(names, key=len)
-        seeds = sorted(runs, key=lambda run: (run.seed is None, run.seed, run.name))
-        differs = next((run.differs for run in seeds if run.differs), {})
-        yield Cell(name if name != "." else runs[0].name, differs, tuple(seeds))
+_SHAPES: dict[str, type | tuple[type, ...]] = {
+    "status": str,
+    "seed": int,
+    "differs": dict,
+    "settings": dict,
+    "data": dict,
+    "metrics": dict,
+    "evaluations": list,
+    "steps": int,
+    "steps_planned": int,
+    "seconds": (int, float),
+    "verdict": str,
+    "verdict_step": int,
+    "cause": str,
+    "advice": str,
+    "error": str,
+}
+
+
+def _checked(result: dict[str, Any]) -> dict[str, Any]:
+    """The result, if it is one that a run leaves; else an empty one, whose run is "unreadable"."""
+
+    def number(value: Any, least: float = -math.inf) -> bool:
+        return isinstance(value, int | float) and math.isfinite(value) and value >= least
+
+    def metrics(value: Any) -> bool:
+        keys = ("loss", "accuracy")
+        return isinstance(value, dict) and all(value.get(key) is None or number(value[key]) for key in keys)
+
+    told = {key: value for key, value in result.items() if value is not None}
+    whole = all(isinstance(told[key], shape) for key, shape in _SHAPES.items() if key in told)
+    if whole and told.get("status") in FINISHED:
+        data, evaluations = told.get("data", {}), told.get("evaluations", [])
+        whole = (
+            {"steps", "steps_planned", "seconds", "metrics"} <= told.keys()
+            and ("verdict" in told) == ("verdict_step" in told)
+            and number(told["seconds"], 0)
+            and told["steps_planned"] >= max(told["steps"], 1)
+            and number(data.get("majority"), 0)
+            and number(data.get("test_texts"), 1)
+            and metrics(told["metrics"].get("final"))
+            and all(metrics(each) and number(each.get("step"), 0) for each in evaluations)
+        )
+    return told if whole and "status" in told else {}
+
+
+def _cells(groups: Sequence[Sequence[Run]]) -> Iterable[Cell]:
+    """Named by what differs, where that tells them apart; else by their folders."""
+    differs = [next((run.differs for run in runs if run.differs), {}) for runs in groups]
+    short = short_keys(dict.fromkeys(key for each in differs for key in each))
+    names = [", ".join(f"{short[key]}={value}" for key, value in each.items()) for each in differs]
+    folders = [sorted({str(Path(run.name).parent) for run in runs})[0] for runs in groups]
+    folders = [name if name != "." else runs[0].name for name, runs in zip(folders, groups, strict=True)]
+    alike = {name for name, count in Counter(names).items() if count > 1 or not name}
+    for runs, each, name, folder in zip(groups, differs, names, folders, strict=True):
+        seeds = sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.name))
+        yield Cell(folder if name in alike else name, each, tuple(seeds))
+
+
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Dotted keys without their group, where that is clear."""
+    counts = Counter(key.rpartition(".")[2] for key in keys)
+    return {key: last if counts[last := key.rpartition(".")[2]] == 1 else key for key in keys}
 
 
 def _number(metrics: Mapping[str, Any] | None, metric: str) -> float:

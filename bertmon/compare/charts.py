@@ -4,6 +4,7 @@ A cell has one colour in all pictures: up to eight have one each, more are colou
 """
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,8 @@ Floats = npt.NDArray[np.float64]
 # and light enough on black; the first two are for the comparison that the program is made for.
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7A7A7A")
 _INK, _GRID = "#1d2126", "#d9dce1"  # on a page, what the page has instead
-_SCALE = ListedColormap(colormaps["viridis"](np.linspace(0.2, 0.95, 256)))  # neither end is lost on black or white
+# Neither end is lost on black or white; what no logarithm shows, such as an update of zero, is red.
+_SCALE = ListedColormap(colormaps["viridis"](np.linspace(0.2, 0.95, 256))).with_extremes(bad="#c0392b")
 _POINTS = 150  # of a curve
 
 
@@ -61,7 +63,10 @@ def overview(curves: Sequence[Curves], colours: Mapping[Cell, str]) -> Figure:
     ) -> None:
         for curve in curves:
             for x, y, style in lines(curve):
+                style = style if np.isfinite(y).sum() > 1 else "."  # a single point has no line
                 axes.plot(x, y, style, color=colours[curve.cell], linewidth=width, alpha=0.9)
+        if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
+            axes.text(0.5, 0.5, "nothing measured", transform=axes.transAxes, color=_INK, fontsize=9, ha="center")
         _dress(axes, title)
         axes.set(**scale)
 
@@ -93,10 +98,11 @@ def overview(curves: Sequence[Curves], colours: Mapping[Cell, str]) -> Figure:
 
 def layers(beside: Sequence[Curves], step: int, colours: Mapping[Cell, str]) -> dict[str, Figure]:
     """Gradients and update ratios of the layers at the step that lies nearest, a panel a run."""
-    shots = [
-        (curve.cell.name, colours[curve.cell], min(curve.history.snapshots, key=lambda shot: abs(shot.step - step)))
-        for curve in beside
-    ]
+    shots = []
+    for curve in beside:
+        shot = min(curve.history.snapshots, key=lambda shot: abs(shot.step - step))
+        name = curve.cell.name if shot.step == step else f"{curve.cell.name}, step {shot.step}"
+        shots.append((name, colours[curve.cell], shot))
     return {
         "gradient_flow": side_by_side(shots, "grad_mean", "|gradient|: mean (bar) and max (mark)"),
         "update_ratio": side_by_side(shots, "update_ratio", "||change|| / ||parameter||"),
@@ -238,8 +244,9 @@ def _smooth(losses: Sequence[float]) -> tuple[Floats, Floats]:
     """Means over equal stretches of ten steps or more, at their middle."""
     values = np.array(losses)
     edges = np.unique(np.linspace(0, len(values), min(_POINTS, 1 + len(values) // 10) + 1).astype(int))
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    return (edges[:-1] + edges[1:] - 1) / 2, (sums[edges[1:]] - sums[edges[:-1]]) / np.diff(edges)
+    stretches = [values[start:end] for start, end in itertools.pairwise(edges)]
+    finite = [stretch[np.isfinite(stretch)] for stretch in stretches]  # a run that diverged has one step that is not
+    return (edges[:-1] + edges[1:] - 1) / 2, np.array([each.mean() if len(each) else np.nan for each in finite])
 
 
 def _evaluations(run: Run, metric: str, factor: float = 1.0) -> tuple[Floats, Floats]:
@@ -270,7 +277,7 @@ def _decades(values: Sequence[Floats]) -> tuple[float, float]:
     positive = joined[np.isfinite(joined) & (joined > 0)]
     if not len(positive):
         return 0.1, 1.0
-    top = math.ceil(math.log10(positive.max()) + 0.02)
+    top = min(math.ceil(math.log10(positive.max()) + 0.02), 308)
     return 10.0 ** max(math.floor(math.log10(positive.min()) - 0.05), top - 12), 10.0**top
 
 

@@ -2,6 +2,7 @@
 
 import io
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -9,7 +10,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from bertmon.compare import Sweep, charts, shown
+from bertmon.compare import Cell, Sweep, charts, shown
+from bertmon.compare.shown import Curves
 
 FOLDER = "side by side"
 """Shown as a run of its own."""
@@ -17,11 +19,16 @@ FOLDER = "side by side"
 
 def write(sweep: Sweep, target: Path) -> None:
     """Put them into target / FOLDER, in place of older ones. Nothing is written where nothing was measured."""
-    beside, colours = shown.beside(shown.curves(sweep)), charts.colours(sweep)
-    if len(beside) < 2:
-        return
+    beside, colours = shown.beside(sweep), charts.colours(sweep)
     folder = target / FOLDER
     older = list(folder.glob("events.out.tfevents.*"))
+    if len(beside) > 1:
+        _write(folder, beside, colours)
+    for file in older:
+        file.unlink()
+
+
+def _write(folder: Path, beside: Sequence[Curves], colours: Mapping[Cell, str]) -> None:
     writer = EventFileWriter(str(folder))
     for step in sorted(shown.steps(beside)):
         for tag, figure in charts.layers(beside, step, colours).items():
@@ -31,5 +38,3 @@ def write(sweep: Sweep, target: Path) -> None:
             summary = Summary(value=[Summary.Value(tag=f"side_by_side/{tag}", image=image)])
             writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
     writer.close()
-    for file in older:
-        file.unlink()

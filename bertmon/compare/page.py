@@ -27,8 +27,8 @@ _HEAT_MAPS = (
 def write(folders: Sequence[Path], target: Path) -> Sweep:
     """Read the sweeps in `folders`, put their report into `target`, and return what was read. Raises InputError."""
     sweep = read(folders)
-    write_atomic(target / HTML, html(sweep).encode())
-    write_atomic(target / MARKDOWN, markdown(sweep).encode())
+    write_atomic(target / HTML, html(sweep).encode(errors="replace"))
+    write_atomic(target / MARKDOWN, markdown(sweep).encode(errors="replace"))
     return sweep
 
 
@@ -52,7 +52,7 @@ def refresh(folder: Path) -> None:
 def html(sweep: Sweep) -> str:
     colours = charts.colours(sweep)
     curves = shown.curves(sweep)
-    beside = shown.beside(curves)
+    beside = shown.beside(sweep)
     environment = Environment(loader=PackageLoader("bertmon.compare", ""), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("report.html.jinja").render(
         sweep=sweep,
@@ -60,6 +60,7 @@ def html(sweep: Sweep) -> str:
         written=time.strftime("%Y-%m-%d %H:%M:%S"),
         sentences=words.sentences(sweep),
         cells=words.cells(sweep),
+        caption=words.CAPTION,
         colours=[colours[cell] for cell in sweep.cells],
         runs=words.runs(sweep),
         errors=words.errors(sweep),
@@ -75,8 +76,9 @@ def html(sweep: Sweep) -> str:
 
 def markdown(sweep: Sweep) -> str:
     parts = [f"# {', '.join(folder.resolve().name for folder in sweep.folders)}", *words.sentences(sweep)]
-    parts.append(words.cells(sweep).markdown())
+    parts += [words.cells(sweep).markdown(), words.CAPTION]
     errors = words.errors(sweep)
     if errors.rows:
         parts += ["## Runs that did not end", errors.markdown()]
+    parts += ["## Runs", words.runs(sweep).markdown(), f"Written by bertmon at {time.strftime('%Y-%m-%d %H:%M:%S')}."]
     return "\n\n".join(parts) + "\n"

@@ -6,7 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bertmon.compare import Cell, Run, Sweep, wilson
+from bertmon.compare import Cell, Run, Sweep, short_keys, wilson
+from bertmon.record import BROKEN, FINISHED, NAME
+
+CAPTION = (
+    "Mean ± standard deviation over the runs of a cell. Failed: accuracy within what guessing the most frequent class "
+    "gives (99 %), with the 95 % interval of the rate. Known at step: since when the verdict is known that a doomed "
+    "run ended with; median and range. Time: mean of a run. Saved: of all runs that were stopped."
+)
 
 _MOST = 3  # cells that are named one by one
 _LINES = 40  # of the table on a terminal
@@ -21,7 +28,7 @@ class Table:
 
     def markdown(self) -> str:
         lines = [self.heads, tuple("---" for _ in self.heads), *self.rows]
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return "\n".join("| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in lines)
 
     def plain(self) -> str:
         """In columns of one width, for a terminal."""
@@ -32,9 +39,14 @@ class Table:
         )
 
 
+def _escaped(text: str) -> str:
+    """For Markdown."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
 def cells(sweep: Sweep) -> Table:
     """A row a cell: what was swept, and what came of it."""
-    heads = ["run"] if _named(sweep) else [short(key) for key in sweep.swept]
+    heads = ["run"] if _named(sweep) else [*short_keys(sweep.swept).values()]
     heads += ["runs", "test accuracy", "best", "test loss", "failed", "verdict", "known at step", "time", "saved"]
     return Table(tuple(heads), tuple(_row(sweep, cell) for cell in sweep.cells))
 
@@ -47,52 +59,61 @@ def runs(sweep: Sweep) -> Table:
 
 def errors(sweep: Sweep) -> Table:
     """A row for each run that did not come to its end by itself."""
-    rows = [(run.name, run.status, _reason(run)) for run in sweep.runs if run.status in _BROKEN]
+    rows = [(run.name, run.status, _reason(run)) for run in sweep.runs if run.status in (*BROKEN, "unreadable")]
     return Table(("run", "status", "why"), tuple(rows))
 
 
 def sentences(sweep: Sweep) -> list[str]:
     """What the sweep says, in plain words."""
-    found = []
     ended = [cell for cell in sweep.cells if cell.finished]
     if not ended:
         return ["No run has ended yet."]
-    best = max(ended, key=lambda cell: cell.mean("accuracy")[0])
-    if len(ended) > 1:
+    best = max(ended, key=Cell.rank)
+    failing = [cell for cell in ended if cell.failed]
+    runs = [run for cell in ended for run in cell.finished]
+    found = []
+    if all(run.failed for run in runs) and len(runs) > 1:
+        found.append("No run has learned more than guessing the most frequent class gives.")
+    elif len(ended) > 1:
         found.append(f"Best: {best.name}, with {accuracy(best)} test accuracy{_seeds(best)}.")
     else:
         found.append(f"{best.name}: {accuracy(best)} test accuracy{_seeds(best)}.")
-    failing = [cell for cell in ended if cell.failed]
-    if not failing and all(run.finished for run in sweep.runs):
-        found.append("No run failed to learn." if len(sweep.runs) > 1 else "")
-    elif len(failing) <= _MOST:
+    if len(failing) <= _MOST:
         found += [_failure(cell) for cell in failing]
     else:
-        runs = [run for cell in failing for run in cell.failed]
         wholly = sum(len(cell.failed) == len(cell.finished) for cell in failing)
+        verdicts = _verdicts([run for cell in failing for run in cell.failed])
         found.append(
-            f"In {len(failing)} of {len(ended)} cells runs failed to learn, in {wholly} of them all: {_verdicts(runs)}."
+            f"In {len(failing)} of {len(ended)} cells runs failed to learn, in {wholly} of them all; "
+            f"verdicts on those that failed: {verdicts}."
         )
+    if not failing and len(runs) == len(sweep.runs) > 1:
+        found.append("No run failed to learn.")
+    wrong = [run for run in runs if run.doomed_at is not None and not run.failed]
+    if wrong:
+        found.append(f"Called doomed, and yet better than guessing: {_listed([run.name for run in wrong])}.")
     counts = Counter(run.status for run in sweep.runs if not run.finished)
     if counts:
-        found.append("Not in the numbers: " + ", ".join(f"{n} {status}" for status, n in counts.items()) + ".")
-    return [sentence for sentence in found if sentence]
+        states = ", ".join(f"{n} {_STATES.get(status, status)}" for status, n in counts.items())
+        found.append(f"Not in the numbers: {states}.")
+    return found
 
 
 def told(sweep: Sweep) -> str:
     """The whole answer, for a terminal."""
     whole = cells(sweep)
-    lines = [Table(whole.heads, whole.rows[:_LINES]).plain()]
+    lines = [whole.plain()]
     if len(whole.rows) > _LINES:
-        lines.append(f"... and {len(whole.rows) - _LINES} more cells")
+        best = sorted(range(len(whole.rows)), key=lambda row: -sweep.cells[row].rank())[:_LINES]
+        lines = [Table(whole.heads, tuple(whole.rows[row] for row in best)).plain()]
+        lines.append(f"(the best {_LINES} of {len(whole.rows)} cells)")
     return "\n".join([*lines, *sentences(sweep)])
 
 
 def progress(sweep: Sweep) -> str:
     """How far a sweep has come when its next run begins, in one line; empty for a single run."""
     waiting, running, ended = (
-        [run for run in sweep.runs if run.status in states]
-        for states in (("waiting",), ("running",), ("ok", "stopped", "diverged"))
+        [run for run in sweep.runs if run.status in states] for states in (("waiting",), ("running",), FINISHED)
     )
     if len(sweep.runs) < 2 or not waiting:
         return ""
@@ -100,46 +121,48 @@ def progress(sweep: Sweep) -> str:
     if ended:
         each = statistics.fmean(run.result["seconds"] for run in ended)
         line += f", about {duration(each * len(waiting) / (len(running) + 1))} left; so far {_verdicts(ended)}"
-    failed = sum(run.status in _BROKEN for run in sweep.runs)
+    failed = sum(run.status in (*BROKEN, "unreadable") for run in sweep.runs)
     return line + (f", {failed} broken off" if failed else "")
 
 
 def accuracy(cell: Cell) -> str:
     """Mean and standard deviation of the last test accuracy."""
-    mean, spread, _ = cell.mean("accuracy")
-    return _share(mean) + ("" if math.isnan(spread) else f" ± {100 * spread:.1f}") + (" %" if mean == mean else "")
+    mean, spread, n = cell.mean("accuracy")
+    return f"{100 * mean:.1f}{_plus_minus(100 * spread, '.1f')} %" if n else ""
 
 
-def short(key: str) -> str:
-    """A dotted key without its group."""
-    return key.rpartition(".")[2]
-
-
-_BROKEN = ("failed", "interrupted", "unreadable")
+_STATES = {"waiting": "not started"}
 
 
 def _named(sweep: Sweep) -> bool:
-    """Whether cells go by their folders' names: where keys do not tell them apart, or are not known of all."""
-    values = {tuple(str(cell.differs.get(key)) for key in sweep.swept) for cell in sweep.cells}
-    return len(values) < len(sweep.cells) or any(cell.differs.keys() != set(sweep.swept) for cell in sweep.cells)
+    """Whether cells go by their names: where keys do not tell them apart, or runs do not say theirs."""
+    known = [cell.differs for cell in sweep.cells if cell.differs]
+    values = {tuple(str(differs.get(key)) for key in sweep.swept) for differs in known}
+    return not known or len(values) < len(known) or any(differs.keys() != set(sweep.swept) for differs in known)
 
 
 def _row(sweep: Sweep, cell: Cell) -> tuple[str, ...]:
     ended, n = cell.finished, len(cell.runs)
-    named = [cell.name] if _named(sweep) else [str(cell.differs[key]) for key in sweep.swept]
+    if _named(sweep):
+        named = [cell.name]
+    elif cell.differs:
+        named = [str(cell.differs[key]) for key in sweep.swept]
+    else:  # none of its runs has started
+        named = [cell.name, *[""] * (len(sweep.swept) - 1)]
     if not ended:
-        states = Counter(run.status for run in cell.runs)
+        states = Counter(_STATES.get(run.status, run.status) for run in cell.runs)
         state = ", ".join(f"{count} {status}" if n > 1 else status for status, count in states.items())
         return (*named, str(n), state, *[""] * 7)
-    loss, spread, _ = cell.mean("loss")
+    loss, loss_spread, losses = cell.mean("loss")
+    best, _, bests = cell.mean("accuracy", best=True)
     saved = sum(run.saved_steps for run in ended)
     low, high = wilson(len(cell.failed), len(ended))
     return (
         *named,
         str(n) if len(ended) == n else f"{len(ended)} of {n}",
         accuracy(cell),
-        f"{_share(cell.mean('accuracy', 'best')[0])} %",
-        f"{loss:.3f}" + ("" if math.isnan(spread) else f" ± {spread:.3f}"),
+        f"{100 * best:.1f} %{_of(bests, ended)}" if bests else "",
+        f"{loss:.3f}{_plus_minus(loss_spread, '.3f')}{_of(losses, ended)}" if losses else "",
         f"{len(cell.failed)} of {len(ended)} ({100 * low:.0f} to {100 * high:.0f} %)",
         _verdicts(ended),
         _known(ended),
@@ -148,16 +171,25 @@ def _row(sweep: Sweep, cell: Cell) -> tuple[str, ...]:
     )
 
 
+def _of(count: int, ended: Sequence[Run]) -> str:
+    """Of how many runs a mean is, where not of all: a run that diverged may have no loss."""
+    return f" ({count} of {len(ended)})" if count < len(ended) else ""
+
+
+def _plus_minus(spread: float, form: str) -> str:
+    return "" if math.isnan(spread) else f" ± {spread:{form}}"
+
+
 def _run(run: Run) -> tuple[str, ...]:
     result = run.result
     known = str(result["verdict_step"]) if run.verdict else ""
     steps = f"{result['steps']} of {result['steps_planned']}" if "steps_planned" in result else ""
-    loss = run.final("loss")
+    loss, share = run.final("loss"), run.final("accuracy")
     return (
         run.name,
         run.status,
-        f"{_share(run.final('accuracy'))} %" if run.finished else "",
-        f"{loss:.3f}" if run.finished else "",
+        f"{100 * share:.1f} %" if not math.isnan(share) else "",
+        f"{loss:.3f}" if not math.isnan(loss) else "",
         str(run.verdict or ""),
         known,
         steps,
@@ -172,12 +204,12 @@ def _failure(cell: Cell) -> str:
     text = f"{cell.name}: {which} to learn"
     called = [run for run in failed if run.doomed_at is not None]
     if not called:
-        return text + ", and no rule had called it doomed at the end."
-    first = called[0]
-    share = 100 * (first.doomed_at or 0) / first.result["steps_planned"]
-    text += (
-        f" ({_verdicts(called)}, known since step {_known(called)} of {first.result['steps_planned']}, {share:.0f} %)"
-    )
+        watched = any(run.verdict for run in failed)
+        return text + (", and no rule called it doomed at the end." if watched else ", and it was not watched.")
+    some = "" if len(called) == len(failed) else f"{len(called)} of them "
+    planned = max(run.result["steps_planned"] for run in called)
+    share = 100 * statistics.median((run.doomed_at or 0) / run.result["steps_planned"] for run in called)
+    text += f" ({some}{_verdicts(called)}, known since step {_known(called)} of {planned}, {share:.0f} %)"
     causes = Counter(run.result["cause"] for run in called if run.result.get("cause"))
     advice = Counter(run.result["advice"] for run in called if run.result.get("advice"))
     if causes:
@@ -186,12 +218,14 @@ def _failure(cell: Cell) -> str:
 
 
 def _verdicts(runs: Sequence[Run]) -> str:
-    counts = Counter(str(run.verdict) for run in runs if run.verdict)
-    if not counts:
-        return "not watched"
+    counts = Counter(str(run.verdict or "not watched") for run in runs)
     if len(counts) == 1:
         return next(iter(counts))
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MOST]) + (f" and {len(names) - _MOST} more" if len(names) > _MOST else "")
 
 
 def _known(runs: Sequence[Run]) -> str:
@@ -205,17 +239,13 @@ def _known(runs: Sequence[Run]) -> str:
 
 def _reason(run: Run) -> str:
     if run.status == "unreadable":
-        return f"{run.folder.name}/result.json is empty or damaged"
+        return f"{run.folder}/{NAME} is empty, damaged, or not a run's"
     return str(run.result.get("error", "")).strip().split("\n")[0]
 
 
 def _seeds(cell: Cell) -> str:
-    n = len(cell.finished)
-    return f" ({n} seeds)" if n > 1 else ""
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.1f}" if value == value else "none"
+    n, seeds = len(cell.finished), len({run.seed for run in cell.finished})
+    return "" if n < 2 else f" ({n} seeds)" if n == seeds else f" ({n} runs of {seeds} seeds)"
 
 
 def duration(seconds: float) -> str:

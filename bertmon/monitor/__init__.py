@@ -91,7 +91,7 @@ class Snapshot:
         """
         found = {"depth_profile": self.depth_profile[0], "logit_spread": self.logit_spread}
         if self.effective_lr > 0:
-            with np.errstate(invalid="ignore"):  # 0 * inf, in a run that has diverged
+            with np.errstate(invalid="ignore", over="ignore"):  # in a run that has diverged
                 steps = self["update_ratio"] * self["weight_rms"] / self.effective_lr
             for kind in ("embedding", "linear", "norm"):
                 of_kind = steps[[row for row, other in enumerate(self.layers.kinds) if other == kind]]
