@@ -118,10 +118,10 @@ def side_by_side(shots: Sequence[tuple[str, str, Snapshot]], statistic: str, tit
     alike = len({shot.layers for _, _, shot in shots}) == 1
     left, gap, below, above = 0.2, 0.03 if alike else 0.2, 0.42 / height, heading / height
     width = (0.985 - left - gap * (len(shots) - 1)) / len(shots)
-    low, high = _decades([shot[statistic] for _, _, shot in shots])
+    low, high = _decades([_bounded(shot[statistic]) for _, _, shot in shots])
     for column, (name, colour, shot) in enumerate(shots):
         axes = figure.add_axes((left + column * (width + gap), below, width, 1 - below - above))
-        values, rows = shot[statistic], np.arange(len(shot.layers))
+        values, rows = _bounded(shot[statistic]), np.arange(len(shot.layers))
         bars = [
             Path([(low, y - 0.37), (x, y - 0.37), (x, y + 0.37), (low, y + 0.37)])
             for x, y in zip(values, rows, strict=True)
@@ -130,7 +130,7 @@ def side_by_side(shots: Sequence[tuple[str, str, Snapshot]], statistic: str, tit
         if bars:  # as one path: a page has thousands of them
             axes.add_patch(PathPatch(Path.make_compound_path(*bars), facecolor=colour, linewidth=0))
         if statistic == "grad_mean":
-            axes.plot(shot["grad_max"], rows, "|", color=_INK, markersize=4.5, markeredgewidth=1)
+            axes.plot(_bounded(shot["grad_max"]), rows, "|", color=_INK, markersize=4.5, markeredgewidth=1)
         axes.set(xscale="log", xlim=(low, high), ylim=(len(rows) - 0.4, -0.6))
         _dress(axes, _wrapped(name, 90 // len(shots)))
         axes.grid(False, axis="y")
@@ -155,7 +155,7 @@ def side_by_side(shots: Sequence[tuple[str, str, Snapshot]], statistic: str, tit
 
 def heat_map(curves: Sequence[Curves], statistic: str, title: str) -> Figure:
     """One statistic of each layer over the steps, a panel a run, on one scale."""
-    values = [np.array([shot[statistic] for shot in curve.history.snapshots]).T for curve in curves]  # [L, K]
+    values = [np.array([_bounded(shot[statistic]) for shot in curve.history.snapshots]).T for curve in curves]  # [L, K]
     figure = Figure(figsize=(11, 2.9))
     norm: Normalize
     if statistic == "grad_zero":
@@ -271,13 +271,22 @@ def _accuracies(means: Sequence[float]) -> Normalize:
     return Normalize(min(told), max(max(told), min(told) + 1e-9))
 
 
+_HIGHEST = 30  # decade that is drawn; of a run that diverges it is all the same
+
+
+def _bounded(values: Floats) -> Floats:
+    """What a logarithmic axis can show without an overflow."""
+    bounded: Floats = np.minimum(values, 10.0**_HIGHEST)
+    return bounded
+
+
 def _decades(values: Sequence[Floats]) -> tuple[float, float]:
     """Powers of ten around every positive value; at most twelve, so that something that has died hides no other."""
     joined = np.concatenate([value.ravel() for value in values])
     positive = joined[np.isfinite(joined) & (joined > 0)]
     if not len(positive):
         return 0.1, 1.0
-    top = min(math.ceil(math.log10(positive.max()) + 0.02), 308)
+    top = min(math.ceil(math.log10(positive.max()) + 0.02), _HIGHEST)
     return 10.0 ** max(math.floor(math.log10(positive.min()) - 0.05), top - 12), 10.0**top
 
 

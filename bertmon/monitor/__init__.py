@@ -77,7 +77,8 @@ class Snapshot:
         mean, least = self["grad_mean"], (np.nan, "")
         for rows in self.layers.families.values():
             first, last = rows[0], rows[-1]
-            ratio = float(mean[first] / mean[last]) if mean[last] > 0 else np.nan
+            with np.errstate(invalid="ignore", over="ignore"):  # in a run that has diverged
+                ratio = float(mean[first] / mean[last]) if mean[last] > 0 else np.nan
             if ratio < least[0] or np.isnan(least[0]):
                 least = (ratio, self.layers.labels[first])
         return least
