@@ -48,7 +48,10 @@ def save(
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, temporary, metadata=header)
+        try:
+            save_file(tensors, temporary, metadata=header)
+        except SafetensorError as error:  # its own name for a disk that is full
+            raise OSError(str(error)) from None
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -92,7 +92,10 @@ def _run(
             "events": writer.sizes(),
         }
         path = folder / checkpoint.NAME
-        checkpoint.save(path, parts.classifier, parts.optimizer, about, history=history.to_bytes())
+        try:
+            checkpoint.save(path, parts.classifier, parts.optimizer, about, history=history.to_bytes())
+        except OSError as error:  # training is worth more than the chance to go on with it
+            log.error(f"step {outcome.steps}: {path} could not be written, the last one stands: {error}")
 
     keeps = settings.train.checkpoint_every is not None or settings.train.checkpoint_minutes is not None
     try:

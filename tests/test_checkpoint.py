@@ -15,14 +15,15 @@ import unittest.mock
 import numpy as np
 import pytest
 import torch
+from faults import content
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_run import TINY, bertmon, files  # noqa: F401  # the program as a user starts it
 
 from bertmon import checkpoint, model, train
 from bertmon.checkpoint import Checkpoint, CheckpointError
 from bertmon.config import InputError, Precision
-from bertmon.monitor import HISTORY, History
+from bertmon.monitor import History
 from bertmon.monitor.diagnosis import Diagnosis
 from bertmon.monitor.observer import Observer
 from bertmon.run import assemble, run, seed_everything
@@ -159,7 +160,7 @@ def test_a_failed_write_leaves_the_last_one(tmp_path, monkeypatch):
 
     def full(tensors, path, metadata):
         path.write_bytes(b"half a checkpo")
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
@@ -169,23 +170,6 @@ def test_a_failed_write_leaves_the_last_one(tmp_path, monkeypatch):
 
 
 # --- runs ----------------------------------------------------------------------------------------
-
-
-def content(folder):
-    """What a run came to: its history, its results, every point and picture of its event files."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
-    tags = events.Tags()
-    result = json.loads((folder / "result.json").read_text())
-    return (
-        (folder / HISTORY).read_bytes(),
-        {
-            key: result[key]
-            for key in ("status", "evaluations", "metrics", "verdict", "verdict_step", "findings", "steps")
-        },
-        {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags["scalars"]},
-        {tag: [(event.step, event.encoded_image_string) for event in events.Images(tag)] for tag in tags["images"]},
-        {tag: [event.step for event in events.Tensors(tag)] for tag in tags["tensors"]},
-    )
 
 
 def broken_off(settings, folder, monkeypatch, at):
@@ -242,6 +226,20 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_begins_anew(settings, tmp
     assert "It is now checkpoint.damaged, and the run begins anew." in caplog.text
     assert content(tmp_path / "broken") == content(tmp_path / "whole")
     assert path.with_suffix(".damaged").exists()
+
+
+def test_a_full_disk_costs_the_checkpoint_alone(settings, tmp_path, monkeypatch, caplog):
+    def full(*arguments, **rest):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    (tmp_path / "run").mkdir()
+    settings.train.checkpoint_every = 5
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    run(settings, tmp_path / "run", name="run")
+    assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "ok"
+    told = [message for message in caplog.messages if "could not be written" in message]
+    assert [message.split(":")[0] for message in told] == ["step 5", "step 10"]
+    assert told[0].endswith("the last one stands: I/O error: No space left on device (os error 28)")
 
 
 def test_other_settings_and_other_texts_are_refused(settings, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The only file that knows TensorBoard: tags, and how a number, a picture and a text get into an event file."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from bertmon.monitor import STATISTICS, Snapshot, figures
+
+log = logging.getLogger(__name__)
 
 _FIRST = {
     "first of all": {
@@ -35,7 +38,10 @@ class RunWriter:
         self._folder = folder
         for file in _event_files(folder) if rewind is not None else ():
             if rewind and file.name in rewind:
-                os.truncate(file, rewind[file.name])
+                if file.stat().st_size < rewind[file.name]:
+                    log.warning(f"{file} has lost its end: some points before the checkpoint are missing")
+                else:
+                    os.truncate(file, rewind[file.name])
             else:
                 file.unlink()
         self._writer = SummaryWriter(str(folder))
