@@ -416,8 +416,9 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_same(here: Mapping[str, Any], there: Mapping[str, Any], folder: Path) -> None:
-    """Raise InputError with all differences unless both identities are the same."""
-    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    """Raise InputError with all differences unless both identities are the same; when checkpoints come is no matter."""
+    free = ("train.checkpoint_every", "train.checkpoint_minutes")
+    keys = [key for key in {**there, **here} if key not in free and there.get(key) != here.get(key)]
     if keys:
         shown = ", ".join(f"{key}={there.get(key)} there and {here.get(key)} here" for key in keys)
         raise InputError(f"{folder} cannot go on with other settings than it was begun with: {shown}.")

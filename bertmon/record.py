@@ -52,6 +52,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
 def recorded(folder: Path, *, again: bool = False) -> Iterator[dict[str, Any]]:
     """Yields a dict for the run to fill; it stands in result.json from the first moment and, complete, at the end.
 
+    "seconds" is the time from start to end, with what the body put into "seconds_before".
     status is "running" at first, then what the body put there ("ok" unless it did), "failed" with the error and its
     traceback after an exception, "interrupted" after Ctrl-C or SystemExit. The exception goes on.
     again: the folder may hold a run that was broken off.
@@ -102,7 +103,7 @@ def _recorded(path: Path, again: bool) -> Iterator[dict[str, Any]]:
         if result["status"] == "running":
             result["status"] = "ok"
     finally:
-        result["seconds"] = round(time.time() - started, 2)
+        result["seconds"] = round(time.time() - started + result.get("seconds_before", 0.0), 2)
         _write(path, result)
 
 

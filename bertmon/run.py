@@ -70,6 +70,7 @@ def _run(
             raise config.InputError(f"{folder}: the texts or labels are not those that this run was begun with.")
         history = History.from_bytes(kept.more("history"))
         outcome = train.Outcome.from_dict(kept.about["outcome"])
+        result["seconds_before"] = outcome.train_seconds + outcome.eval_seconds
     else:
         writer.text("config", OmegaConf.to_yaml(OmegaConf.structured(settings)))
     log.info(

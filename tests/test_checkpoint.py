@@ -201,6 +201,9 @@ def test_a_run_goes_on_where_it_was_broken_off(settings, tmp_path, monkeypatch, 
     settings.resume = str(tmp_path)
     run(settings, tmp_path / "broken", name="run")
     assert "goes on at step 5 of 12" in caplog.text
+    result = json.loads((tmp_path / "broken/result.json").read_text())
+    assert 0 < result["seconds_before"] < result["seconds"]
+    assert result["timings"]["train_seconds"] > result["seconds_before"] / 2
     settings.train.checkpoint_every = None
     assert content(tmp_path / "broken") == content(tmp_path / "whole")
     assert not (tmp_path / "broken" / checkpoint.NAME).exists()

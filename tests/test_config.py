@@ -190,6 +190,7 @@ def test_the_identity_of_a_run_is_all_that_makes_its_numbers():
     assert here["monitor.rules.slow"] == 0.3
     assert not here.keys() & {"resume", "cache", "device", "experiment"}
     config.require_same(here, json.loads(json.dumps(here)), Path("sweep"))
+    config.require_same({**here, "train.checkpoint_every": 5, "train.checkpoint_minutes": None}, here, Path("sweep"))
     other = {**here, "optimizer.lr": 0.5, "train.epochs": 7}
     message = (
         "sweep cannot go on with other settings than it was begun with: "
