@@ -210,13 +210,24 @@ def start_folder(folder: Path, subdir: str) -> Path:
 
 
 def _prepare(start: Path, runs: Sequence[tuple[Path, DictConfig]]) -> None:
-    """Make the launch's folder and note its runs there. Raises InputError where that cannot be."""
+    """Make the launch's folder and note its runs there.
+
+    Raises InputError where that cannot be, or where another launch has noted one of them, be it in the same second.
+    """
     ranges = runs[0][1].hydra.mode == RunMode.MULTIRUN and runs[0][0] == start  # its runs are not known beforehand
     names = [] if ranges else [str(folder.relative_to(start)) for folder, _ in runs]
-    earlier = record.plan(start).get("runs", [])  # of a launch that goes on, or of another one into the same folder
-    plan = {"runs": list(dict.fromkeys([*earlier, *names])), "command": sys.argv[1:], "directory": os.getcwd()}
     try:
         start.mkdir(parents=True, exist_ok=True)
+        try:
+            (start / record.SWEEP).open("x").close()  # of two launches that come at once, one makes it
+            earlier = []
+        except FileExistsError:
+            earlier = record.plan(start).get("runs", names)  # not whole: another launch is writing it
+        taken = [name for name in names if name in earlier]
+        if taken and not runs[0][1].resume:
+            way = f"go on with it by resume={start}, or give another folder"
+            raise InputError(f"{start} holds a launch with {taken[0]} already: {way}.")
+        plan = {"runs": list(dict.fromkeys([*earlier, *names])), "command": sys.argv[1:], "directory": os.getcwd()}
         write_atomic(start / record.SWEEP, (json.dumps(plan, indent=1) + "\n").encode())
     except OSError as error:
         raise InputError(f"{start} cannot be made: {error.strerror}.") from None

@@ -361,3 +361,20 @@ def test_the_command_that_goes_on(bertmon, files, tmp_path):  # noqa: F811
     plan = json.loads((tmp_path / "sweep/sweep.json").read_text())
     (tmp_path / "sweep/sweep.json").write_text(json.dumps(plan | {"directory": "/nowhere"}))
     assert "was started in /nowhere, which is not there any more" in resume(tmp_path / "sweep").stderr
+
+
+def test_two_launches_at_once_do_not_share_runs(bertmon, files, tmp_path):  # noqa: F811
+    command = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=1", "hydra.sweep.dir=sweep", *files]
+    both = [bertmon(*command, wait=False) for _ in range(2)]
+    outputs = [process.communicate(timeout=300) for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) == [0, 1]
+    _, refused = outputs[codes.index(1)]
+    way = "go on with it by resume=sweep, or give another folder"
+    assert refused == f"sweep holds a launch with warmup_frac=0.1/seed=0 already: {way}.\n"
+    statuses = [json.loads(path.read_text())["status"] for path in (tmp_path / "sweep").rglob("result.json")]
+    assert statuses == ["ok", "ok"]
+    more = bertmon("schedule.warmup_frac=0.3,0.5", *command[1:])  # other runs may join
+    assert more.returncode == 0
+    plan = json.loads((tmp_path / "sweep/sweep.json").read_text())
+    assert plan["runs"] == [f"warmup_frac={warmup}/seed=0" for warmup in (0.1, 0.7, 0.3, 0.5)]
