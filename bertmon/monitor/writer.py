@@ -2,7 +2,9 @@
 
 import logging
 import os
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,7 +13,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from bertmon.monitor import STATISTICS, Snapshot, figures
+from bertmon.monitor import STATISTICS, Snapshot, drawer
+from bertmon.monitor.drawer import Pictures
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +50,8 @@ class RunWriter:
         self._writer = SummaryWriter(str(folder))
         if not rewind:
             self._writer.add_custom_scalars(_FIRST)
-        self._draw = draw
+        self._drawer = drawer.shared() if draw else None
+        self._drawn: deque[tuple[int, Future[Pictures]]] = deque()  # or about to be, by step
 
     def __enter__(self) -> Self:
         return self
@@ -59,12 +63,16 @@ class RunWriter:
 
     def sizes(self) -> dict[str, int]:
         """How much of each of the folder's event files is written, by name, with all that is buffered."""
+        self._images(wait=True)
         self._writer.flush()
         return {file.name: file.stat().st_size for file in _event_files(self._folder)}
 
     def close(self) -> None:
-        """Write out what is buffered; nothing can be written after that."""
-        self._writer.close()
+        """Write out what is buffered and still being drawn; nothing can be written after that."""
+        try:
+            self._images(wait=True)
+        finally:
+            self._writer.close()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One point for each tag."""
@@ -72,7 +80,7 @@ class RunWriter:
         self._event_file.add_summary(summary, step)
 
     def snapshot(self, snapshot: Snapshot) -> None:
-        """Every statistic of every layer as `statistic/layer`, and the two figures."""
+        """Every statistic of every layer as `statistic/layer`, and the two figures, these as soon as they are drawn."""
         self.scalars(
             snapshot.step,
             {
@@ -81,12 +89,9 @@ class RunWriter:
                 for layer, value in zip(snapshot.layers.labels, snapshot[statistic], strict=True)
             },
         )
-        if self._draw:
-            for tag, draw in (
-                ("gradient_flow", figures.gradient_flow),
-                ("update_ratio", figures.update_ratio),
-            ):
-                self._image(tag, snapshot.step, figures.png(draw(snapshot)))
+        if self._drawer:
+            self._drawn.append((snapshot.step, self._drawer.draw(snapshot)))
+            self._images(wait=False)
 
     def text(self, tag: str, text: str, step: int = 0) -> None:
         """A text as it is, shown in a fixed-width font."""
@@ -106,11 +111,13 @@ class RunWriter:
     def _event_file(self):  # type: ignore[no-untyped-def]  # torch's FileWriter, untyped
         return self._writer._get_file_writer()
 
-    def _image(self, tag: str, step: int, png: bytes) -> None:
-        self._event_file.add_summary(
-            Summary(value=[Summary.Value(tag=tag, image=Summary.Image(encoded_image_string=png, colorspace=3))]),
-            step,
-        )
+    def _images(self, *, wait: bool) -> None:
+        """Write the figures that are drawn, in the order of their steps; wait: also those that are not yet."""
+        while self._drawn and (wait or self._drawn[0][1].done()):
+            step, drawn = self._drawn.popleft()
+            for tag, png in drawn.result().items():
+                image = Summary.Image(encoded_image_string=png, colorspace=3)
+                self._event_file.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
 
 def _event_files(folder: Path) -> list[Path]:
