@@ -90,7 +90,7 @@ def _run(
             "fingerprint": corpus.fingerprint(),
             "outcome": asdict(outcome),
             "diagnosis": asdict(observer.diagnosis) if observer else None,
-            "events": writer.sizes(),
+            "events": writer.marks(),
         }
         path = folder / checkpoint.NAME
         try:

@@ -29,7 +29,8 @@ ALLOWED = {
     "monitor.stats": set(),
     "monitor.figures": {"monitor"},
     "monitor.drawer": {"monitor", "monitor.figures"},
-    "monitor.writer": {"monitor", "monitor.drawer"},
+    "monitor.eventfile": set(),
+    "monitor.writer": {"monitor", "monitor.drawer", "monitor.eventfile"},
     "monitor.diagnosis": {"config", "monitor"},
     "monitor.observer": {"config", "monitor", "monitor.diagnosis", "monitor.stats"},
     "batches": {"tokens"},
@@ -53,7 +54,7 @@ ALLOWED = {
     "compare.shown": {"compare", "monitor"},
     "compare.charts": {"compare", "compare.shown", "monitor"},
     "compare.page": {"cache", "compare", "compare.charts", "compare.shown", "compare.words"},
-    "compare.events": {"compare", "compare.charts", "compare.shown"},
+    "compare.events": {"compare", "compare.charts", "compare.shown", "monitor.eventfile"},
     "compare.__main__": {"compare.events", "compare.page", "compare.words", "config"},
     "launch": {
         "board",

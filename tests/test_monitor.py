@@ -31,25 +31,42 @@ def plain_statistics(gradient):
     return [size.mean(), size.max(), size.std(), (size == 0).mean()]
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-10, 1e-30, 1e6])
-def test_gradient_statistics_equal_their_definitions(scale):
+def on_the_host(gradients):
+    return stats.on_the_host(gradients, [torch.empty(gradient.shape) for gradient in gradients])
+
+
+@pytest.fixture(params=[on_the_host, stats.from_norms])
+def statistics(request):
+    """Both ways to compute them: that of the CPU, and that of all other devices."""
+    return request.param
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-10, 1e-30, 1e6, 1e30])
+def test_gradient_statistics_equal_their_definitions(statistics, scale):
     torch.manual_seed(0)
     sparse = torch.randn(40, 30) * (torch.rand(40, 30) < 0.2)
-    gradients = [gradient * scale for gradient in (torch.randn(7, 5), sparse, torch.randn(9), torch.zeros(3, 3))]
-    found = stats.gradient_statistics(gradients).numpy()
-    assert found.shape == (4, 4)
+    turned = torch.randn(6, 8).T
+    gradients = [torch.randn(7, 5), sparse, torch.randn(9), torch.zeros(3, 3), turned, 5 + torch.randn(300, 1000)]
+    gradients = [gradient * scale for gradient in gradients]
+    found = statistics(gradients).numpy()
+    assert found.shape == (6, 4)
     expected = np.array([plain_statistics(gradient) for gradient in gradients])
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_one_element_and_constant_gradients_have_no_spread():
-    found = stats.gradient_statistics([torch.tensor([3.0]), torch.full((1000,), 0.1)]).numpy()
+def test_gradients_of_other_precision(statistics):
+    gradient = torch.randn(50, 40, dtype=torch.bfloat16)
+    np.testing.assert_allclose(statistics([gradient])[0], plain_statistics(gradient), rtol=1e-3)
+
+
+def test_one_element_and_constant_gradients_have_no_spread(statistics):
+    found = statistics([torch.tensor([3.0]), torch.full((1000,), 0.1)]).numpy()
     assert found[0].tolist() == [3, 3, 0, 0]
     assert found[1, 2] < 1e-8
 
 
-def test_infinite_and_nan_gradients_show_as_such():
-    found = stats.gradient_statistics([torch.tensor([1.0, math.inf]), torch.tensor([1.0, math.nan])]).numpy()
+def test_infinite_and_nan_gradients_show_as_such(statistics):
+    found = statistics([torch.tensor([1.0, math.inf]), torch.tensor([1.0, math.nan])]).numpy()
     assert math.isinf(found[0, 0])
     assert math.isinf(found[0, 1])
     assert math.isnan(found[1, 0])
@@ -57,12 +74,24 @@ def test_infinite_and_nan_gradients_show_as_such():
 
 
 def test_update_statistics():
-    before = [torch.tensor([3.0, 4.0]), torch.zeros(2), torch.ones(2, 2)]
-    after = [torch.tensor([3.0, 4.5]), torch.ones(2), torch.ones(2, 2)]
-    ratios, sizes = stats.update_statistics(before, after).T
-    assert ratios.tolist()[::2] == pytest.approx([0.1, 0.0])
-    assert math.isnan(ratios[1])
-    assert sizes.tolist() == pytest.approx([5 / 2**0.5, 0, 1])
+    parameters = [torch.nn.Parameter(p) for p in (torch.tensor([3.0, 4.0]), torch.zeros(2), torch.ones(2, 2))]
+    unused = torch.nn.Parameter(torch.ones(3))
+    meter = stats.Meter([parameters[0], unused, *parameters[1:]])
+    for after in (torch.tensor([3.0, 4.5]), torch.ones(2), torch.ones(2, 2)), (torch.zeros(2), torch.zeros(2), None):
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        was = [parameter.detach().clone() for parameter in parameters]
+        meter.gradients()
+        meter.before()
+        with torch.no_grad():
+            for parameter, value in zip(parameters, after, strict=True):
+                parameter.copy_(parameter if value is None else value)
+        rows, values = meter.after()
+        assert rows == [0, 2, 3]
+        for old, new, ratio, size in zip(was, parameters, *values[:, 4:].T.tolist(), strict=True):
+            change = (new - old).detach().norm().item() / old.norm().item() if old.any() else math.nan
+            assert ratio == pytest.approx(change, nan_ok=True)
+            assert size == pytest.approx(old.square().mean().sqrt().item())
 
 
 # --- observer --------------------------------------------------------------------------------------

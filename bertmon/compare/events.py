@@ -1,17 +1,15 @@
 """The sweep's own event file: the layers of its runs beside each other, as images in TensorBoard."""
 
 import io
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
-from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from bertmon.compare import Cell, Sweep, charts, shown
 from bertmon.compare.shown import Curves
+from bertmon.monitor.eventfile import EventFile
 
 FOLDER = "side by side"
 """Shown as a run of its own."""
@@ -29,12 +27,12 @@ def write(sweep: Sweep, target: Path) -> None:
 
 
 def _write(folder: Path, beside: Sequence[Curves], colours: Mapping[Cell, str]) -> None:
-    writer = EventFileWriter(str(folder))
+    file = EventFile(folder)
     for step in sorted(shown.steps(beside)):
         for tag, figure in charts.layers(beside, step, colours).items():
             png = charts.png(figure)
             width, height = Image.open(io.BytesIO(png)).size
             image = Summary.Image(encoded_image_string=png, colorspace=3, width=width, height=height)
             summary = Summary(value=[Summary.Value(tag=f"side_by_side/{tag}", image=image)])
-            writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
-    writer.close()
+            file.write(summary, step)
+    file.close()

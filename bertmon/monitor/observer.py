@@ -43,8 +43,8 @@ class _Measured(NamedTuple):
     """What still is on the device."""
 
     step: int
-    live: list[int]  # rows of the layers that have a gradient
-    values: Tensor  # [live, S]
+    rows: list[int]  # of the layers that have a gradient
+    values: Tensor  # [rows, S]
 
 
 class Numbers:
@@ -72,7 +72,7 @@ class Observer:
     """Measures `layers` (by label, from input to output) every so many steps, from step 0 on, and judges the run."""
 
     def __init__(self, layers: Mapping[str, Layer], history: History, config: MonitorConfig, sink: Sink) -> None:
-        self._parameters = [layer.parameter for layer in layers.values()]
+        self._meter = stats.Meter([layer.parameter for layer in layers.values()])
         self._layers = Layers(
             tuple(layers),
             tuple(layer.kind for layer in layers.values()),
@@ -88,7 +88,7 @@ class Observer:
 
     def due(self, step: int) -> bool:
         """Whether this step is measured."""
-        return bool(self._parameters) and step % self._every == 0
+        return bool(self._layers) and step % self._every == 0
 
     @contextmanager
     def update(self, step: int) -> Iterator[None]:
@@ -100,19 +100,15 @@ class Observer:
 
     def gradients(self) -> None:
         """Measure the gradients as they are now."""
-        self._live = [row for row, parameter in enumerate(self._parameters) if parameter.grad is not None]
-        self._gradients = stats.gradient_statistics([_gradient(self._parameters[row]) for row in self._live])
+        self._meter.gradients()
 
     def before(self) -> None:
         """Keep the weights as they are now."""
-        self._before = [self._parameters[row].detach().clone() for row in self._live]
+        self._meter.before()
 
     def after(self, step: int) -> None:
         """Measure what has changed since; `step` is then ready to be read."""
-        parameters = [self._parameters[row].detach() for row in self._live]
-        updates = stats.update_statistics(self._before, parameters)
-        self._measured = _Measured(step, self._live, torch.cat([self._gradients, updates], dim=1))
-        del self._before, self._gradients
+        self._measured = _Measured(step, *self._meter.after())
 
     def spread(self, logit_spread: Tensor) -> None:
         """How much the scores of the measured step depend on the text [], still on the device."""
@@ -139,7 +135,7 @@ class Observer:
     def _snapshot(self, measured: _Measured) -> Snapshot:
         plan = self._history.plan
         values = np.full((len(self._layers), len(STATISTICS)), np.nan)
-        values[measured.live] = measured.values.cpu().numpy()
+        values[measured.rows] = measured.values.cpu().numpy()
         return Snapshot(
             step=measured.step,
             lr=float(plan.lr[measured.step]),
@@ -155,8 +151,3 @@ def thinned(labels: list[str], skip_prob: float) -> list[str]:
     kept = np.random.default_rng(0).random(len(labels)) >= skip_prob
     kept[[0, -1]] = True
     return [label for label, keep in zip(labels, kept, strict=True) if keep]
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad

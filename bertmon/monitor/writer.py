@@ -1,20 +1,21 @@
-"""The only file that knows TensorBoard: tags, and how a number, a picture and a text get into an event file."""
+"""The only file that knows TensorBoard's tags: how a number, a picture and a text get into an event file."""
 
+import hashlib
 import logging
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard.summary import hparams
-from torch.utils.tensorboard.writer import SummaryWriter
+from torch.utils.tensorboard import summary as summaries
 
 from bertmon.monitor import STATISTICS, Snapshot, drawer
 from bertmon.monitor.drawer import Pictures
+from bertmon.monitor.eventfile import EventFile
 
 log = logging.getLogger(__name__)
 
@@ -29,27 +30,22 @@ _FIRST = {
 }
 """The charts that people need first, for TensorBoard's page of custom scalars."""
 
+Marks = Mapping[str, Sequence[Any]]
+"""How much of each event file was written at some moment: its bytes and their SHA-256, by name."""
+
 
 class RunWriter:
-    """Writes one run's event file into `folder`. Use as a context manager: leaving it writes out what is buffered.
+    """Writes one run's event file into `folder`. Use as a context manager: leaving it waits for the last figure.
 
-    rewind: sizes of the event files that are there, by name, at the moment that the run goes on from, as `sizes` told
-    them. What was written after that is taken away, so that no point stands there twice.
+    rewind: what the folder's event files had in them at the moment that the run goes on from, as `marks` told it. What
+    was written after that is taken away, so that no point stands there twice.
     """
 
-    def __init__(self, folder: Path, *, draw: bool = True, rewind: Mapping[str, int] | None = None) -> None:
-        self._folder = folder
-        for file in _event_files(folder) if rewind is not None else ():
-            if rewind and file.name in rewind:
-                if file.stat().st_size < rewind[file.name]:
-                    log.warning(f"{file} has lost its end: some points before the checkpoint are missing")
-                else:
-                    os.truncate(file, rewind[file.name])
-            else:
-                file.unlink()
-        self._writer = SummaryWriter(str(folder))
-        if not rewind:
-            self._writer.add_custom_scalars(_FIRST)
+    def __init__(self, folder: Path, *, draw: bool = True, rewind: Marks | None = None) -> None:
+        self._before = {} if rewind is None else _rewound(folder, rewind)
+        self._file = EventFile(folder)
+        if not self._before:
+            self._file.write(summaries.custom_scalars(_FIRST))
         self._drawer = drawer.shared() if draw else None
         self._drawn: deque[tuple[int, Future[Pictures]]] = deque()  # or about to be, by step
 
@@ -61,23 +57,23 @@ class RunWriter:
     ) -> None:
         self.close()
 
-    def sizes(self) -> dict[str, int]:
-        """How much of each of the folder's event files is written, by name, with all that is buffered."""
+    def marks(self) -> Marks:
+        """Of each of the folder's event files, the figures that are still being drawn included."""
         self._images(wait=True)
-        self._writer.flush()
-        return {file.name: file.stat().st_size for file in _event_files(self._folder)}
+        return {**self._before, self._file.path.name: self._file.mark()}
 
     def close(self) -> None:
-        """Write out what is buffered and still being drawn; nothing can be written after that."""
+        """Write what is still being drawn; nothing can be written after that."""
         try:
             self._images(wait=True)
         finally:
-            self._writer.close()
+            self._file.close()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One point for each tag."""
-        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-        self._event_file.add_summary(summary, step)
+        self._file.write(
+            Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]), step
+        )
 
     def snapshot(self, snapshot: Snapshot) -> None:
         """Every statistic of every layer as `statistic/layer`, and the two figures, these as soon as they are drawn."""
@@ -96,7 +92,7 @@ class RunWriter:
     def text(self, tag: str, text: str, step: int = 0) -> None:
         """A text as it is, shown in a fixed-width font."""
         indented = "\n".join(f"    {line}" for line in text.splitlines())  # markdown's code block
-        self._writer.add_text(tag, indented, step)
+        self._file.write(summaries.text(tag, indented), step)
 
     def hparams(self, settings: Mapping[str, object], metrics: Mapping[str, float]) -> None:
         """Settings for the HPARAMS table; its metrics are the last points of the scalars named.
@@ -104,12 +100,8 @@ class RunWriter:
         Written into this run's own event file: SummaryWriter.add_hparams would make a second run.
         """
         plain = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in settings.items()}
-        for summary in hparams(plain, dict(metrics)):
-            self._event_file.add_summary(summary)
-
-    @property
-    def _event_file(self):  # type: ignore[no-untyped-def]  # torch's FileWriter, untyped
-        return self._writer._get_file_writer()
+        for summary in summaries.hparams(plain, dict(metrics)):
+            self._file.write(summary)
 
     def _images(self, *, wait: bool) -> None:
         """Write the figures that are drawn, in the order of their steps; wait: also those that are not yet."""
@@ -117,8 +109,27 @@ class RunWriter:
             step, drawn = self._drawn.popleft()
             for tag, png in drawn.result().items():
                 image = Summary.Image(encoded_image_string=png, colorspace=3)
-                self._event_file.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+                self._file.write(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
 
-def _event_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("events.out.tfevents.*"))
+def _rewound(folder: Path, marks: Marks) -> Marks:
+    """Cut the folder's event files to their marks; returns the marks of those that are left.
+
+    A file that is not what it was then is told and set aside, one that came later is taken away.
+    """
+    left: dict[str, Sequence[Any]] = {}
+    for file in sorted(folder.glob("events.out.tfevents.*")):
+        if file.name not in marks:
+            file.unlink()
+            continue
+        size, sha = marks[file.name]
+        with file.open("rb") as opened:
+            content = opened.read(size)
+        if hashlib.sha256(content).hexdigest() == sha:
+            os.truncate(file, size)
+            left[file.name] = marks[file.name]
+        else:
+            aside = file.with_name(f"damaged.{file.name}".replace("tfevents", "events"))
+            file.replace(aside)
+            log.warning(f"{file} is damaged, and is now {aside.name}: its points are missing in TensorBoard.")
+    return left
