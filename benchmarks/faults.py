@@ -10,6 +10,7 @@ happened. Moments and places are drawn at random from a fixed seed; how far a pr
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,8 +25,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bertmon import checkpoint
 from bertmon.monitor import HISTORY
 
+WARMUPS = "schedule.warmup_frac=0.1,0.7"
 SWEEP = [
-    "schedule.warmup_frac=0.1,0.7",
     "seed=0,1",
     "-m",
     "model=bert_small",
@@ -37,6 +38,31 @@ SWEEP = [
     "train.checkpoint_every=20",
     "monitor.every=10",
 ]
+EVENTS = "events.out.tfevents.*"
+
+SPOILED = """
+import importlib.abc, sys
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "bertmon.train":
+            sys.meta_path.remove(self)
+            import torch
+            from bertmon import schedule
+            original = schedule.factor
+            def factor(step, *, warmup_frac, **rest):
+                if warmup_frac == 0.3:
+                    raise RuntimeError("the cat sat on the keyboard")
+                if warmup_frac == 0.5:
+                    torch.empty(2**50)
+                if warmup_frac == 0.7:
+                    sys.exit("enough")
+                return original(step, warmup_frac=warmup_frac, **rest)
+            schedule.factor = factor
+
+sys.meta_path.insert(0, Finder())
+"""
+"""A sitecustomize.py with which runs raise, need a petabyte, or exit, by their warm-up."""
 
 
 def content(run: Path) -> tuple[Any, ...]:
@@ -54,29 +80,41 @@ def content(run: Path) -> tuple[Any, ...]:
 
 
 def contents(sweep: Path) -> dict[str, Any]:
-    return {str(path.parent.relative_to(sweep)): content(path.parent) for path in sorted(sweep.rglob("result.json"))}
+    """What its finished runs came to, by their names."""
+    return {str(path.parent.relative_to(sweep)): content(path.parent) for path in sorted(sweep.rglob(HISTORY))}
 
 
 class Sweep:
-    """One sweep that is hurt and gone on with."""
+    """One sweep that is hurt and gone on with; it has a cache of its own beside its folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, warmups: str = WARMUPS, path: str = "") -> None:
         self.folder = folder
+        self.cache = folder.parent / "cache"
+        self._warmups = warmups
+        self._environment = {**os.environ, "XDG_CACHE_HOME": str(self.cache), "PYTHONPATH": path}
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Begin it, or go on with it once there is something to go on with."""
         begun = (self.folder / "sweep.json").exists()
-        command = (
-            ["bertmon", "resume", self.folder] if begun else ["bertmon.run", *SWEEP, f"hydra.sweep.dir={self.folder}"]
-        )
+        anew = ["bertmon.run", self._warmups, *SWEEP, f"hydra.sweep.dir={self.folder}"]
+        command = ["bertmon", "resume", self.folder] if begun else anew
         self._process = subprocess.Popen(
             [sys.executable, "-m", *map(str, command)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             cwd=self.folder.parent,
+            env=self._environment,
         )
+
+    def wait_for(self, pattern: str) -> Path:
+        """The first file of its folder with such a name, as soon as it is there."""
+        deadline = time.monotonic() + 120
+        while not (found := list(self.folder.rglob(pattern))):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return found[0]
 
     def hurt(self, number: signal.Signals, seconds: float) -> bool:
         """Send a signal after so many seconds; returns whether the sweep was still running."""
@@ -90,6 +128,13 @@ class Sweep:
             return True
         return False
 
+    def drawer(self) -> int | None:
+        """The process that draws its figures, if there is one now."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        named = [pid for pid in children if b"monitor.drawer" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return int(named[0]) if named else None
+
     def end(self) -> int:
         """Wait until it ends by itself; returns its exit code."""
         assert self._process is not None
@@ -97,83 +142,174 @@ class Sweep:
         return self._process.returncode
 
 
-def signalled(
-    whole: dict[str, Any], folder: Path, rng: random.Random, number: signal.Signals, times: int
-) -> Iterator[bool]:
-    """Sweeps that get the signal at random moments, again and again until each has ended; an answer a signal."""
-    done = 0
-    while done < times:
-        sweep, hurt = Sweep(Path(tempfile.mkdtemp(dir=folder)) / "sweep"), 0
+class Trial:
+    """Where sweeps are hurt, and what they should come to."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.rng = random.Random(0)
+        undisturbed = self.sweep()
+        undisturbed.start()
+        assert undisturbed.end() == 0
+        self.whole = contents(undisturbed.folder)
+        assert len(self.whole) == 4
+
+    def sweep(self, **rest: str) -> Sweep:
+        """A new one, not begun."""
+        return Sweep(Path(tempfile.mkdtemp(dir=self._folder)) / "sweep", **rest)
+
+    def survived(self, sweep: Sweep) -> bool:
+        """Whether it ends by itself as if nothing had happened."""
+        return sweep.end() == 0 and contents(sweep.folder) == self.whole
+
+    def signalled(self, number: signal.Signals, times: int) -> Iterator[bool]:
+        """Sweeps that get the signal at random moments, again and again until each has ended; an answer a signal."""
+        done = 0
+        while done < times:
+            sweep, hurt = self.sweep(), 0
+            while True:
+                sweep.start()
+                if done + hurt >= times or not sweep.hurt(number, self.rng.uniform(3, 12)):
+                    break
+                hurt += 1
+            done += hurt
+            yield from [self.survived(sweep)] * hurt
+
+    def killed(self, damage: Callable[[Sweep, Path], None]) -> tuple[Sweep, Path]:
+        """A sweep that is killed while a run has a checkpoint, and something of it or of that run is then damaged."""
         while True:
+            sweep = self.sweep()
             sweep.start()
-            if done + hurt >= times or not sweep.hurt(number, rng.uniform(3, 12)):
-                break
-            hurt += 1
-        done += hurt
-        survived = sweep.end() == 0 and contents(sweep.folder) == whole
-        yield from [survived] * hurt
+            found = sweep.wait_for(checkpoint.NAME)
+            assert sweep.hurt(signal.SIGKILL, 0.01)
+            if found.exists():  # else it had ended just then
+                damage(sweep, found.parent)
+                sweep.start()
+                return sweep, found.parent
 
+    def damaged(self, damage: Callable[[Sweep, Path], None]) -> bool:
+        sweep, _ = self.killed(damage)
+        return self.survived(sweep)
 
-def damaged(whole: dict[str, Any], folder: Path, rng: random.Random, damage: Callable[[Path], None]) -> bool:
-    """A sweep that is killed while a run has a checkpoint, and something in that run's folder is then damaged."""
-    sweep = Sweep(Path(tempfile.mkdtemp(dir=folder)) / "sweep")
-    sweep.start()
-    deadline = time.monotonic() + 120
-    while not (found := list(sweep.folder.rglob(checkpoint.NAME))):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    assert sweep.hurt(signal.SIGKILL, 0.01)
-    run = found[0].parent
-    if not (run / checkpoint.NAME).exists():  # it had ended just then
-        return damaged(whole, folder, rng, damage)
-    damage(run)
-    sweep.start()
-    return sweep.end() == 0 and contents(sweep.folder) == whole
+    def without_events(self, damage: Callable[[Sweep, Path], None]) -> bool:
+        """Everything but the points that were in the damaged event file, and that is still there under another name."""
+        sweep, run = self.killed(damage)
+        if sweep.end() != 0:
+            return False
+        found, name = contents(sweep.folder), str(run.relative_to(sweep.folder))
+        same = found[name][:2] == self.whole[name][:2]
+        others = {each: found[each] for each in found if each != name}
+        kept = len(list(run.glob("damaged.events.*"))) == 1
+        return same and kept and others == {each: self.whole[each] for each in self.whole if each != name}
 
+    def truncate(self, name: str) -> Callable[[Sweep, Path], None]:
+        def damage(sweep: Sweep, run: Path) -> None:
+            (path,) = run.glob(name)
+            least = 0 if name != EVENTS else 100  # what stands behind the checkpoint is cut off in any case
+            os.truncate(path, self.rng.randrange(least, path.stat().st_size) if name != EVENTS else least)
 
-def truncate(name: str, rng: random.Random) -> Callable[[Path], None]:
-    def damage(run: Path) -> None:
-        (path,) = run.glob(name)
-        os.truncate(path, rng.randrange(path.stat().st_size))
+        return damage
 
-    return damage
+    def flip(self, name: str) -> Callable[[Sweep, Path], None]:
+        def damage(sweep: Sweep, run: Path) -> None:
+            (path,) = run.glob(name)
+            self._flip(path, 1000 if name == EVENTS else None)
 
+        return damage
 
-def flip(name: str, rng: random.Random) -> Callable[[Path], None]:
-    def damage(run: Path) -> None:
-        (path,) = run.glob(name)
+    def flip_caches(self, sweep: Sweep, run: Path) -> None:
+        for path in sweep.cache.rglob("*"):
+            if path.is_file():
+                self._flip(path)
+
+    def truncate_caches(self, sweep: Sweep, run: Path) -> None:
+        for path in sweep.cache.rglob("*"):
+            if path.is_file():
+                os.truncate(path, self.rng.randrange(path.stat().st_size))
+
+    def without_drawer(self) -> bool:
+        sweep = self.sweep()
+        sweep.start()
+        sweep.wait_for(EVENTS)
+        while (drawer := sweep.drawer()) is None:
+            time.sleep(0.02)
+        os.kill(drawer, signal.SIGKILL)
+        return self.survived(sweep)
+
+    def twice_at_once(self) -> bool:
+        """One of both launches has to be refused, and the other to end as if it were alone."""
+        sweep = self.sweep()
+        second = Sweep(sweep.folder)
+        sweep.start()
+        second.start()
+        codes = sorted([sweep.end(), second.end()])
+        return codes == [0, 1] and contents(sweep.folder) == self.whole
+
+    def spoiled(self) -> bool:
+        """Three runs of eight raise, exit, or need a petabyte: the five others end, and the exit code says it."""
+        path = Path(tempfile.mkdtemp(dir=self._folder))
+        (path / "sitecustomize.py").write_text(SPOILED)
+        sweep = self.sweep(warmups="schedule.warmup_frac=0.1,0.3,0.5,0.7", path=str(path))
+        sweep.start()
+        code = sweep.end()
+        found = sorted(json.loads(each.read_text())["status"] for each in sweep.folder.rglob("result.json"))
+        alone = {name: self.whole[name] for name in self.whole if "=0.1" in name}
+        finished = {name: each for name, each in contents(sweep.folder).items() if each[1][0] == "ok"}
+        return code == 1 and found == 6 * ["failed"] + 2 * ["ok"] and finished == alone
+
+    def without_room(self) -> bool:
+        """A disk of a megabyte, then one of 64: on the first it ends with a message, on the second it goes on."""
+        sweep = self.sweep()
+        disk = sweep.folder
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
+        try:
+            sweep.start()
+            stopped = sweep.end() == 1
+            subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+            sweep.start()
+            return stopped and self.survived(sweep)
+        finally:
+            subprocess.run(["umount", disk], check=True)
+
+    def _flip(self, path: Path, within: int | None = None) -> None:
         bytes_ = bytearray(path.read_bytes())
-        bytes_[rng.randrange(len(bytes_))] ^= 1 << rng.randrange(8)
+        bytes_[self.rng.randrange(within or len(bytes_))] ^= 1 << self.rng.randrange(8)
         path.write_bytes(bytes_)
-
-    return damage
 
 
 def main(kills: int) -> None:
-    rng = random.Random(0)
     print("| fault | tried | survived |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        undisturbed = Sweep(folder / "undisturbed")
-        undisturbed.start()
-        assert undisturbed.end() == 0
-        whole = contents(undisturbed.folder)
-        assert len(whole) == 4
+        trial, few = Trial(Path(name)), max(kills // 10, 1)
 
-        def row(fault: str, answers: list[bool]) -> None:
-            print(f"| {fault} | {len(answers)} | {sum(answers)} |", flush=True)
+        def row(fault: str, answers: Iterator[bool]) -> None:
+            told = list(answers)
+            print(f"| {fault} | {len(told)} | {sum(told)} |", flush=True)
 
-        row("SIGKILL at a random moment", list(signalled(whole, folder, rng, signal.SIGKILL, kills)))
-        few = max(kills // 10, 1)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            row(f"{number.name} at a random moment", list(signalled(whole, folder, rng, number, few)))
-        for what, files in (("checkpoint", checkpoint.NAME), ("result.json", "result.json")):
-            cut = [damaged(whole, folder, rng, truncate(files, rng)) for _ in range(few)]
-            row(f"SIGKILL, and the {what} is truncated", cut)
-        row(
-            "SIGKILL, and a bit of the checkpoint is another",
-            [damaged(whole, folder, rng, flip(checkpoint.NAME, rng)) for _ in range(few)],
-        )
+        def again(once: Callable[..., bool], *arguments: Any) -> Iterator[bool]:
+            return (once(*arguments) for _ in range(few))
+
+        row("SIGKILL at a random moment", trial.signalled(signal.SIGKILL, kills))
+        row("SIGTERM at a random moment", trial.signalled(signal.SIGTERM, few))
+        row("SIGINT at a random moment", trial.signalled(signal.SIGINT, few))
+        for what, pattern in (("checkpoint", checkpoint.NAME), ("result.json", "result.json")):
+            row(f"SIGKILL, and the {what} is truncated", again(trial.damaged, trial.truncate(pattern)))
+        row("SIGKILL, and a bit of the checkpoint is another", again(trial.damaged, trial.flip(checkpoint.NAME)))
+        row("SIGKILL, and the event file is truncated *", again(trial.without_events, trial.truncate(EVENTS)))
+        row("SIGKILL, and a bit of the event file is another *", again(trial.without_events, trial.flip(EVENTS)))
+        row("SIGKILL, and all caches are truncated", again(trial.damaged, trial.truncate_caches))
+        row("SIGKILL, and a bit of each cache is another", again(trial.damaged, trial.flip_caches))
+        row("SIGKILL of the process that draws", again(trial.without_drawer))
+        row("the same launch twice at once, with no cache", again(trial.twice_at_once))
+        row("runs that raise, exit, or need a petabyte of memory", again(trial.spoiled))
+        if os.geteuid() == 0 and shutil.which("mount"):
+            row("a disk without room, and then with it", again(trial.without_room))
+        else:
+            print("| a disk without room, and then with it | not tried: only root can mount one | |")
+    print(
+        "\n* named, set aside, and its points are missing in TensorBoard; the run and its history are as they should be"
+    )
 
 
 if __name__ == "__main__":

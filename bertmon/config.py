@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum, StrEnum
 from pathlib import Path
@@ -22,6 +23,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 class InputError(CompactHydraException):
     """A user's mistake: names the key or file, what was given and what is allowed. Shown without a traceback."""
+
+
+class StorageError(InputError):
+    """A file of a run that cannot be written: no room, no right, no disk. Ends the launch: no run could go on there."""
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Inside, an OSError becomes a StorageError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}.") from None
 
 
 def require(ok: bool, key: str, given: object, allowed: str) -> None:

@@ -5,16 +5,17 @@ import json
 import logging
 import math
 import platform
+import sys
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bertmon.cache import write_atomic
-from bertmon.config import InputError
+from bertmon.config import InputError, storing
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +23,29 @@ NAME = "result.json"
 SWEEP = "sweep.json"
 """In a launch's folder: "runs", the folders of all its runs below it, in the order in which they start."""
 
+_LOCK = ".lock"
+"""In a run's folder, held by the process that runs it."""
+
 FINISHED = ("ok", "stopped", "diverged")
 """Statuses of runs that have come to their end."""
 BROKEN = ("failed", "interrupted")
 """Statuses of runs that have not, and are not running any more."""
 _LIBRARIES = ("bertmon", "hydra-core", "numpy", "tokenizers", "torch", "transformers")
+
+
+class TerminatedError(SystemExit):
+    """SIGTERM has come: the run is interrupted. Any other SystemExit is a failure of the run."""
+
+
+class LogFile(logging.FileHandler):
+    """run.log. That it cannot be written is told once, in a line, and not at each message with a traceback."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's own name
+        if not self._told:
+            self._told = True
+            print(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
 
 
 def plan(start: Path) -> dict[str, Any]:
@@ -54,23 +73,45 @@ def recorded(folder: Path, *, again: bool = False) -> Iterator[dict[str, Any]]:
 
     "seconds" is the time from start to end, with what the body put into "seconds_before".
     status is "running" at first, then what the body put there ("ok" unless it did), "failed" with the error and its
-    traceback after an exception, "interrupted" after Ctrl-C or SystemExit. The exception goes on.
+    traceback after an exception, "interrupted" after Ctrl-C or SIGTERM. The exception goes on.
     again: the folder may hold a run that was broken off.
-    Raises InputError where the folder holds a run already, or another process is at work in it.
+    Raises InputError where the folder holds a run already, or another process is at work in it, and StorageError where
+    it cannot be written.
     """
     with _locked(folder):
         yield from _recorded(folder / NAME, again)
 
 
+def at_work(folder: Path) -> bool:
+    """Whether a process holds the folder's run; True also where that cannot be told."""
+    try:
+        with (folder / _LOCK).open() as file:
+            return not _locks(file, fcntl.LOCK_SH)
+    except OSError:
+        return True
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Until the end of this process at most, however it ends."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another process is running this run.") from None
+    with storing(folder / _LOCK):
+        file = (folder / _LOCK).open("w")
+    with file:
+        for wait in (0, 0.1, 0.5):  # `at_work` of another process holds it for an instant
+            time.sleep(wait)
+            if _locks(file, fcntl.LOCK_EX):
+                break
+        else:
+            raise InputError(f"{folder}: another process is running this run.")
         yield
+
+
+def _locks(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _recorded(path: Path, again: bool) -> Iterator[dict[str, Any]]:
@@ -78,10 +119,10 @@ def _recorded(path: Path, again: bool) -> Iterator[dict[str, Any]]:
         path.touch(exist_ok=again)  # of two runs that come at once, one is refused
     except FileExistsError:
         raise InputError(f"{path.parent} holds a run already: give another folder, or take this one away.") from None
-    started = time.time()
+    started = time.monotonic()
     result: dict[str, Any] = {
         "status": "running",
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),
         "machine": platform.platform(),
         "versions": {name: metadata.version(name) for name in _LIBRARIES},
@@ -89,11 +130,11 @@ def _recorded(path: Path, again: bool) -> Iterator[dict[str, Any]]:
     _write(path, result)
     try:
         yield result
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, TerminatedError):
         result["status"] = "interrupted"
         log.error("interrupted")
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         result["status"] = "failed"
         result["error"] = f"{type(error).__name__}: {error}"
         result["traceback"] = traceback.format_exc()
@@ -103,12 +144,13 @@ def _recorded(path: Path, again: bool) -> Iterator[dict[str, Any]]:
         if result["status"] == "running":
             result["status"] = "ok"
     finally:
-        result["seconds"] = round(time.time() - started + result.get("seconds_before", 0.0), 2)
+        result["seconds"] = round(time.monotonic() - started + result.get("seconds_before", 0.0), 2)
         _write(path, result)
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
-    write_atomic(path, (json.dumps(_plain(result), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    with storing(path):
+        write_atomic(path, (json.dumps(_plain(result), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 
 def _plain(value: Any) -> Any:

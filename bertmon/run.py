@@ -4,6 +4,7 @@ import functools
 import logging
 import math
 import random
+import shlex
 import signal
 import sys
 from collections.abc import Mapping
@@ -112,7 +113,8 @@ def _run(
         )
     finally:
         result |= _summarized(outcome) | {"steps_planned": len(history.plan)} | _judged(observer)
-        write_atomic(folder / HISTORY, history.to_bytes())
+        with config.storing(folder / HISTORY):
+            write_atomic(folder / HISTORY, history.to_bytes())
 
     final = outcome.evaluations[-1]
     columns = {**result["differs"], "seed": settings.seed}
@@ -246,9 +248,15 @@ def _task(composed: DictConfig) -> float:
     _say_progress(start)
     try:
         return run(settings, folder, name=name, differs=differs)
+    except config.StorageError as error:
+        kept, again = folder / checkpoint.NAME, shlex.join(["python", "-m", "bertmon", "resume", str(start)])
+        stands = f" {kept} stands." if kept.exists() else ""
+        sys.exit(f"{error}{stands} When it can be written again, go on: {again}")
     except config.InputError:
         raise
-    except Exception as error:  # its traceback is on the console and in run.log already
+    except (KeyboardInterrupt, record.TerminatedError):
+        raise
+    except (Exception, SystemExit) as error:  # its traceback is on the console and in run.log already
         raise CompactHydraException(f"{folder} failed: {error}") from None
     finally:
         if not isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit):  # the launch writes the last one
@@ -264,9 +272,13 @@ def _say_progress(start: Path) -> None:
         log.exception(f"{start}: no word on the progress of the sweep")
 
 
+def _terminate(number: int, frame: object) -> None:
+    raise record.TerminatedError(128 + number)
+
+
 def main() -> None:
     """The command line."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, _terminate)
     # Hydra's parser takes no override behind a flag that has others before it: flags first, the order kept.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: not a.startswith("-") and ("=" in a or a[:1] in ("~", "+")))
     try:

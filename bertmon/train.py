@@ -26,6 +26,7 @@ from bertmon.config import OnDoomed, RunConfig
 from bertmon.monitor import History, Plan
 from bertmon.monitor.diagnosis import diverged
 from bertmon.monitor.observer import Numbers, Observer
+from bertmon.record import TerminatedError
 from bertmon.step import Probe, Updater, forward_backward, logits
 
 log = logging.getLogger(__name__)
@@ -210,7 +211,7 @@ def deferred_signals(wanted: bool) -> Iterator[list[BaseException]]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: object) -> None:
-        came.append(KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number))
+        came.append(KeyboardInterrupt() if number == signal.SIGINT else TerminatedError(128 + number))
         log.info("ending after this step, with a checkpoint; once more ends at once")
         for each, handler in before.items():
             signal.signal(each, handler)

@@ -1,10 +1,13 @@
+import itertools
 import json
 import math
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bertmon.config import InputError
-from bertmon.record import NAME, recorded
+from bertmon.monitor.writer import RunWriter
+from bertmon.record import NAME, TerminatedError, at_work, recorded
 
 
 def read(folder):
@@ -43,11 +46,35 @@ def test_a_run_that_fails_keeps_what_it_had_and_says_why(tmp_path, caplog):
     assert "1 / 0" in caplog.text
 
 
-@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit(143)])
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, TerminatedError(143)])
 def test_a_run_that_is_interrupted(tmp_path, signal):
     with pytest.raises((KeyboardInterrupt, SystemExit)), recorded(tmp_path):
         raise signal
     assert read(tmp_path)["status"] == "interrupted"
+
+
+def test_a_run_that_exits_by_itself_has_failed(tmp_path):
+    with pytest.raises(SystemExit), recorded(tmp_path):
+        raise SystemExit("enough")
+    assert (read(tmp_path)["status"], read(tmp_path)["error"]) == ("failed", "SystemExit: enough")
+
+
+def test_whether_a_process_is_at_work(tmp_path):
+    assert at_work(tmp_path)  # nothing is known of it
+    with recorded(tmp_path):
+        assert at_work(tmp_path)
+    assert not at_work(tmp_path)
+
+
+def test_a_clock_that_goes_backwards_makes_no_negative_time(tmp_path, monkeypatch):
+    now = itertools.count(2e9, -3600)
+    monkeypatch.setattr("time.time", lambda: float(next(now)))
+    with recorded(tmp_path), RunWriter(tmp_path) as writer:
+        writer.scalars(0, {"loss/train": 1.0})
+        writer.scalars(1, {"loss/train": 0.5})
+    assert 0 <= read(tmp_path)["seconds"] < 60
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(point.step, point.value) for point in events.Scalars("loss/train")] == [(0, 1.0), (1, 0.5)]
 
 
 def test_a_folder_takes_one_run(tmp_path):

@@ -219,40 +219,6 @@ def test_wrong_input_is_one_clear_message_before_anything_is_written(bertmon, tm
     assert not (tmp_path / "multirun").exists()
 
 
-def test_a_run_that_fails_leaves_the_others_and_says_so_at_once(bertmon, files, tmp_path, monkeypatch):
-    (tmp_path / "sitecustomize.py").write_text(FAILING_SCHEDULE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    done = bertmon("schedule.warmup_frac=0.1,0.5,0.9", "-m", *files)
-    assert done.returncode == 1
-    folder = only_folder(tmp_path)
-    runs = results(folder)
-    assert [result["status"] for result in runs.values()] == ["ok", "failed", "ok"]
-    assert runs["warmup_frac=0.5/seed=0"]["error"] == "RuntimeError: the disk caught fire"
-    assert "the disk caught fire" in (folder / "warmup_frac=0.5/seed=0/run.log").read_text()
-    assert done.stdout.index("the disk caught fire") < done.stdout.index("warmup_frac=0.9/seed=0:")
-    assert "failed: the disk caught fire" in done.stderr
-    assert "To see it: tensorboard" in done.stdout
-
-
-FAILING_SCHEDULE = """
-import importlib.abc, sys
-
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name == "bertmon.train":
-            sys.meta_path.remove(self)
-            from bertmon import schedule
-            original = schedule.factor
-            def factor(step, *, warmup_frac, **rest):
-                if warmup_frac == 0.5 and step == 3:
-                    raise RuntimeError("the disk caught fire")
-                return original(step, warmup_frac=warmup_frac, **rest)
-            schedule.factor = factor
-
-sys.meta_path.insert(0, Finder())
-"""
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_so(bertmon, files, tmp_path, number):
     running = bertmon("hydra.run.dir=run", "train.epochs=10000", *files, wait=False)

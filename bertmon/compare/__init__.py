@@ -18,7 +18,7 @@ from typing import Any
 from bertmon.config import InputError
 from bertmon.monitor import HISTORY, History
 from bertmon.monitor.diagnosis import Verdict
-from bertmon.record import FINISHED, NAME, SWEEP, plan
+from bertmon.record import FINISHED, NAME, SWEEP, at_work, plan
 
 log = logging.getLogger(__name__)
 
@@ -201,6 +201,8 @@ def _runs(folder: Path, prefix: str) -> Iterable[Run]:
     started = {str(path.parent.relative_to(folder)): path for path in folder.rglob(NAME)}
     for name in dict.fromkeys([*names, *sorted(started)]):
         result = _checked(_json(started[name])) if name in started else {"status": "waiting"}
+        if result.get("status") == "running" and not at_work(started[name].parent):
+            result |= {"status": "interrupted", "error": "killed: its process has ended without a word"}
         yield Run(folder / name, prefix + (name if name != "." else folder.resolve().name), result)
 
 

@@ -45,6 +45,8 @@ def refresh(folder: Path) -> None:
         takes = 2 + len(sweep.runs) / 150  # seconds, about
         if not page.exists() or not 0 <= time.time() - page.stat().st_mtime < 20 * takes:
             write([folder], folder)
+    except OSError as error:
+        log.error(f"{folder / HTML} could not be written: {error}")
     except Exception:
         log.exception(f"{folder / HTML} could not be written")
 

@@ -16,27 +16,31 @@ import google_crc32c
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 
+from bertmon.config import storing
+
 _number = count()
 
 
 class EventFile:
-    """A new file in `folder`, which is made where there is none."""
+    """A new file in `folder`, which is made where there is none. Raises StorageError where it cannot be written."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.3f}.{socket.gethostname()}.{os.getpid()}.{next(_number)}"
         self.path = folder / name
-        self._file = self.path.open("xb")
+        with storing(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("xb", buffering=0)
         self._sha = hashlib.sha256()
         self._write(Event(file_version="brain.Event:2"))
 
     def write(self, summary: Summary, step: int = 0) -> None:
-        """Add a summary at a step. Raises OSError."""
+        """Add a summary at a step."""
         self._write(Event(summary=summary, step=step))
 
     def mark(self) -> tuple[int, str]:
         """Bytes so far, all of them on the disk now, and their SHA-256."""
-        os.fsync(self._file.fileno())
+        with storing(self.path):
+            os.fsync(self._file.fileno())
         return self._file.tell(), self._sha.hexdigest()
 
     def close(self) -> None:
@@ -49,8 +53,9 @@ class EventFile:
         length = struct.pack("<Q", len(content))
         record = length + _masked_crc(length) + content + _masked_crc(content)
         self._sha.update(record)
-        self._file.write(record)
-        self._file.flush()
+        with storing(self.path):
+            while record:  # a disk that is nearly full takes a part
+                record = record[self._file.write(record) :]
 
 
 def _masked_crc(data: bytes) -> bytes:
