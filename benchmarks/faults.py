@@ -131,7 +131,8 @@ class Sweep:
     def drawer(self) -> int | None:
         """The process that draws its figures, if there is one now."""
         assert self._process is not None
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        tasks = Path(f"/proc/{self._process.pid}/task")
+        children = [pid for each in tasks.glob("*/children") for pid in each.read_text().split()]
         named = [pid for pid in children if b"monitor.drawer" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         return int(named[0]) if named else None
 

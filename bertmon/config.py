@@ -298,6 +298,9 @@ class TrainConfig:
     by the clock. A run that is interrupted writes one unless both are null; one that ends takes it away."""
     precision: Precision = Precision.fp32
     """fp32, or bf16: autocast matrix products to bfloat16, weights and optimizer stay in float32."""
+    deterministic: bool = False
+    """true: only kernels that give the same bits each time, on CUDA too, where they are slower; an operation that has
+    none is an error. The CPU needs no such setting."""
 
     def __post_init__(self) -> None:
         for key in ("epochs", "batch_size", "eval_batch_size", "eval_every", "log_every", "checkpoint_every"):

@@ -61,6 +61,7 @@ def _run(
 ) -> float:
     """As `run`, telling `result` and `writer` as it goes, from the checkpoint that was kept if there is one."""
     device = step.pick_device(settings.device)
+    step.set_determinism(settings.train.deterministic)
     corpus, parts = assemble(settings, device)
     history = History(train.plan(settings, len(parts.train), corpus.train.entropy()))
     outcome = train.Outcome()

@@ -3,6 +3,8 @@
 Shapes: B texts, C classes.
 """
 
+import os
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +23,14 @@ def pick_device(wanted: Device) -> torch.device:
         choices = ", ".join(name for name, available in there.items() if available)
         raise InputError(f"device={wanted.value} is not possible: this machine has {choices}.")
     return torch.device(wanted.value)
+
+
+def set_determinism(wanted: bool) -> None:
+    """Whether torch takes deterministic kernels alone, from now on and in this whole process."""
+    if wanted:  # cuBLAS reads it when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads such memory
 
 
 def logits(model: nn.Module, batch: Batch, precision: Precision) -> Tensor:

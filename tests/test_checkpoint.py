@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from test_run import TINY, bertmon, files  # noqa: F401  # the program as a user starts it
 
-from bertmon import checkpoint, model, train
+from bertmon import checkpoint, config, model, train
 from bertmon.checkpoint import Checkpoint, CheckpointError
 from bertmon.config import InputError, Precision
 from bertmon.monitor import History
@@ -213,6 +213,20 @@ def test_a_run_goes_on_where_it_was_broken_off(settings, tmp_path, monkeypatch, 
     assert "has ended before" in caplog.messages[-1]
     assert accuracy == json.loads(before)["metrics"]["final"]["accuracy"]
     assert (tmp_path / "broken/result.json").read_bytes() == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
+def test_on_cuda_a_run_goes_on_bit_for_bit_with_deterministic_kernels(settings, tmp_path, monkeypatch, precision):
+    settings.device, settings.train.deterministic, settings.train.precision = config.Device.cuda, True, precision
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+    settings.train.checkpoint_every = 5
+    run(settings, tmp_path / "whole", name="run")
+    broken_off(settings, tmp_path / "broken", monkeypatch, at=6)
+    settings.resume = str(tmp_path)
+    run(settings, tmp_path / "broken", name="run")
+    assert content(tmp_path / "broken") == content(tmp_path / "whole")
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_run_begins_anew(settings, tmp_path, monkeypatch, caplog):

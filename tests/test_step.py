@@ -100,3 +100,9 @@ def test_the_device_that_is_there(monkeypatch):
         step.pick_device(Device.cuda)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert step.pick_device(Device.auto) == torch.device("cuda")
+
+
+def test_determinism_is_as_the_last_run_wants_it():
+    for wanted in (True, False):
+        step.set_determinism(wanted)
+        assert torch.are_deterministic_algorithms_enabled() is wanted
