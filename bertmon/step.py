@@ -30,7 +30,7 @@ def set_determinism(wanted: bool) -> None:
     if wanted:  # cuBLAS reads it when it starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads such memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
 
 
 def logits(model: nn.Module, batch: Batch, precision: Precision) -> Tensor:
