@@ -91,7 +91,9 @@ class Sweep:
         self.folder = folder
         self.cache = folder.parent / "cache"
         self._warmups = warmups
-        self._environment = {**os.environ, "XDG_CACHE_HOME": str(self.cache), "PYTHONPATH": path}
+        self._environment = {**os.environ, "XDG_CACHE_HOME": str(self.cache)}
+        if path:
+            self._environment["PYTHONPATH"] = path
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
