@@ -1,0 +1,191 @@
+"""Tokens a second beside what others train with: the same model, texts, batches, precision and threads.
+
+    python benchmarks/peers.py [turns]
+
+On CUDA: BERT-base, 16 texts of at most 256 tokens. On the CPU: bert_small, 16 of at most 32. Each turn trains each
+variant in a process of its own for one epoch and for two; their difference is an epoch without start, compilation,
+evaluation and first calls. Those are told apart, as seconds before and after it. Ratios are to the Trainer at its
+defaults in the same turn. seaborn is needed for the article's figures.
+"""
+
+import copy
+import functools
+import itertools
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+from torch import nn
+
+from bertmon import config, schedule, tokens, train
+from bertmon.config import RunConfig
+from bertmon.monitor import History
+from bertmon.monitor.writer import RunWriter
+from bertmon.run import _observer, assemble
+
+CUDA = torch.cuda.is_available()
+SETUP = [
+    "experiment=quickstart",
+    "data.test_per_package=2",
+    *(["model=bert_base", "data.max_length=256", "train.precision=bf16"] if CUDA else ["model=bert_small"]),
+]
+
+
+def settings_of(epochs: int, *overrides: str) -> RunConfig:
+    with initialize_config_module("bertmon.conf", version_base="1.3"):
+        composed = compose("config", [*SETUP, f"train.epochs={epochs}", *overrides])
+    return config.from_hydra(composed)
+
+
+def bertmon(epochs: int, *overrides: str) -> None:
+    settings = settings_of(epochs, *overrides)
+    corpus, parts = assemble(settings, torch.device("cuda" if CUDA else "cpu"))
+    history = History(train.plan(settings, len(parts.train), corpus.train.entropy()))
+    with tempfile.TemporaryDirectory() as folder, RunWriter(Path(folder), draw=settings.monitor.figures) as writer:
+        observer = _observer(settings, parts.classifier, history, writer)
+        outcome = train.Outcome()
+        train.fit(parts, settings, history, observer=observer, record=writer.scalars, outcome=outcome, name="")
+
+
+def texts_of(settings: RunConfig, parts: train.Parts) -> list[dict[str, Any]]:
+    """The training texts as the Trainer takes them."""
+    batches = parts.train
+    rows = zip(batches._input_ids.cpu(), batches._text_lengths, batches._labels.tolist(), strict=True)
+    return [{"input_ids": ids[:length].tolist(), "labels": label} for ids, length, label in rows]
+
+
+def trainer(epochs: int, **best: Any) -> None:
+    from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast, Trainer, TrainingArguments
+
+    settings = settings_of(epochs)
+    corpus, parts = assemble(settings, torch.device("cpu"))
+    vocabulary = tokens.load_vocabulary(settings.model, corpus.train.texts, settings.cache_folder())
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=vocabulary.tokenizer, pad_token="[PAD]")
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=settings.train.batch_size,
+            num_train_epochs=epochs,
+            learning_rate=settings.optimizer.lr,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            use_cpu=not CUDA,
+            **best,
+        )
+        Trainer(
+            model=parts.classifier,
+            args=arguments,
+            train_dataset=texts_of(settings, parts),
+            data_collator=DataCollatorWithPadding(tokenizer),
+        ).train()
+
+
+def article(epochs: int) -> None:
+    """A plain loop that watches as the article does: every 30 steps, weight by weight, with copies and figures."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+    import seaborn
+    from torch.utils.tensorboard import SummaryWriter
+
+    settings = settings_of(epochs)
+    device = torch.device("cuda" if CUDA else "cpu")
+    _, parts = assemble(settings, device)
+    model = parts.classifier
+    total = epochs * len(parts.train)
+    factor = functools.partial(schedule.factor, shape="linear", warmup_frac=0.1, total_steps=total)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(parts.optimizer, factor)
+    batches = itertools.chain.from_iterable(parts.train.shuffled(0, epoch) for epoch in range(epochs))
+    with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:
+        for step, batch in enumerate(batches):
+            with torch.autocast(device.type, torch.bfloat16, enabled=CUDA):
+                scores = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            loss = nn.functional.cross_entropy(scores.float(), batch.labels)
+            loss.backward()
+            watched = step % 30 == 0
+            if watched:
+                weights = [(name, p) for name, p in model.named_parameters() if "bias" not in name]
+                gradients = [p.grad.abs() for _, p in weights]
+                rows = [(g.mean().item(), g.max().item(), g.std().item(), (g == 0).sum().item()) for g in gradients]
+                before = copy.deepcopy(model.state_dict())
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            parts.optimizer.step()
+            if step + 1 < total:
+                scheduler.step()
+            parts.optimizer.zero_grad()
+            writer.add_scalar("loss/train", loss.item(), step)
+            if watched:
+                after = copy.deepcopy(model.state_dict())
+                ratios = [((after[n] - before[n]).norm() / before[n].norm()).item() for n, _ in weights]
+                for tag, values in (("gradient_flow", [row[0] for row in rows]), ("update_ratio", ratios)):
+                    figure, axes = plt.subplots(figsize=(10, 14))
+                    seaborn.barplot(x=values, y=[name for name, _ in weights], ax=axes)
+                    writer.add_figure(tag, figure, step)
+
+
+VARIANTS: dict[str, Callable[[int], None]] = {
+    "transformers Trainer, defaults, nothing logged": trainer,
+    "bertmon, watching every 30 steps with figures": bertmon,
+    "bertmon, watching off": lambda epochs: bertmon(epochs, "monitor=off"),
+    "a plain loop that watches as the article does": article,
+}
+if CUDA:
+    VARIANTS["transformers Trainer, bf16, fused AdamW, torch_compile"] = functools.partial(
+        trainer, bf16=True, optim="adamw_torch_fused", torch_compile=True
+    )
+
+
+def measure(name: str) -> None:
+    """Print the seconds of the variant with one epoch and with two, and the tokens of an epoch."""
+    settings = settings_of(1)
+    _, parts = assemble(settings, torch.device("cpu"))
+    seconds = []
+    for epochs in (1, 2):
+        started = time.perf_counter()
+        VARIANTS[name](epochs)
+        if CUDA:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    print(json.dumps({"seconds": seconds, "tokens": int(parts.train._text_lengths.sum())}))
+
+
+def main(turns: int) -> None:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    where = torch.cuda.get_device_name() if CUDA else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    print(f"{where}, torch {torch.__version__}, {commit.stdout.strip()}\n")
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in VARIANTS}
+    for _ in range(turns):
+        for name in VARIANTS:
+            done = subprocess.run([sys.executable, __file__, name], stdout=subprocess.PIPE, text=True, check=True)
+            told = json.loads(done.stdout.splitlines()[-1])
+            one, two = told["seconds"]
+            found[name].append((told["tokens"] / (two - one), 2 * one - two, two - one))
+    print(f"| median of {turns} (least to most) | tokens/s | of the Trainer's | seconds before and after |")
+    print("|---|---|---|---|")
+    for name, turns_of in found.items():
+        rates = [rate for rate, _, _ in turns_of]
+        ratios = [rate / base for (rate, _, _), (base, _, _) in zip(turns_of, next(iter(found.values())), strict=True)]
+        apart = statistics.median(seconds for _, seconds, _ in turns_of)
+        print(
+            f"| {name} | {statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f}) "
+            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | {apart:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] and sys.argv[1] in VARIANTS:
+        measure(sys.argv[1])
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
