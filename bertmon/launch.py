@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bertmon import board, data, model, record, step, tokens
 from bertmon.cache import digest, write_atomic
 from bertmon.compare import events, page, words
-from bertmon.config import InputError, RunConfig, from_hydra, identity, require_same
+from bertmon.config import LARGEST, InputError, RunConfig, from_hydra, identity, require, require_same
 
 _LONGEST_NAME = 120  # bytes; file systems allow 255
 
@@ -123,6 +123,8 @@ def check(configs: Sequence[RunConfig]) -> None:
         if task not in seen:
             seen.append(task)
             corpus = data.load(config.data, config.cache_folder())
+            steps = config.train.epochs * -(-len(corpus.train) // config.train.batch_size)
+            require(steps <= LARGEST, "train.epochs", config.train.epochs, f"so few that there are at most {LARGEST} steps")
             vocabulary = tokens.load_vocabulary(config.model, corpus.train.texts, config.cache_folder())
             model.check(
                 config.model,

@@ -3,6 +3,7 @@
 Knows transformers' models and their parameter names. Leaves vocabularies to tokens.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +56,13 @@ def check(config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, p
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(planned)
     except Exception as error:  # whatever the family's own code makes of the keys
-        raise InputError(f"model: {config.name or planned.model_type} cannot be built so: {error}") from None
+        raise InputError(f"model: {config.name or planned.model_type} cannot be built so: {_reason(error)}") from None
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if weights > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        raise InputError(
+            f"model: {config.name or planned.model_type} cannot be built so: its weights take {weights / 1e9:,.0f} GB, "
+            f"and this machine has {memory / 1e9:,.0f} GB of memory."
+        )
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             positions = module.num_embeddings - module.padding_idx - 1  # RoBERTa counts from behind the padding
@@ -183,10 +190,14 @@ def _kind(module: nn.Module) -> str:
     return "norm" if "norm" in type(module).__name__.lower() else "other"
 
 
+def _reason(error: Exception) -> str:
+    """Its first line: libraries add advice of their own, or where in their source it was."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def _unloadable(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
-        f"model.name={name}: no model can be loaded ({reason}).\n"
+        f"model.name={name}: no model can be loaded ({_reason(error)}).\n"
         "Give the name of a model on the hub (needs a network the first time), or a local folder with config.json and, "
         "for init=pretrained, model.safetensors."
     )
