@@ -95,7 +95,9 @@ class DataConfig:
             lengths = list(self.pad_lengths)
             require(
                 all(isinstance(length, int) for length in lengths)  # OmegaConf lets lists in lists pass
-                and lengths == sorted(set(lengths)) and lengths[:1] > [0] and lengths[-1] == self.max_length,
+                and lengths == sorted(set(lengths))
+                and lengths[:1] > [0]
+                and lengths[-1] == self.max_length,
                 "data.pad_lengths",
                 lengths,
                 f"ascending whole numbers above 0 that end with data.max_length={self.max_length}",
@@ -150,6 +152,11 @@ class FilesConfig(DataConfig):
     """Column, or JSON key, that holds the text."""
     label_column: str = "label"
     """Column, or JSON key, that holds the label: a string, a whole number, true or false."""
+
+    def __post_init__(self) -> None:
+        DataConfig.__post_init__(self)
+        other = f"another column than data.text_column={terminal.line(self.text_column)}"
+        require(self.label_column != self.text_column, "data.label_column", self.label_column, other)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -398,6 +405,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
         require(self.cache != "", "cache", "", "a folder, or null")
+        require(self.resume != "", "resume", "", "the folder of an earlier launch, or null")
         positions = self.model.max_position_embeddings
         if positions is not None:
             require(
@@ -436,7 +444,10 @@ def require_same(here: Mapping[str, Any], there: Mapping[str, Any], folder: Path
     free = ("train.checkpoint_every", "train.checkpoint_minutes")
     keys = [key for key in {**there, **here} if key not in free and there.get(key) != here.get(key)]
     if keys:
-        shown = ", ".join(f"{key}={there.get(key)} there and {here.get(key)} here" for key in keys)
+        shown = ", ".join(
+            f"{terminal.line(key)}={terminal.line(there.get(key))} there and {terminal.line(here.get(key))} here"
+            for key in keys[:20]
+        )
         raise InputError(f"{folder} cannot go on with other settings than it was begun with: {shown}.")
 
 

@@ -97,7 +97,7 @@ def architecture(
             planned = AutoConfig.from_pretrained(
                 config.name, trust_remote_code=False, local_files_only=local, **wanted, **labels
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever transformers makes of what somebody else has written
             raise InputError(_unloadable(config.name, error)) from None
     if type(planned) not in AutoModelForSequenceClassification._model_mapping:
         raise InputError(f"{config.name or config.model_type} is no sequence classifier that transformers knows.")
@@ -150,7 +150,7 @@ def _load(name: str, planned: "PretrainedConfig") -> nn.Module:
             ignore_mismatched_sizes=True,  # of a classifier for another number of classes; others raise below
             output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:
         raise InputError(_unloadable(name, error)) from None
     finally:
         logging.set_verbosity(verbosity)

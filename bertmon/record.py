@@ -29,23 +29,41 @@ BROKEN = ("failed", "interrupted")
 _LIBRARIES = ("bertmon", "hydra-core", "numpy", "tokenizers", "torch", "transformers")
 
 
+_LARGEST = 100_000_000  # bytes; a result of a million evaluations has less
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is none, no whole one (yet), or something else."""
+    try:
+        if not path.is_file() or path.stat().st_size > _LARGEST:  # a pipe would never end
+            return {}
+        found = json.loads(path.read_text("utf-8"))
+        json.dumps(found, ensure_ascii=False).encode()  # a lone surrogate is no text
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def plan(start: Path) -> dict[str, Any]:
     """What a launch has left in its folder; empty where there is nothing, or nothing whole."""
-    try:
-        found = json.loads((start / SWEEP).read_text())
-    except (OSError, ValueError):
-        return {}
-    whole = isinstance(found, dict) and isinstance(found.get("runs"), list)
-    return found if whole and all(isinstance(name, str) for name in found["runs"]) else {}
+    found = load(start / SWEEP)
+    names = found.get("runs")
+    return found if isinstance(names, list) and all(map(_is_below, names)) else {}
+
+
+def _is_below(name: object) -> bool:
+    """Whether it names a folder below another one."""
+    return isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
     """The result of a run that has come to its end; None where there is none, or it was broken off."""
+    result = load(folder / NAME)
     try:
-        result = json.loads((folder / NAME).read_text())
-    except (OSError, ValueError):
+        float(result["metrics"]["final"]["accuracy"])
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    return result if isinstance(result, dict) and result.get("status") in FINISHED else None
+    return result if result.get("status") in FINISHED else None
 
 
 @contextmanager

@@ -1,18 +1,41 @@
 """What may stand on a terminal and in a log: texts of others without what moves its cursor or hides its words."""
 
+import logging
 import re
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # bidi overrides too
-_LONGEST = 200
 
 
-def lines(text: str) -> str:
-    """Control characters but line ends and tabs as escapes: `\\x1b`."""
-    return _CONTROL.sub(lambda found: found[0] if found[0] in "\n\t" else ascii(found[0])[1:-1], text)
+def controls(text: str) -> bool:
+    """Whether there is a control character in it, a line end included, or half of a surrogate pair."""
+    return _CONTROL.search(text) is not None
 
 
-def line(value: object, longest: int = _LONGEST) -> str:
-    """As a part of one line: line ends as escapes too, cut to `longest` characters."""
+def line(value: object, longest: int = 200) -> str:
+    """As a part of one line: control characters as escapes (`\\x1b`), cut to `longest` characters."""
     text = str(value)
     shown = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text[: longest + 1])
-    return shown if len(text) <= longest else shown[: longest - 3] + "..."
+    return shown if len(shown) <= longest else shown[: longest - 3] + "..."
+
+
+def lines(text: str, longest: int = 2000) -> str:
+    """As lines: the same for each of them; tabs stay."""
+    return "\n".join("\t".join(line(part, longest) for part in each.split("\t")) for each in text.split("\n"))
+
+
+class Formatter(logging.Formatter):
+    """A log's formatter whose messages and tracebacks come as `lines`."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        return lines(self._inner.format(record))
+
+
+def guard_logs() -> None:
+    """Give the root logger's handlers such a formatter."""
+    for handler in logging.getLogger().handlers:
+        if not isinstance(handler.formatter, Formatter):
+            handler.setFormatter(Formatter(handler.formatter or logging.Formatter()))

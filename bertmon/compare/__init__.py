@@ -18,7 +18,8 @@ from typing import Any
 from bertmon.config import InputError
 from bertmon.monitor import HISTORY, History
 from bertmon.monitor.diagnosis import Verdict
-from bertmon.record import FINISHED, NAME, SWEEP, plan
+from bertmon.record import FINISHED, NAME, SWEEP, load, plan
+from bertmon.terminal import line
 
 log = logging.getLogger(__name__)
 
@@ -168,10 +169,12 @@ def read(folders: Sequence[Path]) -> Sweep:
     runs: dict[Path, Run] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise InputError(f"{folder} is no folder: give that of a sweep, such as multirun/2026-11-23_07-17-49.")
+            raise InputError(
+                f"{line(folder)} is no folder: give that of a sweep, such as multirun/2026-11-23_07-17-49."
+            )
         found = list(_runs(folder, prefix=f"{folder.name}/" if len(folders) > 1 else ""))
         if not found and not (folder / SWEEP).exists():
-            raise InputError(f"{folder} holds no run: there is no {NAME} in it, nor below it.")
+            raise InputError(f"{line(folder)} holds no run: there is no {NAME} in it, nor below it.")
         for run in found:
             runs.setdefault(run.folder.resolve(), run)
     beside: dict[Path, set[str]] = {}  # cells of the runs that say theirs, by folder
@@ -200,18 +203,8 @@ def _runs(folder: Path, prefix: str) -> Iterable[Run]:
     names = plan(folder).get("runs", [])
     started = {str(path.parent.relative_to(folder)): path for path in folder.rglob(NAME)}
     for name in dict.fromkeys([*names, *sorted(started)]):
-        result = _checked(_json(started[name])) if name in started else {"status": "waiting"}
+        result = _checked(load(started[name])) if name in started else {"status": "waiting"}
         yield Run(folder / name, prefix + (name if name != "." else folder.resolve().name), result)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in the file; an empty one where there is none, or no whole one (yet)."""
-    try:
-        found = json.loads(path.read_text())
-        json.dumps(found, ensure_ascii=False).encode()  # a lone surrogate is no text
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 _SHAPES: dict[str, type | tuple[type, ...]] = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from bertmon.compare import Cell, Run, Sweep, short_keys, wilson
 from bertmon.record import BROKEN, FINISHED, NAME
+from bertmon.terminal import line
 
 CAPTION = (
     "Mean ± standard deviation over the runs of a cell. Failed: accuracy within what guessing the most frequent class "
@@ -32,10 +33,10 @@ class Table:
 
     def plain(self) -> str:
         """In columns of one width, for a terminal."""
-        lines = [self.heads, *self.rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(self.heads))]
+        lines = [tuple(line(cell) for cell in row) for row in (self.heads, *self.rows)]
+        widths = [max(len(row[column]) for row in lines) for column in range(len(self.heads))]
         return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in lines
         )
 
 
@@ -107,7 +108,7 @@ def told(sweep: Sweep) -> str:
         best = sorted(range(len(whole.rows)), key=lambda row: -sweep.cells[row].rank())[:_LINES]
         lines = [Table(whole.heads, tuple(whole.rows[row] for row in best)).plain()]
         lines.append(f"(the best {_LINES} of {len(whole.rows)} cells)")
-    return "\n".join([*lines, *sentences(sweep)])
+    return "\n".join([*lines, *(line(sentence, 2000) for sentence in sentences(sweep))])
 
 
 def progress(sweep: Sweep) -> str:
