@@ -15,6 +15,7 @@ from typing import Any
 
 from bertmon.cache import write_atomic
 from bertmon.config import InputError
+from bertmon.terminal import controls
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,9 @@ def plan(start: Path) -> dict[str, Any]:
 
 def _is_below(name: object) -> bool:
     """Whether it names a folder below another one."""
-    return isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
+    if not isinstance(name, str) or controls(name) or Path(name).is_absolute():
+        return False
+    return all(part != ".." and len(part.encode()) <= 255 for part in Path(name).parts)
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

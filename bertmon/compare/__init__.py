@@ -103,9 +103,16 @@ class Run:
             return None
         try:
             return History.load(path)
-        except Exception as error:  # whatever numpy makes of what is no history
-            log.warning(f"{path} cannot be read ({type(error).__name__}: {error}): its run has no curves")
+        except (OSError, ValueError) as error:
+            if not self._told:
+                log.warning(f"{line(path)} cannot be read ({line(error)}): its run has no curves")
+                self._told.append(path)
             return None
+
+    @cached_property
+    def _told(self) -> list[Path]:
+        """Files that have been said to be damaged."""
+        return []
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +211,7 @@ def _runs(folder: Path, prefix: str) -> Iterable[Run]:
     started = {str(path.parent.relative_to(folder)): path for path in folder.rglob(NAME)}
     for name in dict.fromkeys([*names, *sorted(started)]):
         result = _checked(load(started[name])) if name in started else {"status": "waiting"}
-        yield Run(folder / name, prefix + (name if name != "." else folder.resolve().name), result)
+        yield Run(folder / name, line(prefix + (name if name != "." else folder.resolve().name), 500), result)
 
 
 _SHAPES: dict[str, type | tuple[type, ...]] = {
@@ -229,12 +236,12 @@ _SHAPES: dict[str, type | tuple[type, ...]] = {
 def _checked(result: dict[str, Any]) -> dict[str, Any]:
     """The result, if it is one that a run leaves; else an empty one, whose run is "unreadable"."""
 
-    def number(value: Any, least: float = -math.inf) -> bool:
-        return isinstance(value, int | float) and math.isfinite(value) and value >= least
+    def number(value: Any, least: float = 0) -> bool:
+        return isinstance(value, int | float) and least <= value < 1e300  # more is none that a sum can take
 
     def metrics(value: Any) -> bool:
         keys = ("loss", "accuracy")
-        return isinstance(value, dict) and all(value.get(key) is None or number(value[key]) for key in keys)
+        return isinstance(value, dict) and all(value.get(key) is None or number(value[key], -1e300) for key in keys)
 
     told = {key: value for key, value in result.items() if value is not None}
     whole = all(isinstance(told[key], shape) for key, shape in _SHAPES.items() if key in told)
@@ -243,12 +250,15 @@ def _checked(result: dict[str, Any]) -> dict[str, Any]:
         whole = (
             {"steps", "steps_planned", "seconds", "metrics"} <= told.keys()
             and ("verdict" in told) == ("verdict_step" in told)
-            and number(told["seconds"], 0)
-            and told["steps_planned"] >= max(told["steps"], 1)
-            and number(data.get("majority"), 0)
+            and number(told["seconds"])
+            and number(told["steps"])
+            and number(told["steps_planned"], max(told["steps"], 1))
+            and number(data.get("majority"))
+            and data["majority"] <= 1
             and number(data.get("test_texts"), 1)
             and metrics(told["metrics"].get("final"))
-            and all(metrics(each) and number(each.get("step"), 0) for each in evaluations)
+            and metrics(told["metrics"].get("best") or {})
+            and all(metrics(each) and number(each.get("step")) for each in evaluations)
         )
     return told if whole and "status" in told else {}
 
@@ -263,7 +273,7 @@ def _cells(groups: Sequence[Sequence[Run]]) -> Iterable[Cell]:
     alike = {name for name, count in Counter(names).items() if count > 1 or not name}
     for runs, each, name, folder in zip(groups, differs, names, folders, strict=True):
         seeds = sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.name))
-        yield Cell(folder if name in alike else name, each, tuple(seeds))
+        yield Cell(line(folder if name in alike else name, 500), each, tuple(seeds))
 
 
 def short_keys(keys: Iterable[str]) -> dict[str, str]:

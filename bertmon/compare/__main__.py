@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     except InputError as error:
         sys.exit(str(error))
     except OSError as error:
-        sys.exit(f"{line(error.filename or target)} cannot be read or written: {error.strerror}.")
+        sys.exit(f"{line(error.filename2 or error.filename or target)} cannot be read or written: {error.strerror}.")
     print(words.told(sweep))
     print(f"Report: {line(target / page.HTML)}")
 

@@ -7,7 +7,9 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import matplotlib
 import numpy as np
@@ -26,6 +28,7 @@ from PIL import Image
 from bertmon.compare import Cell, Run, Sweep
 from bertmon.compare.shown import Curves
 from bertmon.monitor import Layers, Snapshot
+from bertmon.terminal import line
 
 Floats = npt.NDArray[np.float64]
 
@@ -137,7 +140,7 @@ def side_by_side(shots: Sequence[tuple[str, str, Snapshot]], statistic: str, tit
         axes.set_xlabel(title, color=_INK)
         axes.xaxis.set_minor_locator(NullLocator())
         if column == 0 or not alike:
-            axes.set_yticks(rows, shot.layers.labels, fontsize=7)
+            axes.set_yticks(rows, [line(label, 80) for label in shot.layers.labels], fontsize=7)
             axes.tick_params(axis="y", length=0)
         else:
             axes.set_yticks([])
@@ -195,6 +198,15 @@ def heat_map(curves: Sequence[Curves], statistic: str, title: str) -> Figure:
     bar.ax.tick_params(colors=_INK, labelsize=8)
     bar.outline.set_visible(False)
     return figure
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without warnings of characters that a font lacks, and of numbers at the end of floats."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph|Data has no positive values", category=UserWarning)
+        warnings.filterwarnings("ignore", category=RuntimeWarning)
+        yield
 
 
 def svg(figure: Figure) -> str:

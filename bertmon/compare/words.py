@@ -42,7 +42,7 @@ class Table:
 
 def _escaped(text: str) -> str:
     """For Markdown."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    return line(text, 500).replace("|", "\\|").replace("<", "&lt;")
 
 
 def cells(sweep: Sweep) -> Table:
@@ -97,7 +97,7 @@ def sentences(sweep: Sweep) -> list[str]:
     if counts:
         states = ", ".join(f"{n} {_STATES.get(status, status)}" for status, n in counts.items())
         found.append(f"Not in the numbers: {states}.")
-    return found
+    return [line(sentence, 2000) for sentence in found]
 
 
 def told(sweep: Sweep) -> str:
@@ -108,7 +108,7 @@ def told(sweep: Sweep) -> str:
         best = sorted(range(len(whole.rows)), key=lambda row: -sweep.cells[row].rank())[:_LINES]
         lines = [Table(whole.heads, tuple(whole.rows[row] for row in best)).plain()]
         lines.append(f"(the best {_LINES} of {len(whole.rows)} cells)")
-    return "\n".join([*lines, *(line(sentence, 2000) for sentence in sentences(sweep))])
+    return "\n".join([*lines, *sentences(sweep)])
 
 
 def progress(sweep: Sweep) -> str:
