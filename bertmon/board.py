@@ -20,12 +20,17 @@ def newest(folder: Path) -> Path | None:
     return max(plans, key=lambda plan: plan.stat().st_mtime).parent if plans else None
 
 
+def _port(given: str) -> int:
+    if given.isdecimal() and int(given) < 65536:
+        return int(given)
+    raise argparse.ArgumentTypeError(f"{line(given)} is not possible: give a whole number from 0 to 65535")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Becomes TensorBoard."""
     parser = argparse.ArgumentParser(prog="bertmon board", description="TensorBoard on a sweep.")
     parser.add_argument("folder", nargs="?", type=Path, help="multirun/<start>; else the newest one in multirun")
-    port = "of the address in the browser, to 65535; else 6006, or the next one that is free"
-    parser.add_argument("--port", type=int, choices=range(65536), metavar="PORT", help=port)
+    parser.add_argument("--port", type=_port, help="of the address in the browser; else 6006, or the next that is free")
     given = parser.parse_args(arguments)
     folder = given.folder or newest(Path("multirun"))
     if folder is None or not folder.is_dir():

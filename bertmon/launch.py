@@ -53,7 +53,7 @@ def check_groups(arguments: Sequence[str]) -> None:
     """Raise InputError for a group whose choice is no name: Hydra's own code ends in an assertion then."""
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if key in _GROUPS and re.fullmatch(r"null|true|false|[-+]?[0-9.][0-9.e+-]*", value, re.IGNORECASE):
+        if key in _GROUPS and re.search(r"(^|,)(null|true|false|[-+]?[0-9.][0-9.e+-]*)(,|$)", value, re.IGNORECASE):
             raise InputError(f"{argument} is not possible: give the name of a file in conf/{key}.")
 
 
@@ -63,8 +63,9 @@ def message(error: BaseException) -> str:
     if isinstance(error, HydraException | OmegaConfBaseException):
         told = [each for each in f"{error}{cause}".split("\n") if not re.match(r" +(reference|object)_type=", each)]
         return terminal.lines("\n".join(told))
-    words = terminal.line(shlex.join(sys.argv[1:]))
-    why = f"{type(error).__name__}: {error}".removesuffix(": ")
+    words = terminal.line(shlex.join(sys.argv[1:]), 1000)
+    root = error.__cause__ or error
+    why = f"{type(root).__name__}: {root}".removesuffix(": ")
     return terminal.lines(f"No run can be made of {words} ({why}). HYDRA_FULL_ERROR=1 shows where.")
 
 
@@ -74,7 +75,7 @@ def differing(overrides: Sequence[str], swept: Sequence[str] | None) -> dict[str
     swept: keys that differ between runs. None, for a single run: all that were given but the experiment.
     """
     given = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
-    keys = given.keys() - {"experiment"} if swept is None else set(swept)
+    keys = given.keys() - {"experiment", "resume"} if swept is None else set(swept)
     return {key: value for key, value in given.items() if key in keys - {"seed"}}
 
 

@@ -12,10 +12,11 @@ def controls(text: str) -> bool:
 
 
 def line(value: object, longest: int = 200) -> str:
-    """As a part of one line: control characters as escapes (`\\x1b`), cut to `longest` characters."""
+    """As a part of one line: control characters as escapes (`\\x1b`), the middle of a long one left out."""
     text = str(value)
-    shown = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text[: longest + 1])
-    return shown if len(shown) <= longest else shown[: longest - 3] + "..."
+    if len(text) > longest:
+        text = f"{text[: longest // 2]}...{text[-longest // 2 :]}"
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def lines(text: str, longest: int = 2000) -> str:

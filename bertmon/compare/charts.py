@@ -140,7 +140,7 @@ def side_by_side(shots: Sequence[tuple[str, str, Snapshot]], statistic: str, tit
         axes.set_xlabel(title, color=_INK)
         axes.xaxis.set_minor_locator(NullLocator())
         if column == 0 or not alike:
-            axes.set_yticks(rows, [line(label, 80) for label in shot.layers.labels], fontsize=7)
+            axes.set_yticks(rows, [_literal(line(label, 80)) for label in shot.layers.labels], fontsize=7)
             axes.tick_params(axis="y", length=0)
         else:
             axes.set_yticks([])
@@ -234,12 +234,17 @@ def png(figure: Figure) -> bytes:
 
 
 def _dress(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=9.5, color=_INK, loc="left")
+    axes.set_title(_literal(title), fontsize=9.5, color=_INK, loc="left")
     axes.tick_params(colors=_INK, labelsize=8, length=2)
     axes.xaxis.label.set_fontsize(9)
     axes.grid(True, color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
+
+
+def _literal(text: str) -> str:
+    """Dollars as they are: matplotlib reads a formula between two."""
+    return text.replace("$", r"\$")
 
 
 def _wrapped(name: str, width: int) -> str:

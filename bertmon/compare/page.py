@@ -59,7 +59,8 @@ def html(sweep: Sweep) -> str:
     environment = Environment(loader=PackageLoader("bertmon.compare", ""), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("report.html.jinja").render(
         sweep=sweep,
-        title=", ".join(folder.resolve().name for folder in sweep.folders),
+        title=_title(sweep),
+        swept=[line(key) for key in sweep.swept],
         written=time.strftime("%Y-%m-%d %H:%M:%S"),
         sentences=words.sentences(sweep),
         cells=words.cells(sweep),
@@ -77,8 +78,12 @@ def html(sweep: Sweep) -> str:
     )
 
 
+def _title(sweep: Sweep) -> str:
+    return line(", ".join(folder.resolve().name for folder in sweep.folders))
+
+
 def markdown(sweep: Sweep) -> str:
-    parts = [f"# {line(', '.join(folder.resolve().name for folder in sweep.folders))}", *words.sentences(sweep)]
+    parts = [f"# {_title(sweep)}", *words.sentences(sweep)]
     parts += [words.cells(sweep).markdown(), words.CAPTION]
     errors = words.errors(sweep)
     if errors.rows:

@@ -46,7 +46,7 @@ def _read_file(key: str, name: str, config: FilesConfig) -> tuple[list[str], lis
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{key}={shown} is not possible: give a file that ends in {', '.join(_READERS)}.")
-    if not path.is_file():
+    if not os.path.isfile(path):
         why = "that is no file" if os.path.exists(path) else f"there is no such file in {Path.cwd()}"
         raise InputError(f"{key}={shown}: {why}.")
     texts, labels = [], []
