@@ -72,7 +72,8 @@ def message(error: BaseException) -> str:
 def differing(overrides: Sequence[str], swept: Sequence[str] | None) -> dict[str, str]:
     """Those of the run's overrides ("key=value" each) that tell it from the others, the seed left out.
 
-    swept: keys that differ between runs. None, for a single run: all that were given but the experiment.
+    swept: keys that differ between runs. None, for a single run: all that were given but the experiment, and what it
+    goes on from.
     """
     given = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
     keys = given.keys() - {"experiment", "resume"} if swept is None else set(swept)
