@@ -404,7 +404,7 @@ def test_what_is_no_runs_costs_itself_alone(folder, capfd, caplog, monkeypatch, 
     make()
     # Slow, and drawn like the others.
     monkeypatch.setattr(charts, "heat_map", lambda *arguments: charts.Figure())
-    monkeypatch.setattr(shown, "steps", lambda beside: [0])
+    monkeypatch.setattr(shown, "steps", lambda beside: [0] if beside else [])
     code, said = compared(capfd, "sweep")
     assert code is None, said
     assert message in said + caplog.text
