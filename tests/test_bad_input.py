@@ -494,7 +494,7 @@ def test_a_board_that_cannot_be(monkeypatch, arguments, message):
 
 
 def test_the_command_line_itself(folder):
-    """Bytes that are no text, and a run that fails on the way: what one process alone shows."""
+    """Bytes that are no text, exit codes, and what is said at the end of the process."""
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
     def ends(*arguments) -> str:
@@ -507,7 +507,6 @@ def test_the_command_line_itself(folder):
 
     quickstart = ["experiment=quickstart", *FILES, *TINY]
     assert "data.train=caf\\udce9.csv: there is no such file" in ends(*quickstart, b"data.train='caf\xe9.csv'")
-    assert "Invalid value '\\x1b[2J'" in ends("schedule.shape='\x1b[2J'")
-    assert "hydra.sweep.dir=/ is not possible" in ends(*quickstart, "-m", "hydra.sweep.dir=/")
+    assert "hydra.sweep.dir=.. is not possible" in ends(*quickstart, "-m", "hydra.sweep.dir=..")
     assert "x/\\x1b[31m is no launch" in ends("resume", "x/\x1b[31m")
     assert {path.name for path in folder.iterdir()} == {"train.csv", "test.csv", "cache"}
