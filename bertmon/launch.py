@@ -49,9 +49,13 @@ def register() -> None:
     OmegaConf.register_new_resolver("bertmon.start", lambda resume, now: resume or f"multirun/{now}", replace=True)
 
 
-def check_groups(arguments: Sequence[str]) -> None:
-    """Raise InputError for a group whose choice is no name: Hydra's own code ends in an assertion then."""
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise InputError for a group whose choice is no name, where Hydra's own code ends in an assertion, and for bytes
+    that are no text, which no result.json can hold.
+    """
     for argument in arguments:
+        if re.search("[\ud800-\udfff]", argument):
+            raise InputError(f"{terminal.line(argument)} is not possible: give UTF-8.")
         key, _, value = argument.partition("=")
         if key in _GROUPS and re.search(r"(^|,)(null|true|false|[-+]?[0-9.][0-9.e+-]*)(,|$)", value, re.IGNORECASE):
             raise InputError(f"{argument} is not possible: give the name of a file in conf/{key}.")

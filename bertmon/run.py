@@ -288,7 +288,7 @@ def main() -> None:
     shown = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print, tracebacks and control characters alike
     try:
-        launch.check_groups(sys.argv[1:])
+        launch.check_arguments(sys.argv[1:])
         _task()
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

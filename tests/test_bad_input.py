@@ -119,11 +119,11 @@ VALUES = [  # an override, what is said of it
     # control characters, odd encodings
     ("seed=1\x1b[31m", "seed=1\\x1b[31m"),
     ("schedule.shape='\x1b[2J'", "Invalid value '\\x1b[2J', expected one of"),
-    ("schedule.shape='\udce9'", "Invalid value '\\udce9'"),
+    ("schedule.shape='\udce9'", "schedule.shape='\\udce9' is not possible: give UTF-8"),
     ("data.train='a\x1b]0;title\x07.csv'", "data.train=a\\x1b]0;title\\x07.csv: there is no such file"),
     ("data.train='a\nb.csv'", "data.train=a\\nb.csv: there is no such file"),
     ("data.train='a\u202eb.csv'", "data.train=a\\u202eb.csv: there is no such file"),
-    ("data.train='a\udce9.csv'", "data.train=a\\udce9.csv: there is no such file"),
+    ("data.train='a\udce9.csv'", "data.train='a\\udce9.csv' is not possible: give UTF-8"),
     ("device='\x07'", "Invalid value '\\x07', expected one of [auto, cuda, cpu, mps]"),
     # paths
     ("data.train=" + "a/" * 3000 + ".csv", "is not possible: give a file that ends in .csv, .tsv, .jsonl"),
@@ -506,7 +506,7 @@ def test_the_command_line_itself(folder):
         return done.stderr.decode()
 
     quickstart = ["experiment=quickstart", *FILES, *TINY]
-    assert "data.train=caf\\udce9.csv: there is no such file" in ends(*quickstart, b"data.train='caf\xe9.csv'")
+    assert "data.train=caf\\udce9.csv is not possible: give UTF-8" in ends(*quickstart, b"data.train=caf\xe9.csv")
     assert "hydra.sweep.dir=.. is not possible" in ends(*quickstart, "-m", "hydra.sweep.dir=..")
     assert "x/\\x1b[31m is no launch" in ends("resume", "x/\x1b[31m")
     assert {path.name for path in folder.iterdir()} == {"train.csv", "test.csv", "cache"}
