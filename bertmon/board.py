@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=_port, help="of the address in the browser; else 6006, or the next that is free")
     given = parser.parse_args(arguments)
     folder = given.folder or newest(Path("multirun"))
-    if folder is None or not folder.is_dir():
+    if folder is None or not os.path.isdir(folder):
         shown = line(folder or "multirun")
         sys.exit(f"{shown} holds no launch: give its folder, such as multirun/2026-11-23_07-17-49.")
     print(f"TensorBoard on {line(folder)}", flush=True)

@@ -417,8 +417,10 @@ class RunConfig:
 
     def cache_folder(self) -> Path:
         """Where `cache` is, absolute."""
-        named = self.cache or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bertmon")
-        return Path(named).expanduser().absolute()
+        named = self.cache or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bertmon")
+        folder = os.path.expanduser(named)
+        require(not folder.startswith("~"), "cache", named, "a folder: there is no such user")
+        return Path(folder).absolute()
 
 
 _NO_IDENTITY = ("resume", "cache", "device", "experiment")

@@ -242,7 +242,7 @@ def _check_start(start: Path, run: DictConfig) -> None:
     """Raise InputError unless a launch can have that folder: everything below it is read for the report."""
     if run.resume:
         earlier = Path(run.resume)
-        if not earlier.is_dir():
+        if not os.path.isdir(earlier):
             raise InputError(f"resume={terminal.line(run.resume)} is no folder: give that of an earlier launch.")
         if any(earlier.iterdir()) and not (earlier / record.SWEEP).exists():
             raise InputError(f"resume={terminal.line(run.resume)} holds no launch: there is no {record.SWEEP} in it.")
@@ -259,7 +259,7 @@ def command_of(start: Path) -> list[str]:
     if not (isinstance(where, str) and isinstance(command, list) and words):
         raise InputError(f"{terminal.line(start)} is no launch: there is no whole {record.SWEEP} in it.")
     directory = Path(where)
-    if not directory.is_dir():
+    if not os.path.isdir(directory):  # unlike pathlib, without an error for a name that is too long
         raise InputError(f"{terminal.line(start)} was started in {terminal.line(where)}, which is not there any more.")
     resume = f"resume={os.path.relpath(start.resolve(), directory)}"
     return [str(directory), *(word for word in command if not word.startswith("resume=")), resume]

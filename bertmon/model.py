@@ -15,6 +15,7 @@ from torch import nn
 
 from bertmon.config import Init, InputError, ModelConfig
 from bertmon.hub import only_local
+from bertmon.terminal import line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -70,7 +71,7 @@ def check(config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, p
                 raise InputError(
                     f"data.max_length={max_length} is not possible: the model knows {positions} positions."
                 )
-    if config.init is Init.pretrained and Path(str(config.name)).is_dir():
+    if config.init is Init.pretrained and os.path.isdir(str(config.name)):
         _check_weights(Path(str(config.name)))
 
 
@@ -192,12 +193,12 @@ def _kind(module: nn.Module) -> str:
 
 def _reason(error: Exception) -> str:
     """Its first line: libraries add advice of their own, or where in their source it was."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return line(str(error).strip().split("\n")[0] or type(error).__name__)
 
 
 def _unloadable(name: str, error: Exception) -> str:
     return (
-        f"model.name={name}: no model can be loaded ({_reason(error)}).\n"
+        f"model.name={line(name)}: no model can be loaded ({_reason(error)}).\n"
         "Give the name of a model on the hub (needs a network the first time), or a local folder with config.json and, "
         "for init=pretrained, model.safetensors."
     )

@@ -107,6 +107,7 @@ def check_texts(content: bytes, suffix: str) -> None:
 @given(contents(TABLE), st.sampled_from([".csv", ".tsv"]))
 @example(TABLE.replace(b"\n", b"\r"), ".csv")
 @example(b"\0" * 100, ".csv")
+@example(b'"text\n1,"\tlabel\n', ".tsv")  # found: the csv module names the delimiter as it is
 @example(b"text,label\n" + b'"' * 1001, ".csv")
 def test_tables(content, suffix):
     check_texts(content, suffix)
@@ -295,6 +296,7 @@ PLAN = b'{"runs": ["warmup_frac=0.1/seed=0", "a/seed=1"], "command": ["seed=1,2"
 @given(contents(PLAN) | anything.map(lambda value: json.dumps({"runs": value, "command": value}).encode()))
 @example(b'{"runs": ["../x"]}')
 @example(b'{"runs": ["/x"]}')
+@example(json.dumps({"runs": [], "command": [], "directory": "x" * 5000}).encode())  # found: its name is too long
 def test_plans(content):
     (folder() / record.SWEEP).write_bytes(content)
     plan = record.plan(folder())

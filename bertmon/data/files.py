@@ -42,7 +42,7 @@ def read(config: FilesConfig) -> Corpus:
 
 def _read_file(key: str, name: str, config: FilesConfig) -> tuple[list[str], list[str]]:
     """Texts [N] and label names [N] of one file. Every error names the key, the file and the line."""
-    path, shown = Path(name).expanduser(), terminal.line(name)
+    path, shown = Path(os.path.expanduser(name)), terminal.line(name)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{key}={shown} is not possible: give a file that ends in {', '.join(_READERS)}.")
@@ -122,7 +122,7 @@ def _rows_of_table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, 
                 yield first_line, dict(zip(header, row, strict=True))
             first_line = rows.line_num + 1
     except csv.Error as error:
-        raise _BadRowError(rows.line_num, f"is not well-formed: {error}") from None
+        raise _BadRowError(rows.line_num, f"is not well-formed: {terminal.line(error)}") from None
 
 
 def _rows_of_jsonl(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
