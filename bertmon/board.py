@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from bertmon.record import SWEEP
+from bertmon.terminal import line
 
 
 def command(folder: Path) -> list[str]:
@@ -19,18 +20,25 @@ def newest(folder: Path) -> Path | None:
     return max(plans, key=lambda plan: plan.stat().st_mtime).parent if plans else None
 
 
+def _port(given: str) -> int:
+    if given.isdecimal() and int(given) < 65536:
+        return int(given)
+    raise argparse.ArgumentTypeError(f"{line(given)} is not possible: give a whole number from 0 to 65535")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Becomes TensorBoard."""
     parser = argparse.ArgumentParser(prog="bertmon board", description="TensorBoard on a sweep.")
     parser.add_argument("folder", nargs="?", type=Path, help="multirun/<start>; else the newest one in multirun")
-    parser.add_argument("--port", help="of the address in the browser; else 6006, or the next one that is free")
+    parser.add_argument("--port", type=_port, help="of the address in the browser; else 6006, or the next that is free")
     given = parser.parse_args(arguments)
     folder = given.folder or newest(Path("multirun"))
-    if folder is None or not folder.is_dir():
-        sys.exit(f"{folder or 'multirun'} holds no launch: give its folder, such as multirun/2026-11-23_07-17-49.")
-    print(f"TensorBoard on {folder}", flush=True)
+    if folder is None or not os.path.isdir(folder):
+        shown = line(folder or "multirun")
+        sys.exit(f"{shown} holds no launch: give its folder, such as multirun/2026-11-23_07-17-49.")
+    print(f"TensorBoard on {line(folder)}", flush=True)
     _, *options = command(folder)
-    options += ["--host", "localhost", *(["--port", given.port] if given.port else [])]
+    options += ["--host", "localhost", *(["--port", str(given.port)] if given.port is not None else [])]
     os.execv(sys.executable, [sys.executable, "-m", "tensorboard.main", *options])
 
 

@@ -1,7 +1,7 @@
 """One atomic file that training can go on from: weights, optimizer, random states, and what the caller adds.
 
 Written to a temporary name and renamed, so that the last whole one is there at every moment. It is a safetensors file,
-never a pickle; each tensor's SHA-256 stands in its header and is checked when it is read.
+never a pickle; the SHA-256 of each tensor and of what else is told stands in its header and is checked when it is read.
 """
 
 import hashlib
@@ -44,8 +44,8 @@ def save(
     header = {
         "about": json.dumps(about),
         "random": json.dumps({"python": random.getstate(), "numpy": numpy_rest}),
-        "sha256": json.dumps({name: _sha256(value) for name, value in tensors.items()}),
     }
+    header["sha256"] = json.dumps(_sums(header, tensors))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         try:
@@ -66,15 +66,17 @@ class Checkpoint:
         if not path.exists():
             raise FileNotFoundError(path)
         try:
+            if not path.is_file():  # a pipe would never end
+                raise OSError("it is no file")
             with safe_open(path, "pt") as file:
                 header = file.metadata() or {}
-                sums = json.loads(header["sha256"])
+                sums = json.loads(header.pop("sha256"))
                 self._tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             self.about: dict[str, Any] = json.loads(header["about"])
             self._random = json.loads(header["random"])
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is no whole checkpoint: {error}") from None
-        if sums != {name: _sha256(value) for name, value in self._tensors.items()}:
+        if sums != _sums(header, self._tensors):
             raise CheckpointError(f"{path} is damaged: its checksums do not match.")
 
     def more(self, name: str) -> bytes:
@@ -100,6 +102,11 @@ class Checkpoint:
 
     def _of(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in self._tensors.items() if name.startswith(prefix)}
+
+
+def _sums(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    told = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in header.items()}
+    return told | {name: _sha256(value) for name, value in tensors.items()}
 
 
 def _sha256(tensor: Tensor) -> str:

@@ -20,9 +20,14 @@ from hydra.errors import CompactHydraException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from bertmon import terminal
+
 
 class InputError(CompactHydraException):
     """A user's mistake: names the key or file, what was given and what is allowed. Shown without a traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(terminal.lines(message))
 
 
 class StorageError(InputError):
@@ -42,7 +47,16 @@ def require(ok: bool, key: str, given: object, allowed: str) -> None:
     """Raise InputError unless `ok`. `allowed` completes the sentence "give ..."."""
     if not ok:
         shown = given.value if isinstance(given, Enum) else given
-        raise InputError(f"{key}={shown} is not possible: give {allowed}.")
+        raise InputError(f"{key}={terminal.line(shown)} is not possible: give {allowed}.")
+
+
+LARGEST = 10_000_000
+"""Of any whole number but the seed: beyond it libraries overflow, or take all the memory there is."""
+
+
+def _require_whole(key: str, given: object, least: int = 1, most: int = LARGEST) -> None:
+    ok = isinstance(given, int) and least <= given <= most
+    require(ok, key, given, f"a whole number of at least {least} and at most {most}")
 
 
 class Device(StrEnum):
@@ -90,11 +104,14 @@ class DataConfig:
     first one that holds its longest text. null: the quarters of max_length, rounded up to a multiple of 8."""
 
     def __post_init__(self) -> None:
-        require(self.max_length >= 8, "data.max_length", self.max_length, "a whole number of at least 8")
+        _require_whole("data.max_length", self.max_length, least=8)
         if self.pad_lengths is not None:
             lengths = list(self.pad_lengths)
             require(
-                lengths == sorted(set(lengths)) and lengths[:1] > [0] and lengths[-1] == self.max_length,
+                all(isinstance(length, int) for length in lengths)  # OmegaConf lets lists in lists pass
+                and lengths == sorted(set(lengths))
+                and lengths[:1] > [0]
+                and lengths[-1] == self.max_length,
                 "data.pad_lengths",
                 lengths,
                 f"ascending whole numbers above 0 that end with data.max_length={self.max_length}",
@@ -134,8 +151,7 @@ class DocstringsConfig(DataConfig):
         DataConfig.__post_init__(self)
         _require_distinct("data.packages", self.packages)
         for name in ("train_per_package", "test_per_package"):
-            value = getattr(self, name)
-            require(value >= 1, f"data.{name}", value, "a whole number of at least 1")
+            _require_whole(f"data.{name}", getattr(self, name))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -150,6 +166,11 @@ class FilesConfig(DataConfig):
     """Column, or JSON key, that holds the text."""
     label_column: str = "label"
     """Column, or JSON key, that holds the label: a string, a whole number, true or false."""
+
+    def __post_init__(self) -> None:
+        DataConfig.__post_init__(self)
+        other = f"another column than data.text_column={terminal.line(self.text_column)}"
+        require(self.label_column != self.text_column, "data.label_column", self.label_column, other)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -184,8 +205,10 @@ class ModelConfig:
     """Dropout of attention weights, in [0, 1)."""
 
     def __post_init__(self) -> None:
+        for key in ("name", "tokenizer", "model_type"):
+            require(getattr(self, key) != "", f"model.{key}", "", "a name, or null")
         if self.vocab_size is not None:
-            require(self.vocab_size >= 100, "model.vocab_size", self.vocab_size, "a whole number of at least 100")
+            _require_whole("model.vocab_size", self.vocab_size, least=100, most=1_000_000)
             if self.tokenizer or self.name:
                 raise InputError("model.vocab_size is not possible beside model.tokenizer or model.name: leave it out.")
         if self.model_type is not None and self.name is not None:
@@ -194,7 +217,7 @@ class ModelConfig:
             if key.endswith("_prob"):
                 require(0 <= value < 1, f"model.{key}", value, "a number of at least 0 and below 1")
             else:
-                require(value >= 1, f"model.{key}", value, "a whole number of at least 1")
+                _require_whole(f"model.{key}", value, most=1000 if key == "num_hidden_layers" else LARGEST)
         if self.hidden_size and self.num_attention_heads:
             require(
                 self.hidden_size % self.num_attention_heads == 0,
@@ -304,11 +327,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for key in ("epochs", "batch_size", "eval_batch_size", "eval_every", "log_every", "checkpoint_every"):
-            value = getattr(self, key)
-            require(value is None or value >= 1, f"train.{key}", value, "a whole number of at least 1")
+            if (value := getattr(self, key)) is not None:
+                _require_whole(f"train.{key}", value)
         for key in ("clip", "checkpoint_minutes"):
             number = getattr(self, key)
-            require(number is None or number > 0, f"train.{key}", number, "a number above 0, or null")
+            require(number is None or 0 < number < math.inf, f"train.{key}", number, "a finite number above 0, or null")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -369,7 +392,7 @@ class MonitorConfig:
     rules: RulesConfig = field(default_factory=RulesConfig)
 
     def __post_init__(self) -> None:
-        require(self.every >= 1, "monitor.every", self.every, "a whole number of at least 1")
+        _require_whole("monitor.every", self.every)
         require(0 <= self.skip_prob < 1, "monitor.skip_prob", self.skip_prob, "a number of at least 0 and below 1")
 
 
@@ -399,6 +422,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
         require(self.cache != "", "cache", "", "a folder, or null")
+        require(self.resume != "", "resume", "", "the folder of an earlier launch, or null")
         positions = self.model.max_position_embeddings
         if positions is not None:
             require(
@@ -410,8 +434,10 @@ class RunConfig:
 
     def cache_folder(self) -> Path:
         """Where `cache` is, absolute."""
-        named = self.cache or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bertmon")
-        return Path(named).expanduser().absolute()
+        named = self.cache or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bertmon")
+        folder = os.path.expanduser(named)
+        require(not folder.startswith("~"), "cache", named, "a folder: there is no such user")
+        return Path(folder).absolute()
 
 
 _NO_IDENTITY = ("resume", "cache", "device", "experiment")
@@ -437,7 +463,10 @@ def require_same(here: Mapping[str, Any], there: Mapping[str, Any], folder: Path
     free = ("train.checkpoint_every", "train.checkpoint_minutes")
     keys = [key for key in {**there, **here} if key not in free and there.get(key) != here.get(key)]
     if keys:
-        shown = ", ".join(f"{key}={there.get(key)} there and {here.get(key)} here" for key in keys)
+        shown = ", ".join(
+            f"{terminal.line(key)}={terminal.line(there.get(key))} there and {terminal.line(here.get(key))} here"
+            for key in keys[:20]
+        )
         raise InputError(f"{folder} cannot go on with other settings than it was begun with: {shown}.")
 
 
@@ -492,5 +521,6 @@ def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, lis
 
 
 def _require_distinct(key: str, names: list[str]) -> None:
+    require(all(isinstance(name, str) for name in names), key, list(names), "a list of names")
     require(len(names) >= 2, key, list(names), "a list of at least two names")
     require(len(set(names)) == len(names), key, list(names), "each name once")

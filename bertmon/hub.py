@@ -2,7 +2,6 @@
 
 import os
 import socket
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from bertmon.config import InputError
@@ -17,7 +16,7 @@ def only_local(key: str, name: str) -> bool:
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    if Path(name).expanduser().is_dir():
+    if os.path.isdir(os.path.expanduser(name)):
         return True
     if any(variable.lower() in ("http_proxy", "https_proxy", "all_proxy") for variable in os.environ):
         return False

@@ -5,6 +5,7 @@ Knows Hydra: its callbacks, its sweeps, its overrides. A mistake in any run of a
 
 import atexit
 import json
+import math
 import os
 import re
 import shlex
@@ -19,18 +20,21 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from bertmon import board, data, model, record, step, tokens
+from bertmon import board, data, model, record, step, terminal, tokens
 from bertmon.cache import digest, write_atomic
 from bertmon.compare import events, page, words
-from bertmon.config import InputError, RunConfig, from_hydra, identity, require_same
+from bertmon.config import LARGEST, InputError, RunConfig, from_hydra, identity, require, require_same
 
 _LONGEST_NAME = 120  # bytes; file systems allow 255
+_MOST_RUNS = 10_000  # of a sweep; each takes a tenth of a second to compose
+_GROUPS = ("experiment", "data", "model", "optimizer", "schedule", "monitor")
 
 
 def register() -> None:
@@ -45,13 +49,38 @@ def register() -> None:
     OmegaConf.register_new_resolver("bertmon.start", lambda resume, now: resume or f"multirun/{now}", replace=True)
 
 
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise InputError for a group whose choice is no name, where Hydra's own code ends in an assertion, and for bytes
+    that are no text, which no result.json can hold.
+    """
+    for argument in arguments:
+        if re.search("[\ud800-\udfff]", argument):
+            raise InputError(f"{terminal.line(argument)} is not possible: give UTF-8.")
+        key, _, value = argument.partition("=")
+        if key in _GROUPS and re.search(r"(^|,)(null|true|false|[-+]?[0-9.][0-9.e+-]*)(,|$)", value, re.IGNORECASE):
+            raise InputError(f"{argument} is not possible: give the name of a file in conf/{key}.")
+
+
+def message(error: BaseException) -> str:
+    """What went wrong with the command line, for a terminal."""
+    cause = f"\n{error.__cause__}" if error.__cause__ else ""
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        told = [each for each in f"{error}{cause}".split("\n") if not re.match(r" +(reference|object)_type=", each)]
+        return terminal.lines("\n".join(told))
+    words = terminal.line(shlex.join(sys.argv[1:]), 1000)
+    root = error.__cause__ or error
+    why = f"{type(root).__name__}: {root}".removesuffix(": ")
+    return terminal.lines(f"No run can be made of {words} ({why}). HYDRA_FULL_ERROR=1 shows where.")
+
+
 def differing(overrides: Sequence[str], swept: Sequence[str] | None) -> dict[str, str]:
     """Those of the run's overrides ("key=value" each) that tell it from the others, the seed left out.
 
-    swept: keys that differ between runs. None, for a single run: all that were given but the experiment.
+    swept: keys that differ between runs. None, for a single run: all that were given but the experiment, and what it
+    goes on from.
     """
     given = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
-    keys = given.keys() - {"experiment"} if swept is None else set(swept)
+    keys = given.keys() - {"experiment", "resume"} if swept is None else set(swept)
     return {key: value for key, value in given.items() if key in keys - {"seed"}}
 
 
@@ -82,17 +111,19 @@ class Door(Callback):
         self._open(config, _combinations)
 
     def _open(self, config: DictConfig, listed: Callable[[DictConfig], Iterator[tuple[Path, DictConfig]]]) -> None:
+        terminal.guard_logs()
         try:
             print(_choice_of_experiment(config), flush=True)
             runs = list(listed(config))
+            if not runs:
+                raise InputError("The sweep has no run: a glob finds nothing.")
             settings = [from_hydra(run) for _, run in runs]
             _check_folders(runs)
             check(settings)
             start = start_folder(runs[0][0], str(runs[0][1].hydra.sweep.subdir))
             _prepare(start, runs)
         except (InputError, HydraException, OmegaConfBaseException) as error:
-            cause = f"\n{error.__cause__}" if error.__cause__ else ""
-            sys.exit(f"{error}{cause}")
+            sys.exit(message(error))
         except Exception:  # Hydra would turn a callback's exception into a warning and go on
             traceback.print_exc()
             sys.exit(1)
@@ -123,6 +154,10 @@ def check(configs: Sequence[RunConfig]) -> None:
         if task not in seen:
             seen.append(task)
             corpus = data.load(config.data, config.cache_folder())
+            steps = config.train.epochs * -(-len(corpus.train) // config.train.batch_size)
+            require(
+                steps <= LARGEST, "train.epochs", config.train.epochs, f"so few that there are at most {LARGEST} steps"
+            )
             vocabulary = tokens.load_vocabulary(config.model, corpus.train.texts, config.cache_folder())
             model.check(
                 config.model,
@@ -153,8 +188,13 @@ def _combinations(config: DictConfig) -> Iterator[tuple[Path, DictConfig]]:
         if config.hydra.runtime.choices.get("experiment") == "auto":  # workers on other machines must not choose anew
             config.hydra.overrides.task.append(f"experiment={config.experiment}")
     if not all(override.is_discrete_sweep() for override in swept):
+        if str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
+            raise InputError("An interval is not possible with Hydra's own sweeper: give values, or a range.")
         yield sweep, config  # ranges of another sweeper: what all runs share can be checked
         return
+    count = math.prod(_choices(override) for override in swept)
+    if count > _MOST_RUNS:
+        raise InputError(f"A sweep of {count} runs is not possible: give values for at most {_MOST_RUNS}.")
     for number, overrides in enumerate(BasicSweeper.split_arguments(parsed, None)[0]):
         run = loader.load_sweep_config(config, overrides)
         with open_dict(run):
@@ -162,17 +202,35 @@ def _combinations(config: DictConfig) -> Iterator[tuple[Path, DictConfig]]:
         yield sweep / str(run.hydra.sweep.subdir), run
 
 
+def _choices(override: Override) -> int:
+    """How many values a key takes in a sweep; of a glob at least one."""
+    value = override.value()
+    if isinstance(value, RangeSweep) and value.start is not None and value.stop is not None:
+        return max(math.ceil((value.stop - value.start) / value.step), 0)
+    return len(value.list) if isinstance(value, ChoiceSweep) else 1
+
+
 def _check_folders(runs: Sequence[tuple[Path, DictConfig]]) -> None:
     """Raise InputError unless each run has a folder of its own: a new one, or with `resume` its old one."""
     seen: dict[Path, str] = {}
     for folder, run in runs:
+        for key in ("sweep.subdir", "job.name", "output_subdir"):
+            value = str(OmegaConf.select(run.hydra, key))
+            within = not Path(value).is_absolute() and ".." not in Path(value).parts
+            allowed = "a folder below the sweep's" if key == "sweep.subdir" else "a name without /"
+            require(within and (key == "sweep.subdir" or "/" not in value), f"hydra.{key}", value, allowed)
+        if terminal.controls(str(folder)) or any(len(os.fsencode(name)) > 255 for name in folder.parts):
+            allowed = "give names of at most 255 bytes, without control characters"
+            raise InputError(f"{terminal.line(folder)} is not possible as a folder: {allowed}.")
+        if not seen:
+            _check_start(start_folder(folder, str(run.hydra.sweep.subdir)), run)
         overrides = " ".join(run.hydra.overrides.task)
         if folder in seen:
             raise InputError(f"Two runs of the sweep have one folder, {folder}: {seen[folder]} and {overrides}.")
         seen[folder] = overrides
         if run.resume:
             _check_same(folder, run)
-        elif (folder / record.NAME).exists():
+        elif os.path.lexists(folder / record.NAME):
             raise InputError(f"{folder} holds a run already: give another folder, or take this one away.")
         if run.hydra.job.chdir:
             raise InputError(
@@ -180,28 +238,38 @@ def _check_folders(runs: Sequence[tuple[Path, DictConfig]]) -> None:
             )
 
 
+def _check_start(start: Path, run: DictConfig) -> None:
+    """Raise InputError unless a launch can have that folder: everything below it is read for the report."""
+    if run.resume:
+        earlier = Path(run.resume)
+        if not os.path.isdir(earlier):
+            raise InputError(f"resume={terminal.line(run.resume)} is no folder: give that of an earlier launch.")
+        if any(earlier.iterdir()) and not (earlier / record.SWEEP).exists():
+            raise InputError(f"resume={terminal.line(run.resume)} holds no launch: there is no {record.SWEEP} in it.")
+    elif Path.cwd().is_relative_to(start.resolve()):
+        mode = "sweep" if run.hydra.mode == RunMode.MULTIRUN else "run"
+        raise InputError(f"hydra.{mode}.dir={start} is not possible: give a folder that holds nothing else.")
+
+
 def command_of(start: Path) -> list[str]:
     """The arguments that go on with a launch, in the directory that it was started from. Raises InputError."""
-    try:
-        plan = record.plan(start)
-        command, directory = [str(word) for word in plan["command"]], Path(plan["directory"])
-    except (KeyError, TypeError):
-        raise InputError(f"{start} is no launch: there is no whole {record.SWEEP} in it.") from None
-    if not directory.is_dir():
-        raise InputError(f"{start} was started in {directory}, which is not there any more.")
+    plan = record.plan(start)
+    command, where = plan.get("command"), plan.get("directory")
+    words = isinstance(command, list) and all(isinstance(word, str) for word in command)
+    if not (isinstance(where, str) and isinstance(command, list) and words):
+        raise InputError(f"{terminal.line(start)} is no launch: there is no whole {record.SWEEP} in it.")
+    directory = Path(where)
+    if not os.path.isdir(directory):  # unlike pathlib, without an error for a name that is too long
+        raise InputError(f"{terminal.line(start)} was started in {terminal.line(where)}, which is not there any more.")
     resume = f"resume={os.path.relpath(start.resolve(), directory)}"
     return [str(directory), *(word for word in command if not word.startswith("resume=")), resume]
 
 
 def _check_same(folder: Path, run: DictConfig) -> None:
     """Raise InputError unless a run that stands in the folder is this one."""
-    if not Path(run.resume).is_dir():
-        raise InputError(f"resume={run.resume} is no folder: give that of an earlier launch.")
-    try:
-        there = json.loads((folder / record.NAME).read_text())["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # it has not come that far
-    require_same(identity(asdict(from_hydra(run))), identity(there), folder)
+    there = record.load(folder / record.NAME).get("settings")
+    if isinstance(there, dict):  # else it has not come that far
+        require_same(identity(asdict(from_hydra(run))), identity(there), folder)
 
 
 def start_folder(folder: Path, subdir: str) -> Path:

@@ -3,6 +3,7 @@
 Knows transformers' models and their parameter names. Leaves vocabularies to tokens.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 
 from bertmon.config import Init, InputError, ModelConfig
 from bertmon.hub import only_local
+from bertmon.terminal import line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -55,7 +57,13 @@ def check(config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, p
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(planned)
     except Exception as error:  # whatever the family's own code makes of the keys
-        raise InputError(f"model: {config.name or planned.model_type} cannot be built so: {error}") from None
+        raise InputError(f"model: {config.name or planned.model_type} cannot be built so: {_reason(error)}") from None
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if weights > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        raise InputError(
+            f"model: {config.name or planned.model_type} cannot be built so: its weights take {weights / 1e9:,.0f} GB, "
+            f"and this machine has {memory / 1e9:,.0f} GB of memory."
+        )
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             positions = module.num_embeddings - module.padding_idx - 1  # RoBERTa counts from behind the padding
@@ -63,7 +71,7 @@ def check(config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, p
                 raise InputError(
                     f"data.max_length={max_length} is not possible: the model knows {positions} positions."
                 )
-    if config.init is Init.pretrained and Path(str(config.name)).is_dir():
+    if config.init is Init.pretrained and os.path.isdir(str(config.name)):
         _check_weights(Path(str(config.name)))
 
 
@@ -90,7 +98,7 @@ def architecture(
             planned = AutoConfig.from_pretrained(
                 config.name, trust_remote_code=False, local_files_only=local, **wanted, **labels
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever transformers makes of what somebody else has written
             raise InputError(_unloadable(config.name, error)) from None
     if type(planned) not in AutoModelForSequenceClassification._model_mapping:
         raise InputError(f"{config.name or config.model_type} is no sequence classifier that transformers knows.")
@@ -143,7 +151,7 @@ def _load(name: str, planned: "PretrainedConfig") -> nn.Module:
             ignore_mismatched_sizes=True,  # of a classifier for another number of classes; others raise below
             output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:
         raise InputError(_unloadable(name, error)) from None
     finally:
         logging.set_verbosity(verbosity)
@@ -183,10 +191,14 @@ def _kind(module: nn.Module) -> str:
     return "norm" if "norm" in type(module).__name__.lower() else "other"
 
 
+def _reason(error: Exception) -> str:
+    """Its first line: libraries add advice of their own, or where in their source it was."""
+    return line(str(error).strip().split("\n")[0] or type(error).__name__)
+
+
 def _unloadable(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
-        f"model.name={name}: no model can be loaded ({reason}).\n"
+        f"model.name={line(name)}: no model can be loaded ({_reason(error)}).\n"
         "Give the name of a model on the hub (needs a network the first time), or a local folder with config.json and, "
         "for init=pretrained, model.safetensors."
     )

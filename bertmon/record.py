@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from bertmon.cache import write_atomic
 from bertmon.config import InputError, storing
+from bertmon.terminal import controls
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,9 @@ BROKEN = ("failed", "interrupted")
 _LIBRARIES = ("bertmon", "hydra-core", "numpy", "tokenizers", "torch", "transformers")
 
 
+_LARGEST = 100_000_000  # bytes; a result of a million evaluations has less
+
+
 class TerminatedError(SystemExit):
     """SIGTERM has come: the run is interrupted. Any other SystemExit is a failure of the run."""
 
@@ -48,23 +52,40 @@ class LogFile(logging.FileHandler):
             print(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
 
 
+def load(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is none, no whole one (yet), or something else."""
+    try:
+        if not path.is_file() or path.stat().st_size > _LARGEST:  # a pipe would never end
+            return {}
+        found = json.loads(path.read_text("utf-8"))
+        json.dumps(found, ensure_ascii=False).encode()  # a lone surrogate is no text
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def plan(start: Path) -> dict[str, Any]:
     """What a launch has left in its folder; empty where there is nothing, or nothing whole."""
-    try:
-        found = json.loads((start / SWEEP).read_text())
-    except (OSError, ValueError):
-        return {}
-    whole = isinstance(found, dict) and isinstance(found.get("runs"), list)
-    return found if whole and all(isinstance(name, str) for name in found["runs"]) else {}
+    found = load(start / SWEEP)
+    names = found.get("runs")
+    return found if isinstance(names, list) and all(map(_is_below, names)) else {}
+
+
+def _is_below(name: object) -> bool:
+    """Whether it names a folder below another one."""
+    if not isinstance(name, str) or controls(name) or Path(name).is_absolute():
+        return False
+    return all(part != ".." and len(part.encode()) <= 255 for part in Path(name).parts)
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
     """The result of a run that has come to its end; None where there is none, or it was broken off."""
+    result = load(folder / NAME)
     try:
-        result = json.loads((folder / NAME).read_text())
-    except (OSError, ValueError):
+        float(result["metrics"]["final"]["accuracy"])
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    return result if isinstance(result, dict) and result.get("status") in FINISHED else None
+    return result if result.get("status") in FINISHED else None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+import os
 import random
 import shlex
 import signal
@@ -19,7 +20,21 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from bertmon import batches, checkpoint, compare, config, data, launch, model, optimizer, record, step, tokens, train
+from bertmon import (
+    batches,
+    checkpoint,
+    compare,
+    config,
+    data,
+    launch,
+    model,
+    optimizer,
+    record,
+    step,
+    terminal,
+    tokens,
+    train,
+)
 from bertmon.cache import write_atomic
 from bertmon.checkpoint import Checkpoint
 from bertmon.compare import page, words
@@ -241,6 +256,7 @@ def _setting(settings: RunConfig, key: str, given: str) -> object:
 
 @hydra.main(version_base="1.3", config_path="pkg://bertmon.conf", config_name="config")
 def _task(composed: DictConfig) -> float:
+    terminal.guard_logs()
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     settings = config.from_hydra(composed)
@@ -258,7 +274,7 @@ def _task(composed: DictConfig) -> float:
     except (KeyboardInterrupt, record.TerminatedError):
         raise
     except (Exception, SystemExit) as error:  # its traceback is on the console and in run.log already
-        raise CompactHydraException(f"{folder} failed: {error}") from None
+        raise CompactHydraException(f"{folder} failed: {terminal.line(error)}") from None
     finally:
         if not isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit):  # the launch writes the last one
             page.refresh(start)
@@ -282,10 +298,21 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     # Hydra's parser takes no override behind a flag that has others before it: flags first, the order kept.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: not a.startswith("-") and ("=" in a or a[:1] in ("~", "+")))
+    shown = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print, tracebacks and control characters alike
     try:
+        launch.check_arguments(sys.argv[1:])
         _task()
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        if shown:
+            raise
+        print(launch.message(error), file=sys.stderr)
+        sys.exit(1)
+    finally:
+        if shown is None:
+            del os.environ["HYDRA_FULL_ERROR"]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from bertmon.cache import cached, digest
 from bertmon.config import InputError, ModelConfig
 from bertmon.hub import only_local
+from bertmon.terminal import line
 
 _VOCAB_SIZE = 8000
 _AT_ONCE = 1000  # texts handed to the tokenizer together: its objects take far more memory than the ids
@@ -88,11 +89,11 @@ def _named(key: str, name: str) -> Vocabulary:
     local = only_local(key, name)
     try:
         loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # whatever the library makes of what somebody else has written
+        reason = line(str(error).strip().split("\n")[0] or type(error).__name__)
         instead = ", or model.tokenizer=null to train one on the training texts" if key == "model.tokenizer" else ""
         raise InputError(
-            f"{key}={name}: no tokenizer can be loaded ({reason}).\n"
+            f"{key}={line(name)}: no tokenizer can be loaded ({reason}).\n"
             f"Give the name of a model on the hub (needs a network the first time), "
             f"a local folder with tokenizer.json or vocab.txt{instead}."
         ) from None

@@ -594,7 +594,7 @@ def test_mistakes_at_the_command(tmp_path):
     assert fails("nowhere") == ("nowhere is no folder: give that of a sweep, such as multirun/2026-11-23_07-17-49.\n")
     (tmp_path / "file").touch()
     comparison(tmp_path / "sweep", seeds=1)
-    assert fails("sweep", "--out", "file/deep") == "file/deep cannot be written: Not a directory.\n"
+    assert fails("sweep", "--out", "file/deep") == "file/deep cannot be read or written: Not a directory.\n"
 
 
 def test_a_report_is_not_made_again_at_once(tmp_path, caplog):

@@ -9,6 +9,7 @@ CASES = [  # overrides of the run, keys that are swept, the name
     (["seed=3"], ["seed"], "quickstart"),
     ([], None, "quickstart"),
     (["experiment=article"], None, "quickstart"),
+    (["train.epochs=2", "resume=multirun/x"], None, "epochs=2"),
     (["experiment=article"], ["experiment"], "experiment=article"),
     (["model=bert_base", "model.name=x"], None, "model=bert_base,name=x"),
     (["data.name=a", "model.name=b"], None, "data.name=a,model.name=b"),

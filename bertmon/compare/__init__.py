@@ -18,7 +18,8 @@ from typing import Any
 from bertmon.config import InputError
 from bertmon.monitor import HISTORY, History
 from bertmon.monitor.diagnosis import Verdict
-from bertmon.record import FINISHED, NAME, SWEEP, at_work, plan
+from bertmon.record import FINISHED, NAME, SWEEP, at_work, load, plan
+from bertmon.terminal import line
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +103,16 @@ class Run:
             return None
         try:
             return History.load(path)
-        except Exception as error:  # whatever numpy makes of what is no history
-            log.warning(f"{path} cannot be read ({type(error).__name__}: {error}): its run has no curves")
+        except (OSError, ValueError) as error:
+            if not self._told:
+                log.warning(f"{line(path)} cannot be read ({line(error)}): its run has no curves")
+                self._told.append(path)
             return None
+
+    @cached_property
+    def _told(self) -> list[Path]:
+        """Files that have been said to be damaged."""
+        return []
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,10 +176,12 @@ def read(folders: Sequence[Path]) -> Sweep:
     runs: dict[Path, Run] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise InputError(f"{folder} is no folder: give that of a sweep, such as multirun/2026-11-23_07-17-49.")
+            raise InputError(
+                f"{line(folder)} is no folder: give that of a sweep, such as multirun/2026-11-23_07-17-49."
+            )
         found = list(_runs(folder, prefix=f"{folder.name}/" if len(folders) > 1 else ""))
         if not found and not (folder / SWEEP).exists():
-            raise InputError(f"{folder} holds no run: there is no {NAME} in it, nor below it.")
+            raise InputError(f"{line(folder)} holds no run: there is no {NAME} in it, nor below it.")
         for run in found:
             runs.setdefault(run.folder.resolve(), run)
     beside: dict[Path, set[str]] = {}  # cells of the runs that say theirs, by folder
@@ -200,20 +210,10 @@ def _runs(folder: Path, prefix: str) -> Iterable[Run]:
     names = plan(folder).get("runs", [])
     started = {str(path.parent.relative_to(folder)): path for path in folder.rglob(NAME)}
     for name in dict.fromkeys([*names, *sorted(started)]):
-        result = _checked(_json(started[name])) if name in started else {"status": "waiting"}
+        result = _checked(load(started[name])) if name in started else {"status": "waiting"}
         if result.get("status") == "running" and not at_work(started[name].parent):
             result |= {"status": "interrupted", "error": "killed: its process has ended without a word"}
-        yield Run(folder / name, prefix + (name if name != "." else folder.resolve().name), result)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in the file; an empty one where there is none, or no whole one (yet)."""
-    try:
-        found = json.loads(path.read_text())
-        json.dumps(found, ensure_ascii=False).encode()  # a lone surrogate is no text
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        yield Run(folder / name, line(prefix + (name if name != "." else folder.resolve().name), 500), result)
 
 
 _SHAPES: dict[str, type | tuple[type, ...]] = {
@@ -238,12 +238,12 @@ _SHAPES: dict[str, type | tuple[type, ...]] = {
 def _checked(result: dict[str, Any]) -> dict[str, Any]:
     """The result, if it is one that a run leaves; else an empty one, whose run is "unreadable"."""
 
-    def number(value: Any, least: float = -math.inf) -> bool:
-        return isinstance(value, int | float) and math.isfinite(value) and value >= least
+    def number(value: Any, least: float = 0) -> bool:
+        return isinstance(value, int | float) and least <= value < 1e300  # more is none that a sum can take
 
     def metrics(value: Any) -> bool:
         keys = ("loss", "accuracy")
-        return isinstance(value, dict) and all(value.get(key) is None or number(value[key]) for key in keys)
+        return isinstance(value, dict) and all(value.get(key) is None or number(value[key], -1e300) for key in keys)
 
     told = {key: value for key, value in result.items() if value is not None}
     whole = all(isinstance(told[key], shape) for key, shape in _SHAPES.items() if key in told)
@@ -252,12 +252,15 @@ def _checked(result: dict[str, Any]) -> dict[str, Any]:
         whole = (
             {"steps", "steps_planned", "seconds", "metrics"} <= told.keys()
             and ("verdict" in told) == ("verdict_step" in told)
-            and number(told["seconds"], 0)
-            and told["steps_planned"] >= max(told["steps"], 1)
-            and number(data.get("majority"), 0)
+            and number(told["seconds"])
+            and number(told["steps"])
+            and number(told["steps_planned"], max(told["steps"], 1))
+            and number(data.get("majority"))
+            and data["majority"] <= 1
             and number(data.get("test_texts"), 1)
             and metrics(told["metrics"].get("final"))
-            and all(metrics(each) and number(each.get("step"), 0) for each in evaluations)
+            and metrics(told["metrics"].get("best") or {})
+            and all(metrics(each) and number(each.get("step")) for each in evaluations)
         )
     return told if whole and "status" in told else {}
 
@@ -272,7 +275,7 @@ def _cells(groups: Sequence[Sequence[Run]]) -> Iterable[Cell]:
     alike = {name for name, count in Counter(names).items() if count > 1 or not name}
     for runs, each, name, folder in zip(groups, differs, names, folders, strict=True):
         seeds = sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.name))
-        yield Cell(folder if name in alike else name, each, tuple(seeds))
+        yield Cell(line(folder if name in alike else name, 500), each, tuple(seeds))
 
 
 def short_keys(keys: Iterable[str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bertmon.compare import events, page, words
 from bertmon.config import InputError
+from bertmon.terminal import line
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,9 +23,9 @@ def main(arguments: list[str] | None = None) -> None:
     except InputError as error:
         sys.exit(str(error))
     except OSError as error:
-        sys.exit(f"{error.filename or target} cannot be written: {error.strerror}.")
+        sys.exit(f"{line(error.filename2 or error.filename or target)} cannot be read or written: {error.strerror}.")
     print(words.told(sweep))
-    print(f"Report: {target / page.HTML}")
+    print(f"Report: {line(target / page.HTML)}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import matplotlib
 import numpy as np
@@ -26,6 +28,7 @@ from PIL import Image
 from bertmon.compare import Cell, Run, Sweep
 from bertmon.compare.shown import Curves
 from bertmon.monitor import Layers, Snapshot
+from bertmon.terminal import line
 
 Floats = npt.NDArray[np.float64]
 
@@ -137,7 +140,7 @@ def side_by_side(shots: Sequence[tuple[str, str, Snapshot]], statistic: str, tit
         axes.set_xlabel(title, color=_INK)
         axes.xaxis.set_minor_locator(NullLocator())
         if column == 0 or not alike:
-            axes.set_yticks(rows, shot.layers.labels, fontsize=7)
+            axes.set_yticks(rows, [_literal(line(label, 80)) for label in shot.layers.labels], fontsize=7)
             axes.tick_params(axis="y", length=0)
         else:
             axes.set_yticks([])
@@ -197,6 +200,15 @@ def heat_map(curves: Sequence[Curves], statistic: str, title: str) -> Figure:
     return figure
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without warnings of characters that a font lacks, and of numbers at the end of floats."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph|Data has no positive values", category=UserWarning)
+        warnings.filterwarnings("ignore", category=RuntimeWarning)
+        yield
+
+
 def svg(figure: Figure) -> str:
     """As text for a page: as wide as there is room, with the page's own ink, grid (`--grid`) and font."""
     file = io.StringIO()
@@ -222,12 +234,17 @@ def png(figure: Figure) -> bytes:
 
 
 def _dress(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=9.5, color=_INK, loc="left")
+    axes.set_title(_literal(title), fontsize=9.5, color=_INK, loc="left")
     axes.tick_params(colors=_INK, labelsize=8, length=2)
     axes.xaxis.label.set_fontsize(9)
     axes.grid(True, color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
+
+
+def _literal(text: str) -> str:
+    """Dollars as they are: matplotlib reads a formula between two."""
+    return text.replace("$", r"\$")
 
 
 def _wrapped(name: str, width: int) -> str:

@@ -21,7 +21,8 @@ def write(sweep: Sweep, target: Path) -> None:
     folder = target / FOLDER
     older = list(folder.glob("events.out.tfevents.*"))
     if len(beside) > 1:
-        _write(folder, beside, colours)
+        with charts.quietly():
+            _write(folder, beside, colours)
     for file in older:
         file.unlink()
 

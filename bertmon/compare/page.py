@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bertmon.cache import write_atomic
 from bertmon.compare import Sweep, charts, read, shown, words
+from bertmon.terminal import line
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,9 @@ _HEAT_MAPS = (
 def write(folders: Sequence[Path], target: Path) -> Sweep:
     """Read the sweeps in `folders`, put their report into `target`, and return what was read. Raises InputError."""
     sweep = read(folders)
-    write_atomic(target / HTML, html(sweep).encode(errors="replace"))
+    with charts.quietly():
+        whole = html(sweep)
+    write_atomic(target / HTML, whole.encode(errors="replace"))
     write_atomic(target / MARKDOWN, markdown(sweep).encode(errors="replace"))
     return sweep
 
@@ -58,7 +61,8 @@ def html(sweep: Sweep) -> str:
     environment = Environment(loader=PackageLoader("bertmon.compare", ""), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("report.html.jinja").render(
         sweep=sweep,
-        title=", ".join(folder.resolve().name for folder in sweep.folders),
+        title=_title(sweep),
+        swept=[line(key) for key in sweep.swept],
         written=time.strftime("%Y-%m-%d %H:%M:%S"),
         sentences=words.sentences(sweep),
         cells=words.cells(sweep),
@@ -76,8 +80,12 @@ def html(sweep: Sweep) -> str:
     )
 
 
+def _title(sweep: Sweep) -> str:
+    return line(", ".join(folder.resolve().name for folder in sweep.folders))
+
+
 def markdown(sweep: Sweep) -> str:
-    parts = [f"# {', '.join(folder.resolve().name for folder in sweep.folders)}", *words.sentences(sweep)]
+    parts = [f"# {_title(sweep)}", *words.sentences(sweep)]
     parts += [words.cells(sweep).markdown(), words.CAPTION]
     errors = words.errors(sweep)
     if errors.rows:

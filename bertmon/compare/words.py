@@ -3,11 +3,12 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bertmon.compare import Cell, Run, Sweep, short_keys, wilson
 from bertmon.record import BROKEN, FINISHED, NAME
+from bertmon.terminal import line
 
 CAPTION = (
     "Mean ± standard deviation over the runs of a cell. Failed: accuracy within what guessing the most frequent class "
@@ -21,10 +22,14 @@ _LINES = 40  # of the table on a terminal
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Text in rows and columns."""
+    """Text in rows and columns, each cell fit for one line."""
 
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, heads: Iterable[str], rows: Iterable[Iterable[str]]) -> "Table":
+        return cls(tuple(map(line, heads)), tuple(tuple(map(line, row)) for row in rows))
 
     def markdown(self) -> str:
         lines = [self.heads, tuple("---" for _ in self.heads), *self.rows]
@@ -33,9 +38,9 @@ class Table:
     def plain(self) -> str:
         """In columns of one width, for a terminal."""
         lines = [self.heads, *self.rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(self.heads))]
+        widths = [max(len(row[column]) for row in lines) for column in range(len(self.heads))]
         return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in lines
         )
 
 
@@ -48,19 +53,19 @@ def cells(sweep: Sweep) -> Table:
     """A row a cell: what was swept, and what came of it."""
     heads = ["run"] if _named(sweep) else [*short_keys(sweep.swept).values()]
     heads += ["runs", "test accuracy", "best", "test loss", "failed", "verdict", "known at step", "time", "saved"]
-    return Table(tuple(heads), tuple(_row(sweep, cell) for cell in sweep.cells))
+    return Table.of(heads, (_row(sweep, cell) for cell in sweep.cells))
 
 
 def runs(sweep: Sweep) -> Table:
     """A row a run."""
     heads = ("run", "status", "test accuracy", "test loss", "verdict", "since step", "steps", "time")
-    return Table(heads, tuple(_run(run) for run in sweep.runs))
+    return Table.of(heads, map(_run, sweep.runs))
 
 
 def errors(sweep: Sweep) -> Table:
     """A row for each run that did not come to its end by itself."""
     rows = [(run.name, run.status, _reason(run)) for run in sweep.runs if run.status in (*BROKEN, "unreadable")]
-    return Table(("run", "status", "why"), tuple(rows))
+    return Table.of(("run", "status", "why"), rows)
 
 
 def sentences(sweep: Sweep) -> list[str]:
@@ -96,7 +101,7 @@ def sentences(sweep: Sweep) -> list[str]:
     if counts:
         states = ", ".join(f"{n} {_STATES.get(status, status)}" for status, n in counts.items())
         found.append(f"Not in the numbers: {states}.")
-    return found
+    return [line(sentence, 2000) for sentence in found]
 
 
 def told(sweep: Sweep) -> str:

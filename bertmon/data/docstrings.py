@@ -11,6 +11,7 @@ from pathlib import Path
 from bertmon.cache import digest
 from bertmon.config import DocstringsConfig, InputError
 from bertmon.data.corpus import Corpus, Split, stored
+from bertmon.terminal import line
 
 _SHORTEST = 20  # words; below that a docstring is a stub ("Return self.") that no reader could place
 _NICKNAMES = {
@@ -57,7 +58,7 @@ def _package_folder(package: str) -> Path:
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     locations = list(spec.submodule_search_locations or ()) if spec else []
     if not locations:
-        raise InputError(f"data.packages: {package} is not an installed package.")
+        raise InputError(f"data.packages: {line(package)} is not an installed package.")
     return Path(locations[0])
 
 

@@ -2,13 +2,18 @@
 
 import csv
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from bertmon import terminal
 from bertmon.config import FilesConfig, InputError
 from bertmon.data.corpus import Corpus, Split
+
+_LONGEST_LINE = 10_000_000  # bytes, and characters of a field: a model reads the first few thousand
+_LONGEST_LABEL = 1000  # characters; beyond that it is a text
 
 
 def read(config: FilesConfig) -> Corpus:
@@ -17,11 +22,14 @@ def read(config: FilesConfig) -> Corpus:
     test_texts, test_labels = _read_file("data.test", config.test, config)
     names = sorted(set(train_labels), key=lambda name: (int(name), name) if _is_number(name) else (sys.maxsize, name))
     if len(names) < 2:
-        raise InputError(f"data.train: {config.train} has the one label {names[0]}: at least two are needed.")
+        raise InputError(
+            f"data.train: {terminal.line(config.train)} has the one label {_shortened(names)}: at least two are needed."
+        )
     unknown = sorted(set(test_labels) - set(names))
     if unknown:
         raise InputError(
-            f"data.test: {config.test} has the label {unknown[0]}, which {config.train} lacks. "
+            f"data.test: {terminal.line(config.test)} has the label {_shortened(unknown[:1])}, "
+            f"which {terminal.line(config.train)} lacks. "
             f"Known are {_shortened(names)}."
         )
     index = {name: label for label, name in enumerate(names)}
@@ -34,12 +42,13 @@ def read(config: FilesConfig) -> Corpus:
 
 def _read_file(key: str, name: str, config: FilesConfig) -> tuple[list[str], list[str]]:
     """Texts [N] and label names [N] of one file. Every error names the key, the file and the line."""
-    path = Path(name).expanduser()
+    path, shown = Path(os.path.expanduser(name)), terminal.line(name)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise InputError(f"{key}={name} is not possible: give a file that ends in {', '.join(_READERS)}.")
-    if not path.is_file():
-        raise InputError(f"{key}={name}: there is no such file in {Path.cwd()}.")
+        raise InputError(f"{key}={shown} is not possible: give a file that ends in {', '.join(_READERS)}.")
+    if not os.path.isfile(path):
+        why = "that is no file" if os.path.exists(path) else f"there is no such file in {Path.cwd()}"
+        raise InputError(f"{key}={shown}: {why}.")
     texts, labels = [], []
     try:
         for line, row in reader(path):
@@ -49,11 +58,11 @@ def _read_file(key: str, name: str, config: FilesConfig) -> tuple[list[str], lis
             texts.append(_text(line, config.text_column, row[config.text_column]))
             labels.append(_label(line, config.label_column, row[config.label_column]))
     except _BadRowError as bad:
-        raise InputError(f"{key}: {name}, line {bad.line} {bad.reason}.") from None
+        raise InputError(f"{key}: {shown}, line {bad.line} {bad.reason}.") from None
     except OSError as error:
-        raise InputError(f"{key}: {name} cannot be read: {error.strerror}.") from None
+        raise InputError(f"{key}: {shown} cannot be read: {error.strerror}.") from None
     if not texts:
-        raise InputError(f"{key}: {name} holds no texts.")
+        raise InputError(f"{key}: {shown} holds no texts.")
     return texts, labels
 
 
@@ -73,13 +82,21 @@ def _text(line: int, column: str, value: object) -> str:
 def _label(line: int, column: str, value: object) -> str:
     if not isinstance(value, str | int) or not str(value).strip() or not _is_unicode(str(value)):
         raise _BadRowError(line, f"has {_quoted(value)} as {column!r}: a string, whole number or boolean is needed")
-    return str(value)
+    label = str(value)
+    if len(label) > _LONGEST_LABEL or terminal.controls(label):
+        allowed = f"at most {_LONGEST_LABEL} characters, none of them a control character, are needed"
+        raise _BadRowError(line, f"has {_quoted(value)} as {column!r}: {allowed}")
+    return label
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines with their numbers from 1, ends kept; a byte order mark is skipped."""
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
+        for number, raw in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), start=1):
+            if len(raw) > _LONGEST_LINE:
+                raise _BadRowError(number, f"has more than {_LONGEST_LINE} bytes")
+            if b"\0" in raw:
+                raise _BadRowError(number, "has a NUL byte: text in UTF-8 is needed")
             try:
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -87,7 +104,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _rows_of_table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, object]]]:
-    csv.field_size_limit(sys.maxsize)  # the module's default cuts documents off at 128 KiB
+    csv.field_size_limit(_LONGEST_LINE)  # the module's default cuts documents off at 128 KiB
     rows = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
     try:
         header = next(rows, None)
@@ -96,7 +113,7 @@ def _rows_of_table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, 
         if not header:
             raise _BadRowError(1, "is empty: a header with column names is needed")
         if len(set(header)) < len(header):
-            raise _BadRowError(1, f"names a column twice: {_shortened(header)}")
+            raise _BadRowError(1, f"names a column twice: {_shortened(list(map(repr, header)))}")
         first_line = rows.line_num + 1  # of a row, which may span several lines
         for row in rows:
             if row:
@@ -105,7 +122,7 @@ def _rows_of_table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, 
                 yield first_line, dict(zip(header, row, strict=True))
             first_line = rows.line_num + 1
     except csv.Error as error:
-        raise _BadRowError(rows.line_num, f"is not well-formed: {error}") from None
+        raise _BadRowError(rows.line_num, f"is not well-formed: {terminal.line(error)}") from None
 
 
 def _rows_of_jsonl(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
@@ -113,12 +130,19 @@ def _rows_of_jsonl(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_without_twins)
         except (ValueError, RecursionError) as error:  # ValueError: no JSON, or an integer of thousands of digits
             raise _BadRowError(number, f"is not JSON ({error})") from None
         if not isinstance(row, dict):
             raise _BadRowError(number, f"holds {_quoted(row)}: an object is needed")
         yield number, row
+
+
+def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, object]]]]] = {
@@ -147,4 +171,6 @@ def _quoted(value: object) -> str:
 
 
 def _shortened(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return ", ".join(terminal.line(name, 60) for name in names[:10]) + (
+        f" and {len(names) - 10} more" if len(names) > 10 else ""
+    )

@@ -1,12 +1,14 @@
 """20 newsgroups, as scikit-learn fetches and keeps it."""
 
 import importlib.metadata
+import os
 import warnings
 from pathlib import Path
 
 from bertmon.cache import digest
 from bertmon.config import InputError, NewsgroupsConfig
 from bertmon.data.corpus import Corpus, Split, stored
+from bertmon.terminal import line
 
 NEWSGROUPS = (
     "alt.atheism",
@@ -36,9 +38,11 @@ def read(config: NewsgroupsConfig, cache: Path) -> Corpus:
     """The categories' train and test parts. Raises InputError for an unknown one, or where they cannot be had."""
     for category in config.categories:
         if category not in NEWSGROUPS:
-            raise InputError(f"data.categories: there is no newsgroup {category}. There are {', '.join(NEWSGROUPS)}.")
-    if config.home is not None and not Path(config.home).expanduser().is_dir():
-        raise InputError(f"data.home={config.home} is not possible: give a folder that is there, or null.")
+            raise InputError(
+                f"data.categories: there is no newsgroup {line(category)}. There are {', '.join(NEWSGROUPS)}."
+            )
+    if config.home is not None and not os.path.isdir(os.path.expanduser(config.home)):
+        raise InputError(f"data.home={line(config.home)} is not possible: give a folder that is there, or null.")
     key = digest("1", importlib.metadata.version("scikit-learn"), *config.categories, "remove", *config.remove)
     return stored(cache, f"newsgroups-{key[:32]}.json", lambda: _fetch(config))
 

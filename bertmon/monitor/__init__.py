@@ -6,6 +6,7 @@ Shapes: L layers, S statistics, N steps of the whole run, n steps done, K watche
 import io
 import json
 import re
+import zipfile
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+
+_LARGEST = 2**31  # bytes of a history, unpacked: 400,000 watched steps of BERT-base
 
 HISTORY = "history.npz"
 """The file in a run's folder that holds everything that was measured; History.load reads it."""
@@ -166,12 +169,43 @@ class History:
 
     @classmethod
     def load(cls, path: Path) -> "History":
-        """What `to_bytes` made, from a file."""
+        """What `to_bytes` made, from a file. Raises OSError and ValueError."""
+        if not path.is_file():  # a pipe would never end
+            raise OSError("it is no file")
         return cls.from_bytes(path.read_bytes())
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "History":
-        """What `to_bytes` made."""
+        """What `to_bytes` made. Raises ValueError for anything else."""
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as packed:
+                if sum(part.file_size for part in packed.infolist()) > _LARGEST:
+                    raise ValueError(f"more than {_LARGEST} bytes")
+            history = cls._from_bytes(content)
+            history._check()
+        except Exception as error:  # whatever numpy and its zip make of what is no history
+            raise ValueError(f"no whole history ({type(error).__name__}: {error})") from None
+        return history
+
+    def _check(self) -> None:
+        """Raise ValueError unless what was read can be a run's."""
+        plan, shots, done = self.plan, self.snapshots, len(self.losses)
+        rows = [plan.lr, plan.effective_lr, np.array(self.losses), np.array(self.grad_norms)]
+        numbers = [plan.chance_loss, plan.warmup_frac, *(shot.logit_spread for shot in shots)]
+        layers = shots[0].layers if shots else Layers((), (), ())
+        whole = (
+            all(row.ndim == 1 and row.dtype.kind == "f" for row in rows)
+            and len(plan.lr) == len(plan.effective_lr) >= done == len(self.grad_norms)
+            and all(isinstance(number, int | float) for number in numbers)
+            and all(isinstance(name, str) for name in (*layers.labels, *layers.kinds))
+            and all(depth is None or isinstance(depth, int) for depth in layers.depths)
+            and all(shot.values.dtype.kind == "f" and 0 <= shot.step < len(plan) for shot in shots)
+        )
+        if not whole:
+            raise ValueError("its parts do not fit together")
+
+    @classmethod
+    def _from_bytes(cls, content: bytes) -> "History":
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))
             layers = Layers(*(tuple(about[key]) for key in ("labels", "kinds", "depths")))

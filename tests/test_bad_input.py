@@ -1,0 +1,517 @@
+"""What nobody should give: one clear error each, no traceback, nothing written, no raw control character.
+
+In one process, since a start takes seconds: the whole command line, up to the moment where a run would begin.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_texts
+from test_compare import LEARNS, comparison
+
+import bertmon.run
+from bertmon.__main__ import main as program
+from bertmon.compare import charts, shown
+from bertmon.compare.__main__ import main as compare
+from bertmon.launch import cell_name
+from bertmon.monitor import HISTORY
+
+Make = Callable[[], object]
+
+FILES = ["data=files", "data.train=train.csv", "data.test=test.csv", "cache=cache"]
+TINY = ["model.num_hidden_layers=2", "model.hidden_size=16", "model.intermediate_size=32", "data.max_length=32"]
+TINY += ["train.batch_size=2"]
+LONG = "x" * 5000
+
+VALUES = [  # an override, what is said of it
+    # numbers: huge, negative, not finite, of another type
+    ("seed=99999999999999999999999", "seed=99999999999999999999999 is not possible: give a whole number from 0 to"),
+    ("seed=1e400", "Value 'inf' of type 'float' could not be converted to Integer"),
+    ("seed=nan", "Value 'nan' of type 'float' could not be converted to Integer"),
+    ("seed=1.5", "full_key: seed"),
+    ("seed=true", "Value 'True' of type 'bool' could not be converted to Integer"),
+    ("seed=[1]", "Value '[1]' of type 'list' could not be converted to Integer"),
+    ("seed={a:1}", "of type 'dict' could not be converted to Integer"),
+    ("seed=null", "field 'seed' is not Optional"),
+    ("seed=", "Value '' of type 'str' could not be converted to Integer"),
+    ("seed=\u0661", "seed=\u0661"),
+    (
+        "train.epochs=1000000000000",
+        "train.epochs=1000000000000 is not possible: give a whole number of at least 1 and at",
+    ),
+    (
+        "train.epochs=10000000",
+        "train.epochs=10000000 is not possible: give so few that there are at most 10000000 steps",
+    ),
+    ("train.batch_size=1000000000000000000000", "train.batch_size=1000000000000000000000 is not possible"),
+    ("train.eval_batch_size=-1", "train.eval_batch_size=-1 is not possible"),
+    ("train.eval_every=99999999999999999999", "train.eval_every=99999999999999999999 is not possible"),
+    ("train.clip=inf", "train.clip=inf is not possible: give a finite number above 0, or null"),
+    ("train.clip=1e-400", "train.clip=0.0 is not possible"),
+    ("train.checkpoint_minutes=inf", "train.checkpoint_minutes=inf is not possible"),
+    ("optimizer.lr=1e400", "optimizer.lr=inf is not possible: give a finite number above 0"),
+    ("optimizer.lr=[1]", "full_key: optimizer.lr"),
+    ("optimizer.beta1=-0.0001", "optimizer.beta1=-0.0001 is not possible"),
+    ("optimizer.bias_correction=maybe", "Value 'maybe' is not a valid bool"),
+    ("schedule.warmup_frac=0x10", "Value '0x10' of type 'str' could not be converted to Float"),
+    ("schedule.warmup_frac=1_0", "schedule.warmup_frac=10.0 is not possible: give a number from 0 to 1"),
+    ("monitor.every=99999999999999999999", "monitor.every=99999999999999999999 is not possible"),
+    ("monitor.rules.slow=null", "field 'monitor.rules.slow' is not Optional"),
+    ("data.max_length=999999999999", "data.max_length=999999999999 is not possible"),
+    ("data.pad_lengths=[1e5]", "full_key: data.pad_lengths[0]"),
+    ("data.pad_lengths=7", "data.pad_lengths"),
+    ("data.pad_lengths=[8,a,32]", "Value 'a' of type 'str' could not be converted to Integer"),
+    ("data.pad_lengths=[[8],32]", "data.pad_lengths=[[8], 32] is not possible: give ascending whole numbers"),
+    # a model that cannot be
+    ("model.hidden_size=100000000", "model.hidden_size=100000000 is not possible"),
+    ("model.num_hidden_layers=100000000", "give a whole number of at least 1 and at most 1000."),
+    ("model.intermediate_size=99999999999999999999", "model.intermediate_size=99999999999999999999 is not possible"),
+    ("model.intermediate_size=9999999999", "model.intermediate_size=9999999999 is not possible"),
+    ("model.vocab_size=1000000000", "give a whole number of at least 100 and at most 1000000."),
+    ("model.max_position_embeddings=99999999999", "model.max_position_embeddings=99999999999 is not possible"),
+    ("model.num_attention_heads=3", "model.hidden_size=16 is not possible: give a multiple of"),
+    ("model.model_type=''", "model.model_type= is not possible: give a name, or null"),
+    ("model.tokenizer=''", "model.tokenizer= is not possible: give a name, or null"),
+    ("model.name=''", "model.name= is not possible: give a name, or null"),
+    ("model.tokenizer=../../etc", "model.tokenizer=../../etc: no tokenizer can be loaded"),
+    ("model.tokenizer=train.csv", "model.tokenizer=train.csv"),
+    ("model.init=maybe", "Invalid value 'maybe', expected one of [random, pretrained]"),
+    # groups and keys
+    ("model=null", "model=null is not possible: give the name of a file in conf/model"),
+    ("data=5", "data=5 is not possible: give the name of a file in conf/data"),
+    ("schedule=true", "schedule=true is not possible"),
+    ("experiment=1.5", "experiment=1.5 is not possible"),
+    ("model=", "Could not find 'model/'"),
+    ("data=../newsgroups", "Could not find 'data/../newsgroups'"),
+    ("data=/etc/passwd", "Could not find 'data//etc/passwd'"),
+    ("model=[]", "bert cannot be built so: The hidden size (16) is not a multiple"),
+    ("model={a:1}", "Key 'a' not in 'ModelConfig'"),
+    ("hydra=null", "Got NoneType"),
+    ("train=null", "field 'train' is not Optional"),
+    ("train=5", "full_key: train"),
+    ("monitor.rules=5", "full_key: monitor.rules"),
+    ("~seed", "Interpolation key 'seed' not found"),
+    ("~optimizer.lr", "does not support deletion"),
+    ("+hack.__class__=1", "hack is not a known key: there are experiment, seed"),
+    ("+data._target_=os.system", "data._target_ is not a known key"),
+    ("hydra.callbacks.bertmon._target_=os.system", "'os.system' is blocklisted"),
+    ("=5", "No run can be made of"),
+    ("seed==5", "Error parsing override 'seed==5'"),
+    ("justaword", "Error parsing override 'justaword'"),
+    ("--nonsense", "unrecognized arguments: --nonsense"),
+    (f"{LONG}=1", "No run can be made of"),
+    (f"schedule.shape={LONG}", "expected one of [linear, cosine, constant]"),
+    (f"data.text_column='{LONG}'", "data.train: train.csv, line 2 has no 'xxxx"),
+    # interpolations
+    ("seed=${seed}", "Recursive interpolation"),
+    ("seed=${oc.env:NO_SUCH_VARIABLE}", "'NO_SUCH_VARIABLE' not found"),
+    ("cache=${nope:1}", "Unsupported interpolation type nope"),
+    # control characters, odd encodings
+    ("seed=1\x1b[31m", "seed=1\\x1b[31m"),
+    ("schedule.shape='\x1b[2J'", "Invalid value '\\x1b[2J', expected one of"),
+    ("schedule.shape='\udce9'", "schedule.shape='\\udce9' is not possible: give UTF-8"),
+    ("data.train='a\x1b]0;title\x07.csv'", "data.train=a\\x1b]0;title\\x07.csv: there is no such file"),
+    ("data.train='a\nb.csv'", "data.train=a\\nb.csv: there is no such file"),
+    ("data.train='a\u202eb.csv'", "data.train=a\\u202eb.csv: there is no such file"),
+    ("data.train='a\udce9.csv'", "data.train='a\\udce9.csv' is not possible: give UTF-8"),
+    ("device='\x07'", "Invalid value '\\x07', expected one of [auto, cuda, cpu, mps]"),
+    # paths
+    ("data.train=" + "a/" * 3000 + ".csv", "is not possible: give a file that ends in .csv, .tsv, .jsonl"),
+    ("data.train=" + "a" * 300 + ".csv", "there is no such file"),
+    ("data.train=/dev/zero", "data.train=/dev/zero is not possible: give a file that ends in"),
+    ("data.train=''", "data.train= is not possible"),
+    ("data.train='~nobody-here/x.csv'", "data.train=~nobody-here/x.csv: there is no such file"),
+    ("cache='~nobody-here'", "cache=~nobody-here is not possible: give a folder: there is no such user"),
+    (f"model.tokenizer={LONG}", "no tokenizer can be loaded"),
+    (f"resume={LONG}", "is not possible as a folder: give names of at most 255 bytes"),
+    ("data.label_column=text", "data.label_column=text is not possible: give another column than data.text_column"),
+    ("resume=''", "resume= is not possible: give the folder of an earlier launch, or null"),
+    ("resume=nowhere", "resume=nowhere is no folder"),
+    ("resume=train.csv", "resume=train.csv is no folder"),
+    ("resume=/", "resume=/ holds no launch: there is no sweep.json in it"),
+    ("resume=.", "resume=. holds no launch"),
+    ("hydra.run.dir=/", "hydra.run.dir=/ is not possible: give a folder that holds nothing else"),
+    ("hydra.run.dir=..", "hydra.run.dir=.. is not possible"),
+    ("hydra.run.dir=''", "hydra.run.dir=. is not possible"),
+    ("hydra.run.dir=null", "full_key: hydra.run.dir"),
+    ("hydra.run.dir=train.csv", "train.csv cannot be made: File exists"),
+    ("hydra.run.dir=train.csv/x", "train.csv/x cannot be made: Not a directory"),
+    (f"hydra.run.dir={LONG}", "is not possible as a folder: give names of at most 255 bytes"),
+    ("hydra.run.dir='a\x1b[31mb'", "a\\x1b[31mb is not possible as a folder"),
+    ("hydra.run.dir='a\nb'", "a\\nb is not possible as a folder"),
+    ("hydra.sweep.subdir=../up", "hydra.sweep.subdir=../up is not possible: give a folder below the sweep's"),
+    ("hydra.job.name=../x", "hydra.job.name=../x is not possible: give a name without /"),
+    ("hydra.output_subdir=../../x", "hydra.output_subdir=../../x is not possible"),
+]
+
+SWEEPS = [  # overrides of a sweep, what is said
+    (["hydra.sweep.dir=/"], "hydra.sweep.dir=/ is not possible: give a folder that holds nothing else"),
+    (["hydra.sweep.dir=train.csv"], "train.csv cannot be made: File exists"),
+    (["hydra.sweep.dir=/proc/x"], "/proc/x cannot be made"),
+    (["hydra.sweep.subdir=../../up"], "hydra.sweep.subdir=../../up is not possible"),
+    (["hydra.sweep.subdir=/abs"], "hydra.sweep.subdir=/abs is not possible"),
+    (["hydra.sweep.subdir='${seed}/..'"], "hydra.sweep.subdir=0/.. is not possible"),
+    (["seed=range(0,100000000000)"], "A sweep of 100000000000 runs is not possible: give values for at most 10000"),
+    (["seed=1,2,"], "mismatched input"),
+    (["seed=choice()"], "empty choice is not legal"),
+    (["seed=glob(*)"], "The sweep has no run: a glob finds nothing"),
+    (["optimizer.lr=interval(0,1)"], "An interval is not possible with Hydra's own sweeper"),
+    (["hydra/launcher=nope"], "Could not find 'hydra/launcher/nope'"),
+    (["optimizer.lr=0.1,nan"], "optimizer.lr=nan is not possible"),
+    (["model=bert_small,null"], "model=bert_small,null is not possible: give the name of a file in conf/model"),
+]
+
+
+def pipe(name: str) -> Make:
+    return lambda: os.mkfifo(name)
+
+
+def loop(name: str) -> Make:
+    return lambda: Path(name).symlink_to(name)
+
+
+def sparse(name: str) -> Make:
+    def make() -> None:
+        with open(name, "wb") as file:
+            file.truncate(1_000_000_000)
+
+    return make
+
+
+def holds(name: str, content: bytes) -> Make:
+    return lambda: Path(name).write_bytes(content)
+
+
+ROW = b"text,label\na boat,sea\n"
+
+TEXTS = [  # name of the training file, who makes it, what is said of it
+    ("folder.csv", lambda: os.mkdir("folder.csv"), "data.train=folder.csv: that is no file"),
+    ("pipe.csv", pipe("pipe.csv"), "data.train=pipe.csv: that is no file"),
+    ("loop.csv", loop("loop.csv"), "data.train=loop.csv: there is no such file"),
+    ("dangling.jsonl", lambda: os.symlink("nowhere", "dangling.jsonl"), "there is no such file"),
+    ("zero.csv", lambda: os.symlink("/dev/zero", "zero.csv"), "data.train=zero.csv: that is no file"),
+    ("memory.csv", lambda: os.symlink("/proc/self/mem", "memory.csv"), "memory.csv cannot be read: Input/output error"),
+    ("gigabyte.csv", sparse("gigabyte.csv"), "gigabyte.csv, line 1 has more than 10000000 bytes"),
+    ("gigabyte.jsonl", sparse("gigabyte.jsonl"), "gigabyte.jsonl, line 1 has more than 10000000 bytes"),
+    ("line.jsonl", holds("line.jsonl", b'{"text": "' + b"x" * 11_000_000), "line 1 has more than 10000000 bytes"),
+    (
+        "quote.csv",
+        holds("quote.csv", ROW + b'"' + b"word\n" * 3_000_000),
+        "is not well-formed: field larger than field limit (10000000)",
+    ),
+    ("utf16.csv", holds("utf16.csv", ROW.decode().encode("utf-16")), "line 1 has a NUL byte"),
+    ("utf16le.csv", holds("utf16le.csv", ROW.decode().encode("utf-16-le")), "line 1 has a NUL byte"),
+    ("utf32.tsv", holds("utf32.tsv", ROW.decode().encode("utf-32-be")), "line 1 has a NUL byte"),
+    ("latin.csv", holds("latin.csv", ROW + "été,sky\n".encode("latin-1")), "line 3 is not UTF-8"),
+    ("nul.csv", holds("nul.csv", ROW + b"a\0b,sky\n"), "line 3 has a NUL byte: text in UTF-8 is needed"),
+    ("boms.csv", holds("boms.csv", b"\xef\xbb\xbf\xef\xbb\xbf" + ROW), "line 2 has no 'text'; it has '\\ufefftext'"),
+    ("utf16long.csv", holds("utf16long.csv", b"\xff\xfe" + "あい\n".encode("utf-16-le")), "line 1 is not UTF-8"),
+    ("mac.csv", holds("mac.csv", ROW.replace(b"\n", b"\r")), "line 1 is not well-formed"),
+    ("twins.jsonl", holds("twins.jsonl", b'{"text": "x", "label": "a", "label": "b"}'), "a key stands there twice"),
+    ("nan.jsonl", holds("nan.jsonl", b'{"text": "x", "label": NaN}'), "line 1 has NaN as 'label'"),
+    ("nested.jsonl", holds("nested.jsonl", b'{"text": {"a": ["x"]}, "label": "a"}'), 'has {"a": ["x"]} as \'text\''),
+    ("escape.csv", holds("escape.csv", ROW + b"x,\x1b[31mred\n"), "\"\\u001b[31mred\" as 'label': at most 1000"),
+    ("lines.csv", holds("lines.csv", ROW + b'x,"a\nb"\n'), "line 3 has \"a\\nb\" as 'label'"),
+    ("bidi.csv", holds("bidi.csv", ROW + "x,a\u202eb\n".encode()), "\"a\\u202eb\" as 'label'"),
+    ("label.csv", holds("label.csv", ROW + b"x," + b"y" * 2000), "none of them a control character"),
+    ("column.csv", holds("column.csv", b"te\x1b[31mxt,label\nx,y\n"), "it has 'te\\x1b[31mxt', 'label'"),
+    ("columns.csv", holds("columns.csv", b"\x1b[31m,\x1b[31m\nx,y\n"), "names a column twice: '\\x1b[31m'"),
+]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A folder of its own, with a task in it, and no run that would train."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_texts(tmp_path / "train.csv", 8, seed=1)
+    write_texts(tmp_path / "test.csv", 4, seed=2)
+
+    def run(*arguments, **more):
+        raise AssertionError("a run has begun")
+
+    monkeypatch.setattr(bertmon.run, "run", run)
+    return tmp_path
+
+
+def told(monkeypatch, *arguments) -> str:
+    """The one error that `bertmon` ends with."""
+    before = {path for path in Path().rglob("*") if path.parts[0] != "cache"}
+    monkeypatch.setattr(sys, "argv", ["bertmon", *arguments])
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as caught:
+        program()
+    code = caught.value.code
+    if isinstance(code, str):
+        err.write(code + "\n")
+    assert code not in (0, None)
+    everything = out.getvalue() + err.getvalue()
+    assert "Traceback" not in everything, everything
+    assert "a run has begun" not in everything, everything
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\udc80-\udcff]", everything), ascii(everything)
+    assert len(everything) < 12_000
+    assert {path for path in Path().rglob("*") if path.parts[0] != "cache"} == before
+    return err.getvalue()
+
+
+@pytest.mark.parametrize(("override", "message"), VALUES, ids=[ascii(each)[1:50] for each, _ in VALUES])
+def test_a_value_that_cannot_be(monkeypatch, override, message):
+    assert message in told(monkeypatch, "experiment=quickstart", *FILES, *TINY, override)
+
+
+@pytest.mark.parametrize(("overrides", "message"), SWEEPS, ids=[each[0][:50] for each, _ in SWEEPS])
+def test_a_sweep_that_cannot_be(monkeypatch, overrides, message):
+    assert message in told(monkeypatch, "experiment=quickstart", *FILES, *TINY, "-m", *overrides)
+
+
+@pytest.mark.parametrize(("name", "make", "message"), TEXTS, ids=[name for name, _, _ in TEXTS])
+def test_texts_that_cannot_be_read(monkeypatch, name, make, message):
+    make()
+    assert message in told(monkeypatch, "experiment=quickstart", *FILES, *TINY, f"data.train={name}")
+
+
+@pytest.mark.parametrize(
+    "overrides", [["model.hidden_size=10000000"], ["model.vocab_size=1000000", "model.hidden_size=10000000"]]
+)
+def test_weights_that_no_memory_holds(monkeypatch, overrides):
+    message = told(monkeypatch, "experiment=quickstart", *FILES, *TINY, *overrides)
+    assert re.search(r"bert cannot be built so: its weights take [\d,]+ GB, and this machine has \d+ GB", message)
+
+
+# --- what others have left in folders ----------------------------------------------------------
+
+
+def result(**changes) -> Make:
+    def make() -> None:
+        path = Path("sweep/warmup_frac=0.7/seed=0/result.json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return make
+
+
+def instead(name: str, make: Callable[[str], Make]) -> Make:
+    """Takes a file of the sweep away, and has something else there."""
+
+    def both() -> None:
+        Path("sweep", name).unlink(missing_ok=True)
+        make(f"sweep/{name}")()
+
+    return both
+
+
+def plan(content: object) -> Make:
+    return lambda: Path("sweep/sweep.json").write_text(json.dumps(content))
+
+
+def measured(**changes) -> Make:
+    """The history of a run with other arrays; None takes one away."""
+
+    def make() -> None:
+        with np.load(io.BytesIO(LEARNS)) as stored:
+            arrays = dict(stored) | changes
+        with Path("sweep", RUN, HISTORY).open("wb") as file:
+            np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
+
+    return make
+
+
+def about(**changes) -> Make:
+    with np.load(io.BytesIO(LEARNS)) as stored:
+        return measured(about=np.array(json.dumps(json.loads(str(stored["about"])) | changes)))
+
+
+RUN = "warmup_frac=0.7/seed=0"
+UNREADABLE = "Not in the numbers: 1 unreadable."
+NO_CURVES = f"sweep/{RUN}/{HISTORY} cannot be read"
+LABELS = ["$\\frac{\x1b[31m", "<script>alert(1)</script>", "a\nb", "x" * 9000, "\x07", "\u6f22"]
+
+FOREIGN = [  # id, what is made of a whole sweep, what `bertmon compare` says: it goes on with the rest
+    ("result is a pipe", instead(f"{RUN}/result.json", pipe), UNREADABLE),
+    ("result is a folder", instead(f"{RUN}/result.json", lambda name: lambda: os.mkdir(name)), UNREADABLE),
+    ("result links to itself", instead(f"{RUN}/result.json", loop), "warmup_frac=0.1: failed to learn"),
+    ("result is memory", instead(f"{RUN}/result.json", lambda n: lambda: os.symlink("/proc/self/mem", n)), UNREADABLE),
+    ("result of a gigabyte", instead(f"{RUN}/result.json", sparse), UNREADABLE),
+    ("result in UTF-16", instead(f"{RUN}/result.json", lambda n: holds(n, "{}".encode("utf-16"))), UNREADABLE),
+    ("result is deep", instead(f"{RUN}/result.json", lambda n: holds(n, b'{"a":' * 100_000)), UNREADABLE),
+    ("seconds are huge", result(seconds=10**400), UNREADABLE),
+    ("steps are huge", result(steps=10**400, steps_planned=10**401), UNREADABLE),
+    ("steps are negative", result(steps=-5), UNREADABLE),
+    ("step of an evaluation is huge", result(evaluations=[{"step": 10**400}]), UNREADABLE),
+    ("best is a word", result(metrics={"final": {}, "best": "x"}), UNREADABLE),
+    ("best accuracy is a word", result(metrics={"final": {}, "best": {"accuracy": "x"}}), UNREADABLE),
+    ("more than all are of one class", result(data={"majority": 5, "test_texts": 3}), UNREADABLE),
+    ("status is an escape", result(status="\x1b[31m"), "Not in the numbers: 1 \\x1b[31m."),
+    ("status is long", result(status=LONG), "1 xxxx"),
+    ("error is an escape", result(status="failed", error="\x1b[2J<script>"), "Not in the numbers: 1 failed."),
+    ("cause is an escape", result(verdict="collapsed", metrics={"final": {}}, cause="\x1b[2J\n# x"), "\\x1b[2J\\n# x"),
+    ("swept is an escape", result(differs={"a\x1b[31m": "\x1b]0;x\x07\n"}), "a\\x1b[31m=\\x1b]0;x\\x07\\n"),
+    ("swept is a formula", result(differs={"text_column": "a$\\frac{b$"}), "text_column=a$\\frac{b$"),
+    ("swept is long", result(differs={"text_column": LONG * 20}), "xxx...xxx"),
+    ("swept is deep", result(differs={"x": {"y": [1]}}), "x={'y': [1]}"),
+    ("seed is huge", result(seed=10**4000), "Best: "),
+    ("plan is a pipe", instead("sweep.json", pipe), "Best: "),
+    ("plan links to itself", instead("sweep.json", loop), "Best: "),
+    ("plan leaves the folder", plan({"runs": ["../../etc", "x"]}), "Best: "),
+    ("plan is absolute", plan({"runs": ["/etc"]}), "Best: "),
+    ("plan has a NUL", plan({"runs": ["a\0b"]}), "Best: "),
+    ("plan has a long name", plan({"runs": [LONG]}), "Best: "),
+    ("plan has an escape", plan({"runs": ["a\x1b[31m/b"]}), "Best: "),
+    ("folder has an escape", lambda: Path("sweep/warmup_frac=0.7").rename("sweep/\x1b[31m"), "Best: "),
+    ("folder is not UTF-8", lambda: os.rename("sweep/warmup_frac=0.7", b"sweep/caf\xe9"), "Best: "),
+    ("history is a pipe", instead(f"{RUN}/{HISTORY}", pipe), f"{NO_CURVES} (it is no file)"),
+    ("history is a folder", instead(f"{RUN}/{HISTORY}", lambda n: lambda: os.mkdir(n)), NO_CURVES),
+    ("history has pickles", measured(lr=np.array([{}], dtype=object)), "Object arrays cannot be loaded"),
+    ("history has words", measured(lr=np.array(["a"] * 100)), "its parts do not fit together"),
+    ("history has no rates", measured(lr=None), NO_CURVES),
+    ("history has no steps", measured(lr=np.ones(0)), NO_CURVES),
+    ("history goes too far", measured(step=np.array([0, 1, 2, 3, 4000])), NO_CURVES),
+    ("history is bent", measured(lr=np.ones((100, 2))), "its parts do not fit together"),
+    ("rates are not finite", measured(lr=np.full(100, np.nan), effective_lr=np.full(100, np.inf)), "Best: "),
+    ("losses are huge", measured(loss=np.full(100, 1e308)), "Best: "),
+    ("spread is huge", measured(logit_spread=np.full(5, 1e300)), "Best: "),
+    ("values are negative", measured(values=np.full((5, 6, 6), -1.0)), "Best: "),
+    ("labels are odd", about(labels=LABELS), "Best: "),
+    ("labels are no list", about(labels=7), NO_CURVES),
+    ("depths are words", about(depths=["x"] * 6), "its parts do not fit together"),
+    ("chance is a word", about(chance_loss="x"), "its parts do not fit together"),
+]
+
+
+def compared(capfd, *arguments) -> tuple[object, str]:
+    """Exit code and all that `bertmon compare` says."""
+    try:
+        compare(list(arguments))
+        code = None
+    except SystemExit as end:
+        code = end.code
+    said = capfd.readouterr()
+    everything = f"{said.out}{said.err}{code or ''}"
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\udc80-\udcff]", everything), ascii(everything)
+    return code, everything
+
+
+@pytest.mark.parametrize(("name", "make", "message"), FOREIGN, ids=[each[0] for each in FOREIGN])
+def test_what_is_no_runs_costs_itself_alone(folder, capfd, caplog, monkeypatch, name, make, message):
+    comparison(folder / "sweep", seeds=1, measured=False)
+    if name.split()[0] not in ("result", "plan", "status", "error"):
+        Path("sweep", RUN, HISTORY).write_bytes(LEARNS)
+    make()
+    # Slow, and drawn like the others.
+    monkeypatch.setattr(charts, "heat_map", lambda *arguments: charts.Figure())
+    monkeypatch.setattr(shown, "steps", lambda beside: [0] if beside else [])
+    code, said = compared(capfd, "sweep")
+    assert code is None, said
+    assert message in said + caplog.text
+    assert len(caplog.records) <= 1
+    page = Path("sweep/report.html").read_text()
+    assert "<script" not in page
+    assert "\x1b" not in page + Path("sweep/report.md").read_text()
+    assert {path.name for path in Path().iterdir()} == {"sweep", "train.csv", "test.csv"}
+
+
+COMMANDS = [  # arguments of `bertmon compare`, what it ends with
+    (["nowhere"], "nowhere is no folder"),
+    (["train.csv"], "train.csv is no folder"),
+    (["."], ". holds no run: there is no result.json in it, nor below it"),
+    (["\x1b[31m"], "\\x1b[31m is no folder"),
+    ([LONG], "cannot be read or written: File name too long"),
+    (["sweep", "--out", "train.csv"], "train.csv cannot be read or written: File exists"),
+    (["sweep", "--out", "train.csv/x"], "train.csv/x cannot be read or written: Not a directory"),
+    (["sweep", "--out", LONG], "cannot be read or written: File name too long"),
+    (["sweep", "--out", "taken"], "taken/report.html cannot be read or written: Is a directory"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), COMMANDS, ids=[" ".join(each)[:30] for each, _ in COMMANDS])
+def test_a_comparison_that_cannot_be(folder, capfd, arguments, message):
+    comparison(folder / "sweep", seeds=1, measured=False)
+    Path("taken/report.html").mkdir(parents=True)
+    if arguments == ["."]:
+        shutil.rmtree("sweep")
+    code, said = compared(capfd, *arguments)
+    assert code == 1 or isinstance(code, str)
+    assert message in said
+
+
+RESUMED = [  # id, what stands in the folder's sweep.json, what `bertmon resume` says
+    ("nothing", None, "is no launch: there is no whole sweep.json in it"),
+    ("no JSON", "{", "is no launch"),
+    ("a list", "[]", "is no launch"),
+    ("no command", {"runs": []}, "is no launch"),
+    ("a word", {"runs": [], "command": "seed=1", "directory": "."}, "is no launch"),
+    ("numbers", {"runs": [], "command": [1], "directory": "."}, "is no launch"),
+    ("a number", {"runs": [], "command": [], "directory": 5}, "is no launch"),
+    ("runs elsewhere", {"runs": ["../x"], "command": [], "directory": "."}, "is no launch"),
+    (
+        "nowhere",
+        {"runs": [], "command": [], "directory": "/no\x1b[31m/where"},
+        "/no\\x1b[31m/where, which is not there",
+    ),
+    ("a wrong key", {"runs": [], "command": ["nope=1"], "directory": "."}, "Key 'nope' not in 'RunConfig'"),
+    ("an escape", {"runs": [], "command": ["seed='\x1b[31m'"], "directory": "."}, "Value '\\x1b[31m' of type 'str'"),
+    ("other settings", {"runs": [], "command": [*FILES, *TINY], "directory": "."}, "other settings than it was begun"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), [each[1:] for each in RESUMED], ids=[each[0] for each in RESUMED])
+def test_a_folder_that_cannot_be_resumed(monkeypatch, content, message):
+    Path("launch/quickstart/seed=0").mkdir(parents=True)
+    if content is not None:
+        Path("launch/sweep.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    for name in ("quickstart/seed=0", cell_name([*FILES, *TINY], None, "quickstart") + "/seed=0"):
+        Path("launch", name).mkdir(parents=True, exist_ok=True)
+        settings = {"settings": {"optimizer": {"lr": "\x1b[31m"}, LONG: 1}}
+        Path("launch", name, "result.json").write_text(json.dumps(settings))
+    assert message in told(monkeypatch, "resume", "launch")
+
+
+BOARDS = [  # arguments of `bertmon board`, what it ends with
+    ([], "multirun holds no launch"),
+    (["nowhere"], "nowhere holds no launch"),
+    (["train.csv"], "train.csv holds no launch"),
+    (["\x1b[31m"], "\\x1b[31m holds no launch"),
+    ([LONG], "xxx holds no launch"),
+    ([".", "--port", "abc"], "argument --port: abc is not possible: give a whole number from 0 to 65535"),
+    ([".", "--port", "99999"], "argument --port: 99999 is not possible"),
+    ([".", "--bind_all"], "unrecognized arguments: --bind_all"),
+    ([".", "--host", "0.0.0.0"], "unrecognized arguments: --host 0.0.0.0"),
+    ([".", "--load_fast=true"], "unrecognized arguments: --load_fast=true"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BOARDS, ids=[" ".join(each)[:30] for each, _ in BOARDS])
+def test_a_board_that_cannot_be(monkeypatch, arguments, message):
+    monkeypatch.setattr(os, "execv", lambda *arguments: pytest.fail("TensorBoard would start"))
+    assert message in told(monkeypatch, "board", *arguments)[-500:]
+
+
+# --- through the real command line -------------------------------------------------------------
+
+
+def test_the_command_line_itself(folder):
+    """Bytes that are no text, exit codes, and what is said at the end of the process."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+    def ends(*arguments) -> str:
+        command = [sys.executable, "-m", "bertmon", *arguments]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=120, check=False)
+        assert done.returncode == 1, done
+        assert b"Traceback" not in done.stdout + done.stderr
+        assert not re.search(rb"[\x00-\x08\x0b-\x1f\x7f]", done.stdout + done.stderr)
+        return done.stderr.decode()
+
+    quickstart = ["experiment=quickstart", *FILES, *TINY]
+    assert "data.train=caf\\udce9.csv is not possible: give UTF-8" in ends(*quickstart, b"data.train=caf\xe9.csv")
+    assert "hydra.sweep.dir=.. is not possible" in ends(*quickstart, "-m", "hydra.sweep.dir=..")
+    assert "x/\\x1b[31m is no launch" in ends("resume", "x/\x1b[31m")
+    assert {path.name for path in folder.iterdir()} == {"train.csv", "test.csv", "cache"}

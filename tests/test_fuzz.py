@@ -1,0 +1,309 @@
+"""Whatever bytes stand in a file: a whole result, or the error that its reader documents.
+
+Bytes at random, and whole files that were cut, flipped and spliced. In CI the examples are few and always the same;
+BERTMON_FUZZ=100000 tries as many new ones of each.
+"""
+
+import io
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from test_compare import LEARNS, comparison
+
+from bertmon import checkpoint, compare, record
+from bertmon.cache import cached
+from bertmon.checkpoint import Checkpoint, CheckpointError
+from bertmon.compare import words
+from bertmon.config import FilesConfig, InputError
+from bertmon.data import Corpus, load
+from bertmon.launch import command_of
+from bertmon.monitor import History
+
+MORE = int(os.environ.get("BERTMON_FUZZ", "0"))
+fuzzed = settings(
+    max_examples=MORE or 150,
+    derandomize=not MORE,
+    database=None,
+    deadline=None if MORE else 5000,  # ms; a reader that hangs
+    suppress_health_check=list(HealthCheck),
+)
+
+WORDS = [b"", b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b'"', b"'", b",", b"\t", b"\n", b"\r", b"\r\n", b"{", b"[" * 2000]
+WORDS += [b"}", b"]", b":", b"null", b"NaN", b"-1", b"1e999", b"9" * 400, b"9" * 5000, b"true", b"\\ud800", b"\\u0000"]
+WORDS += [b"text", b"label", b"runs", b"status", b"PK\x03\x04", b"PK\x01\x02", b"\x93NUMPY", b"..", b"/", b"\x1b[2J"]
+
+
+@st.composite
+def mutated(draw, whole):
+    """A whole file after some accidents."""
+    content = bytearray(draw(st.sampled_from(whole)))
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(content)))
+        match draw(st.integers(0, 5)):
+            case 0:
+                del content[start:]
+            case 1:
+                del content[start : start + draw(st.integers(1, 64))]
+            case 2 if start < len(content):
+                content[start] ^= 1 << draw(st.integers(0, 7))
+            case 3:
+                content[start:start] = draw(st.sampled_from(WORDS))
+            case 4:
+                word = draw(st.sampled_from(WORDS) | st.binary(max_size=16))
+                content[start : start + len(word)] = word
+            case 5:
+                other = draw(st.integers(0, len(content)))
+                content[start:start] = content[other : other + draw(st.integers(1, 256))]
+    return bytes(content)
+
+
+def contents(*whole):
+    return mutated(whole) | st.binary(max_size=200) | st.lists(st.sampled_from(WORDS), max_size=20).map(b"".join)
+
+
+@cache
+def folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="bertmon-fuzz-"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _left_clean():
+    yield
+    shutil.rmtree(folder())
+    folder.cache_clear()
+
+
+TABLE = 'id,text,label\n1,"a boat,\na wave",sea\n2,the sky,sky\n3,naïve ☃,sea\n'.encode()
+LINES = b'{"text": "a boat", "label": "sea", "more": [1, {"x": null}]}\n\n{"text": "sky \\u2603", "label": 7}\n'
+
+
+def check_texts(content: bytes, suffix: str) -> None:
+    path = folder() / f"train{suffix}"
+    path.write_bytes(content)
+    try:
+        corpus = load(FilesConfig(train=str(path), test=str(path)), folder())
+    except InputError as error:
+        message = str(error)
+        assert message.startswith("data.train")
+        assert not any(ord(character) < 32 for character in message)
+        return
+    assert isinstance(corpus, Corpus)
+    assert len(corpus.train.texts) == len(corpus.train.labels) > 1
+    assert all(text.strip() and text.encode() for text in corpus.train.texts)
+    assert all((name.strip() and name.isprintable()) or not name.isascii() for name in corpus.label_names)
+
+
+@fuzzed
+@given(contents(TABLE), st.sampled_from([".csv", ".tsv"]))
+@example(TABLE.replace(b"\n", b"\r"), ".csv")
+@example(b"\0" * 100, ".csv")
+@example(b'"text\n1,"\tlabel\n', ".tsv")  # found: the csv module names the delimiter as it is
+@example(b"text,label\n" + b'"' * 1001, ".csv")
+def test_tables(content, suffix):
+    check_texts(content, suffix)
+
+
+@fuzzed
+@given(contents(LINES))
+@example(b"[" * 100_000)
+@example(b'{"text": "x", "label": ' + b"9" * 5000 + b"}")
+@example(b'{"text": "x", "text": "y", "label": "a"}')
+def test_lines_of_json(content):
+    check_texts(content, ".jsonl")
+
+
+@cache
+def whole_checkpoint() -> bytes:
+    layer = torch.nn.Linear(3, 2)
+    adamw = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 3)).sum().backward()
+    adamw.step()
+    about = {"settings": {"seed": 1}, "fingerprint": "f", "outcome": {"steps": 100}, "events": {"e": 5}}
+    checkpoint.save(folder() / "whole", layer, adamw, about, history=b"history")
+    return (folder() / "whole").read_bytes()
+
+
+@fuzzed
+@given(st.deferred(lambda: contents(whole_checkpoint())))
+@example(b"\xff\xff\xff\xff\x00\x00\x00\x00{}")
+@example((100 * 10**9).to_bytes(8, "little") + b"{}")
+def test_checkpoints(content):
+    """A changed one is never taken for whole."""
+    path = folder() / "checkpoint"
+    path.write_bytes(content)
+    try:
+        kept = Checkpoint(path)
+    except CheckpointError as error:
+        message = str(error)
+        assert str(path) in message
+        return
+    assert kept.about["outcome"] == {"steps": 100}
+    assert kept.more("history") == b"history"
+    layer = torch.nn.Linear(3, 2)
+    kept.restore(layer, torch.optim.AdamW(layer.parameters()))
+
+
+def test_what_a_checkpoint_tells_has_a_checksum_too(tmp_path):
+    changed = whole_checkpoint().replace(b'\\"steps\\": 100', b'\\"steps\\": 900')
+    assert changed != whole_checkpoint()
+    (tmp_path / "c").write_bytes(changed)
+    with pytest.raises(CheckpointError, match="its checksums do not match"):
+        Checkpoint(tmp_path / "c")
+
+
+@cache
+def whole_cache() -> bytes:
+    cached(folder() / "cache", "whole", lambda: b"what was made once")
+    return (folder() / "cache" / "whole").read_bytes()
+
+
+@fuzzed
+@given(st.deferred(lambda: contents(whole_cache())))
+def test_caches(content):
+    (folder() / "cache").mkdir(exist_ok=True)
+    (folder() / "cache" / "file").write_bytes(content)
+    expected = b"made again" if content != whole_cache() else b"what was made once"
+    assert cached(folder() / "cache", "file", lambda: b"made again") == expected
+
+
+def bomb(size: int) -> bytes:
+    """A history whose rates would take `size` bytes of zeros."""
+    file = io.BytesIO()
+    with (
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed,
+        packed.open("lr.npy", "w") as part,
+    ):
+        np.lib.format.write_array_header_1_0(part, {"descr": "<f8", "fortran_order": False, "shape": (size // 8,)})
+        for _ in range(size // 2**24):
+            part.write(bytes(2**24))
+    return file.getvalue()
+
+
+def claim(shape: tuple[int, ...]) -> bytes:
+    """A history whose rates say that they are large, and are not there."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as packed, packed.open("lr.npy", "w") as part:
+        np.lib.format.write_array_header_1_0(part, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+STORED = io.BytesIO()
+with np.load(io.BytesIO(LEARNS)) as _arrays:
+    np.savez(STORED, **dict(_arrays))  # not deflated: mutations reach the arrays
+
+
+def reseal(content: bytes) -> bytes:
+    """The same archive with the right checksums, where it still is one, so that zip lets its arrays through."""
+    file = io.BytesIO()
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w") as new:
+            for part in old.infolist():
+                start = part.header_offset + 30 + len(part.filename) + len(part.extra)
+                new.writestr(part.filename, content[start : start + min(part.file_size, len(content))])
+    except Exception:  # no archive any more
+        return content
+    return file.getvalue()
+
+
+@fuzzed
+@given(contents(LEARNS, STORED.getvalue()) | mutated([STORED.getvalue()]).map(reseal))
+@example(bomb(2**24))
+@example(claim((12_500_000_000,)))
+@example(claim((2**62,)))
+@example(claim((-1,)))
+def test_histories(content):
+    try:
+        history = History.from_bytes(content)
+    except ValueError as error:
+        message = str(error)
+        assert message.startswith("no whole history")
+        return
+    assert len(history.losses) == len(history.grad_norms) <= len(history.plan)
+    for shot in history.snapshots:
+        assert shot.depth_profile is not None
+        assert shot.signals is not None
+    assert history.to_bytes()
+
+
+def test_a_history_that_would_fill_the_memory_is_refused_before_it_is_unpacked(monkeypatch):
+    monkeypatch.setattr("bertmon.monitor._LARGEST", 2**25)
+    monkeypatch.setattr(np, "load", lambda *arguments, **more: pytest.fail("unpacked"))
+    with pytest.raises(ValueError, match="more than 33554432 bytes"):
+        History.from_bytes(bomb(2**26))
+
+
+@cache
+def sweep() -> Path:
+    return comparison(folder() / "sweep", seeds=1, measured=False)
+
+
+RESULT = "warmup_frac=0.7/seed=0/result.json"
+
+
+@cache
+def whole_result() -> bytes:
+    return (sweep() / RESULT).read_bytes()
+
+
+scalars = st.none() | st.booleans() | st.integers(-(10**400), 10**400) | st.floats() | st.text(max_size=20)
+anything = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+)
+
+
+@st.composite
+def changed_results(draw):
+    """A result whose values at some depth are others, as JSON."""
+    found = json.loads(whole_result())
+    for _ in range(draw(st.integers(1, 3))):
+        at = found
+        while True:
+            key = draw(st.sampled_from(sorted(at))) if isinstance(at, dict) else draw(st.integers(0, len(at) - 1))
+            if not (isinstance(at[key], dict | list) and at[key] and draw(st.booleans())):
+                break
+            at = at[key]
+        at[key] = draw(anything)
+    return json.dumps(found).encode()
+
+
+@fuzzed
+@given(st.deferred(lambda: contents(whole_result()) | changed_results()))
+def test_results(content):
+    """One that is no run's costs itself alone; the words are said all the same."""
+    (sweep() / RESULT).write_bytes(content)
+    found = compare.read([sweep()])
+    said = words.told(found) + words.runs(found).markdown() + words.errors(found).markdown() + words.progress(found)
+    assert "warmup_frac=0.1" in said
+    assert not any(ord(character) < 32 and character != "\n" for character in said)
+    ended = record.finished((sweep() / RESULT).parent)
+    assert ended is None or isinstance(float(ended["metrics"]["final"]["accuracy"]), float)
+
+
+PLAN = b'{"runs": ["warmup_frac=0.1/seed=0", "a/seed=1"], "command": ["seed=1,2", "-m"], "directory": "/"}\n'
+
+
+@fuzzed
+@given(contents(PLAN) | anything.map(lambda value: json.dumps({"runs": value, "command": value}).encode()))
+@example(b'{"runs": ["../x"]}')
+@example(b'{"runs": ["/x"]}')
+@example(json.dumps({"runs": [], "command": [], "directory": "x" * 5000}).encode())  # found: its name is too long
+def test_plans(content):
+    (folder() / record.SWEEP).write_bytes(content)
+    plan = record.plan(folder())
+    for name in plan.get("runs", []):
+        assert (folder() / name).resolve().is_relative_to(folder().resolve())
+    try:
+        assert all(isinstance(word, str) for word in command_of(folder()))
+    except InputError as error:
+        message = str(error)
+        assert "is no launch" in message or "is not there any more" in message

@@ -1,0 +1,213 @@
+"""What README's section on security promises."""
+
+import ast
+import dataclasses
+import json
+import logging
+import os
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from test_model import TASK, saved
+from test_tokens import TEXTS
+
+import bertmon
+from bertmon import data, model, record, terminal, tokens
+from bertmon.config import FilesConfig, Init, InputError, ModelConfig
+from bertmon.launch import cell_name, start_folder
+
+ROOT = Path(bertmon.__file__).parent
+SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in ROOT.rglob("*.py")}
+
+ODD = ["../../etc/passwd", "/etc/passwd", "..", ".", "~", "a\0b", "a\nb", "\x1b[2J", "a\u202eb", "x" * 5000, "☃" * 200]
+ODD += ["$(touch marker)", "`touch marker`", "; touch marker", "-rf", "a/../../b", "con", " ", "{a: 1}", "%2e%2e%2f"]
+
+
+# --- no code of others -------------------------------------------------------------------------
+
+
+class Evil:
+    """A pickle of it makes a file when it is read."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def trapped(folder, marker, *, known):
+    """A model folder whose every part names code of its own, that would make `marker`.
+
+    known: transformers has the family itself. Otherwise there is nothing to load but that code.
+    """
+    saved(folder)
+    code = f"import os\nos.mkdir({str(marker)!r})\nclass Evil: pass\n"
+    for name in ("evil.py", "modeling_evil.py", "configuration_evil.py", "tokenization_evil.py", "setup.py"):
+        (folder / name).write_text(code)
+    heads = ("AutoConfig", "AutoModel", "AutoModelForSequenceClassification", "AutoTokenizer")
+    traps = {
+        "auto_map": {head: ["evil.Evil", "evil.Evil"] if head == "AutoTokenizer" else "evil.Evil" for head in heads},
+        "custom_pipelines": {"text-classification": {"impl": "evil.Evil"}},
+        "trust_remote_code": True,
+    }
+    about = json.loads((folder / "config.json").read_text()) | traps
+    if not known:
+        about["model_type"] = "evil"
+    (folder / "config.json").write_text(json.dumps(about))
+    (folder / "tokenizer_config.json").write_text(json.dumps(traps | {"tokenizer_class": "EvilTokenizer"}))
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc"]))
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(marker)))
+    torch.save(Evil(marker), folder / "training_args.bin")
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("part", ["config", "weights", "check", "tokenizer", "name"])
+def test_code_in_a_model_folder_is_never_run(tmp_path, part, known, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    folder, marker = tmp_path / "model", tmp_path / "marker"
+    trapped(folder, marker, known=known)
+    pretrained = ModelConfig(init=Init.pretrained, name=str(folder))
+    acts = {
+        "config": lambda: model.architecture(ModelConfig(name=str(folder)), **TASK),
+        "weights": lambda: model.build(pretrained, **TASK),
+        "check": lambda: model.check(pretrained, **TASK),
+        "tokenizer": lambda: tokens.load_vocabulary(ModelConfig(tokenizer=str(folder)), TEXTS, tmp_path),
+        "name": lambda: tokens.load_vocabulary(ModelConfig(name=str(folder)), TEXTS, tmp_path),
+    }
+    try:
+        acts[part]()
+    except InputError:
+        assert not known or part in ("tokenizer", "name")
+    assert not marker.exists()
+
+
+def test_no_key_can_say_otherwise():
+    """trust_remote_code is written out as False wherever transformers may ask for it, and no key leads there."""
+    calls = [
+        (name, node)
+        for name, source in SOURCES.items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "from_pretrained"
+    ]
+    assert len(calls) == 3
+    for name, call in calls:
+        given = {keyword.arg: keyword.value for keyword in call.keywords}
+        assert isinstance(given["trust_remote_code"], ast.Constant), name
+        assert given["trust_remote_code"].value is False
+        starred = [ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg is None]
+        assert set(starred) <= {"wanted", "labels"}  # the architecture keys of ModelConfig, and the names of the labels
+
+
+@pytest.mark.parametrize("step", [model.check, model.build])
+def test_weights_that_are_a_pickle_are_refused_and_not_read(tmp_path, step):
+    saved(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    for name in ("pytorch_model.bin", "model.safetensors.bin", "pytorch_model-00001-of-00001.bin"):
+        (tmp_path / "model" / name).write_bytes(pickle.dumps(Evil(tmp_path / "marker")))
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        step(ModelConfig(init=Init.pretrained, name=str(tmp_path / "model")), **TASK)
+    (tmp_path / "model" / "model.safetensors").write_bytes(pickle.dumps(Evil(tmp_path / "marker")))
+    with pytest.raises(InputError, match=r"model"):
+        step(ModelConfig(init=Init.pretrained, name=str(tmp_path / "model")), **TASK)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_no_source_reads_pickles_or_starts_a_shell():
+    for name, source in SOURCES.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                modules = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
+                assert not {"pickle", "dill", "joblib", "shelve", "marshal", "subprocess", "pty"} & set(modules), name
+            elif isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in ("eval", "exec", "os.system", "os.popen", "torch.load", "__import__"), name
+                assert "spawn" not in called, name
+                if called.startswith("os.exec"):
+                    assert name == "board.py"  # a list of words, and no shell
+                if called in ("np.load", "numpy.load"):
+                    given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                    assert given.get("allow_pickle") == "False", name
+
+
+# --- nothing leaves its folder -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ODD, ids=[ascii(value)[1:20] for value in ODD])
+@pytest.mark.parametrize("swept", [None, ["data.train"]])
+def test_no_value_leads_out_of_the_launch_s_folder(tmp_path, value, swept):
+    start = tmp_path / "start"
+    subdir = f"{cell_name([f'data.train={value}', 'seed=3'], swept, 'quickstart')}/seed=3"
+    folder = start / subdir
+    assert folder.resolve().parent.parent == start
+    assert start_folder(folder, subdir) == start
+    assert not terminal.controls(str(folder))
+    folder.mkdir(parents=True)
+
+
+def test_labels_and_texts_are_text_and_nothing_else(tmp_path):
+    """The longest way of a label: file, corpus, model, result.json."""
+    labels = [value for value in ODD if not terminal.controls(value) and value.strip() and len(value) <= 1000]
+    rows = [json.dumps({"text": f"{label} {{{{7*7}}}} <script>", "label": label}) for label in labels]
+    train = tmp_path / "train.jsonl"
+    train.write_text("\n".join(rows))
+    before = set(tmp_path.parent.rglob("*"))
+    corpus = data.load(FilesConfig(train=str(train), test=str(train)), tmp_path)
+    assert set(corpus.label_names) == set(labels)
+    built = model.build(dataclasses.replace(TINY), **TASK | {"label_names": corpus.label_names})
+    assert set(built.config.label2id) == set(labels)
+    with record.recorded(tmp_path) as result:
+        result["data"] = {"label_names": list(corpus.label_names)}
+    assert record.load(tmp_path / record.NAME)["data"]["label_names"] == list(corpus.label_names)
+    added = {path.name for path in set(tmp_path.parent.rglob("*")) - before}
+    assert added == {"result.json", ".lock"}
+
+
+# --- the terminal ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ☃ 漢 é 👍🏽", "plain ☃ 漢 é 👍🏽"),
+        ("\x1b[31mred\x07", "\\x1b[31mred\\x07"),
+        ("a\r\nb\tc", "a\\r\\nb\\tc"),
+        ("\x9b31m\x7f", "\\x9b31m\\x7f"),
+        ("a\u202eb\u2028c\u2066", "a\\u202eb\\u2028c\\u2066"),
+        ("\ud800", "\\ud800"),
+        ("x" * 30, "xxxxxxxxxx...xxxxxxxxxx"),
+    ],
+)
+def test_a_line_for_the_terminal(text, shown):
+    assert terminal.line(text, 20) == shown
+
+
+def test_lines_keep_their_ends_and_tabs_alone():
+    assert terminal.lines("a\n\tb\r\x1b\n") == "a\n\tb\\r\\x1b\n"
+    assert str(InputError("a\n\x1b[2J")) == "a\n\\x1b[2J"
+
+
+def test_messages_and_tracebacks_in_logs_are_escaped(capsys):
+    logger, handler = logging.getLogger(), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    others = {each: each.formatter for each in logger.handlers}
+    try:
+        terminal.guard_logs()
+        terminal.guard_logs()
+        try:
+            raise ValueError("\x1b[31m")
+        except ValueError:
+            logger.exception("label %s", "\x07")
+    finally:
+        logger.removeHandler(handler)
+        for each, formatter in others.items():
+            each.setFormatter(formatter)
+    said = capsys.readouterr().err
+    assert said.startswith("label \\x07\nTraceback")
+    assert said.endswith("ValueError: \\x1b[31m\n")
+    assert not re.search(r"[\x07\x1b]", said)
