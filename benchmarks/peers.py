@@ -59,8 +59,10 @@ def bertmon(epochs: int, *overrides: str) -> None:
 def texts_of(settings: RunConfig, parts: train.Parts) -> list[dict[str, Any]]:
     """The training texts as the Trainer takes them."""
     batches = parts.train
-    rows = zip(batches._input_ids.cpu(), batches._text_lengths, batches._labels.tolist(), strict=True)
-    return [{"input_ids": ids[:length].tolist(), "labels": label} for ids, length, label in rows]
+    ids = batches._ids.split(batches._text_lengths.tolist())
+    return [
+        {"input_ids": row.tolist(), "labels": label} for row, label in zip(ids, batches._labels.tolist(), strict=True)
+    ]
 
 
 def trainer(epochs: int, **best: Any) -> None:

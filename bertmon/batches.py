@@ -1,4 +1,4 @@
-"""Tokens to batches: padding, a few declared shapes, the order of an epoch. All tokens stay on the device.
+"""Tokens to batches: padding, a few declared shapes, the order of an epoch. All tokens stay on the device, unpadded.
 
 Shapes: N texts, B texts of a batch, T tokens of its longest text rounded up to a declared length.
 """
@@ -47,12 +47,11 @@ class Batches:
         assert tokens.lengths.max() <= lengths[-1], (tokens.lengths.max(), lengths)
         self._batch_size = batch_size
         self._lengths = lengths
+        self._pad_id = pad_id
         self._text_lengths = tokens.lengths
-        within = np.arange(lengths[-1])[None, :] < tokens.lengths[:, None]
-        padded = np.full(within.shape, pad_id, dtype=np.int32)
-        padded[within] = tokens.ids
-        self._input_ids = torch.from_numpy(padded).to(device)
-        self._attention_mask = torch.from_numpy(within.astype(np.int32)).to(device)
+        self._ids = torch.from_numpy(tokens.ids).to(device)
+        self._starts = torch.from_numpy(tokens.offsets[:-1]).to(device)
+        self._ends = torch.from_numpy(tokens.offsets[1:]).to(device)
         self._labels = torch.tensor(labels, dtype=torch.int64).to(device)
 
     def __len__(self) -> int:
@@ -75,4 +74,7 @@ class Batches:
             longest = self._text_lengths[order[rows]].max()  # known on the host: no wait for the device
             width = next(length for length in self._lengths if length >= longest)
             texts = on_device[rows]
-            yield Batch(self._input_ids[:, :width][texts], self._attention_mask[:, :width][texts], self._labels[texts])
+            places = self._starts[texts, None] + torch.arange(width, device=texts.device)  # in all ids, [B, T]
+            within = places < self._ends[texts, None]
+            ids = self._ids[places.clamp_(max=len(self._ids) - 1)].masked_fill_(~within, self._pad_id)
+            yield Batch(ids, within.int(), self._labels[texts])
