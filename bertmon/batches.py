@@ -11,15 +11,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bertmon import distributed
 from bertmon.tokens import Tokens
 
 
 class Batch(NamedTuple):
-    """What a step takes. Row i is one text; attention_mask is 1 on its tokens and 0 on the padding."""
+    """What a step takes. Row i is one text; attention_mask is 1 on its tokens and 0 on the padding.
+
+    Of several processes each has its share of the texts; one that would have none has the first text, which must not
+    count.
+    """
 
     input_ids: Tensor  # [B, T] int32
     attention_mask: Tensor  # [B, T] int32
     labels: Tensor  # [B] int64
+    texts: int  # of the whole batch, over all processes
 
 
 def pad_lengths(max_length: int, declared: Sequence[int] | None) -> list[int]:
@@ -69,12 +75,14 @@ class Batches:
 
     def _batches(self, order: npt.NDArray[np.int64]) -> Iterator[Batch]:
         on_device = torch.from_numpy(order).to(self._labels.device)
+        rank, size = distributed.rank(), distributed.size()
         for start in range(0, len(order), self._batch_size):
-            rows = slice(start, start + self._batch_size)
+            end = min(start + self._batch_size, len(order))
+            rows = slice(start + rank, end, size) if start + rank < end else slice(start, start + 1)
             longest = self._text_lengths[order[rows]].max()  # known on the host: no wait for the device
             width = next(length for length in self._lengths if length >= longest)
             texts = on_device[rows]
             places = self._starts[texts, None] + torch.arange(width, device=texts.device)  # in all ids, [B, T]
             within = places < self._ends[texts, None]
             ids = self._ids[places.clamp_(max=len(self._ids) - 1)].masked_fill_(~within, self._pad_id)
-            yield Batch(ids, within.int(), self._labels[texts])
+            yield Batch(ids, within.int(), self._labels[texts], end - start)

@@ -5,11 +5,13 @@ Knows Hydra: its callbacks, its sweeps, its overrides. A mistake in any run of a
 
 import atexit
 import json
+import logging
 import math
 import os
 import re
 import shlex
 import sys
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from bertmon import board, data, model, record, step, terminal, tokens
+from bertmon import board, data, distributed, model, record, step, terminal, tokens
 from bertmon.cache import digest, write_atomic
 from bertmon.compare import events, page, words
 from bertmon.config import LARGEST, InputError, RunConfig, from_hydra, identity, require, require_same
@@ -47,6 +49,17 @@ def register() -> None:
     )
     OmegaConf.register_new_resolver("bertmon.cell", cell_name, replace=True)
     OmegaConf.register_new_resolver("bertmon.start", lambda resume, now: resume or f"multirun/{now}", replace=True)
+
+
+def start_together() -> None:
+    """Of several processes: one moment names the folder of all, and the first one alone speaks and writes."""
+    if distributed.size() == 1:
+        return
+    now = distributed.agreed(time.strftime("%Y-%m-%d_%H-%M-%S"))
+    OmegaConf.register_new_resolver("bertmon.start", lambda resume, _: resume or f"multirun/{now}", replace=True)
+    if distributed.rank():
+        logging.disable()
+        sys.argv += [f"hydra/{kind}_logging=disabled" for kind in ("job", "hydra")] + ["hydra.output_subdir=null"]
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
@@ -111,6 +124,13 @@ class Door(Callback):
         self._open(config, _combinations)
 
     def _open(self, config: DictConfig, listed: Callable[[DictConfig], Iterator[tuple[Path, DictConfig]]]) -> None:
+        if distributed.rank():
+            list(listed(config))  # it notes in `config` what is swept
+            try:
+                distributed.agreed(None)  # nothing may be made before the first process has checked everything
+            except RuntimeError:
+                sys.exit(1)  # it has told why
+            return
         terminal.guard_logs()
         try:
             print(_choice_of_experiment(config), flush=True)
@@ -122,6 +142,7 @@ class Door(Callback):
             check(settings)
             start = start_folder(runs[0][0], str(runs[0][1].hydra.sweep.subdir))
             _prepare(start, runs)
+            distributed.agreed(None)
         except (InputError, HydraException, OmegaConfBaseException) as error:
             sys.exit(message(error))
         except Exception:  # Hydra would turn a callback's exception into a warning and go on

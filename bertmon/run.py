@@ -9,8 +9,10 @@ import shlex
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import hydra
@@ -26,6 +28,7 @@ from bertmon import (
     compare,
     config,
     data,
+    distributed,
     launch,
     model,
     optimizer,
@@ -55,20 +58,26 @@ def run(settings: RunConfig, folder: Path, *, name: str, differs: Mapping[str, s
 
     name: heads the progress bar and the log's lines. differs: the overrides that tell this run from its sweep's others;
     they and the seed are the columns of TensorBoard's HPARAMS table.
-    With settings.resume a run that has ended there is left as it is, and one that was broken off goes on.
+    With settings.resume a run that has ended there is left as it is, and one that was broken off goes on. Of several
+    processes the first one alone writes.
     """
     if settings.resume and (ended := record.finished(folder)):
         accuracy = float(ended["metrics"]["final"]["accuracy"])
         log.info(f"{name}: has ended before ({ended['status']}, accuracy/test {accuracy:.1%}), left as it is")
         return accuracy
-    with record.recorded(folder, again=settings.resume is not None) as result:
+    with ExitStack() as stack:
+        home = folder if distributed.rank() == 0 else Path(stack.enter_context(TemporaryDirectory()))
+        result = stack.enter_context(record.recorded(home, again=settings.resume is not None))
         columns = {key: _setting(settings, key, given) for key, given in (differs or {}).items()}
         result |= {"experiment": settings.experiment, "seed": settings.seed, "differs": columns}
         result["settings"] = asdict(settings)
-        kept = _kept(folder, settings)
+        kept = _kept(folder, settings) if home is folder else None
+        if distributed.agreed(kept is not None):
+            kept = kept or Checkpoint(folder / checkpoint.NAME)
         rewind = kept.about["events"] if kept else {}
-        with RunWriter(folder, draw=settings.monitor.figures, rewind=rewind) as writer:
-            return _run(settings, folder, name, result, writer, kept)
+        draw = settings.monitor.figures and home is folder
+        writer = stack.enter_context(RunWriter(home, draw=draw, rewind=rewind))
+        return _run(settings, home, name, result, writer, kept)
 
 
 def _run(
@@ -80,7 +89,7 @@ def _run(
     corpus, parts = assemble(settings, device)
     history = History(train.plan(settings, len(parts.train), corpus.train.entropy()))
     outcome = train.Outcome()
-    result |= {"device": str(device), "data": _described(corpus)}
+    result |= {"device": str(device), "processes": distributed.size(), "data": _described(corpus)}
     result["parameters"] = sum(parameter.numel() for parameter in parts.classifier.parameters())
     if kept:
         if kept.about["fingerprint"] != corpus.fingerprint():
@@ -100,8 +109,12 @@ def _run(
         if observer:
             observer.diagnosis = Diagnosis.from_dict(kept.about["diagnosis"])
         kept.restore(parts.classifier, parts.optimizer)
+    if distributed.rank():  # dropout of its own
+        torch.manual_seed(settings.seed + 1_000_003 * distributed.rank() + outcome.steps)
 
     def keep() -> None:
+        if distributed.rank():
+            return
         about = {
             "settings": config.identity(asdict(settings)),
             "fingerprint": corpus.fingerprint(),
@@ -262,7 +275,8 @@ def _task(composed: DictConfig) -> float:
     settings = config.from_hydra(composed)
     name, start = str(job.sweep.subdir), launch.start_folder(folder, str(job.sweep.subdir))
     differs = launch.differing(job.overrides.task, job.callbacks["bertmon"]["swept"])
-    _say_progress(start)
+    if distributed.rank() == 0:
+        _say_progress(start)
     try:
         return run(settings, folder, name=name, differs=differs)
     except config.StorageError as error:
@@ -276,7 +290,8 @@ def _task(composed: DictConfig) -> float:
     except (Exception, SystemExit) as error:  # its traceback is on the console and in run.log already
         raise CompactHydraException(f"{folder} failed: {terminal.line(error)}") from None
     finally:
-        if not isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit):  # the launch writes the last one
+        ended = isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit)  # the launch writes the last one
+        if not ended and distributed.rank() == 0:
             page.refresh(start)
 
 
@@ -296,6 +311,8 @@ def _terminate(number: int, frame: object) -> None:
 def main() -> None:
     """The command line."""
     signal.signal(signal.SIGTERM, _terminate)
+    distributed.join()
+    launch.start_together()
     # Hydra's parser takes no override behind a flag that has others before it: flags first, the order kept.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: not a.startswith("-") and ("=" in a or a[:1] in ("~", "+")))
     shown = os.environ.get("HYDRA_FULL_ERROR")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bertmon import distributed
 from bertmon.batches import Batch
 from bertmon.config import Device, InputError, Precision
 from bertmon.monitor import stats
@@ -17,12 +18,14 @@ from bertmon.monitor import stats
 def pick_device(wanted: Device) -> torch.device:
     """The device asked for; raises InputError where it is not there. auto: the first of cuda and mps, else cpu."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted is Device.auto:
-        return torch.device(next(name for name, available in there.items() if available))
-    if not there[wanted.value]:
-        choices = ", ".join(name for name, available in there.items() if available)
-        raise InputError(f"device={wanted.value} is not possible: this machine has {choices}.")
-    return torch.device(wanted.value)
+    name = next(each for each, available in there.items() if available) if wanted is Device.auto else wanted.value
+    if not there[name]:
+        choices = ", ".join(each for each, available in there.items() if available)
+        raise InputError(f"device={name} is not possible: this machine has {choices}.")
+    if name == "cuda" and distributed.size() > 1:  # one GPU a process
+        torch.cuda.set_device(distributed.local_rank())
+        return torch.device("cuda", distributed.local_rank())
+    return torch.device(name)
 
 
 def set_determinism(wanted: bool) -> None:
@@ -41,14 +44,16 @@ def logits(model: nn.Module, batch: Batch, precision: Precision) -> Tensor:
 
 
 def forward_backward(model: nn.Module, batch: Batch, precision: Precision) -> tuple[Tensor, Tensor]:
-    """Add the gradient of the batch's mean cross-entropy to `.grad`.
+    """Add the gradient of the batch's mean cross-entropy to `.grad`, over the texts of all processes.
 
-    Returns that loss [] and the scores [B, C], both detached and on the device.
+    Returns that loss [] and the scores [B, C] of this process, both detached and on the device.
     """
     scores = logits(model, batch, precision)
     loss = F.cross_entropy(scores, batch.labels)
+    if (processes := distributed.size()) > 1:  # so that the mean over processes is the mean over texts
+        loss = loss * (distributed.share(batch.texts) * processes / batch.texts)
     loss.backward()
-    return loss.detach(), scores.detach()
+    return distributed.summed(loss.detach()) / processes, scores.detach()
 
 
 class Updater:
@@ -103,10 +108,13 @@ class Probe:
         scores: those of the training pass [B, C]. Between two passes of its own it is nan too.
         """
         if not self._noisy:
-            return stats.logit_spread(scores)
+            return stats.logit_spread(distributed.gathered(scores, batch.texts))
         if step < self.next_pass:
             return torch.full_like(scores[0, 0], torch.nan)
         self.next_pass = step + self._APART
+        texts = min(self._TEXTS, batch.texts)
+        some = slice(-(-texts // distributed.size()))
+        first = Batch(batch.input_ids[some], batch.attention_mask[some], batch.labels[some], texts)
         with stats.noiseless(self._model):
-            scores = logits(self._model, Batch(*(part[: self._TEXTS] for part in batch)), Precision.fp32)
-        return stats.logit_spread(scores)
+            scores = logits(self._model, first, Precision.fp32)
+        return stats.logit_spread(distributed.gathered(scores, texts))

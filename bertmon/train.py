@@ -20,7 +20,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from bertmon import optimizer, schedule
+from bertmon import distributed, optimizer, schedule
 from bertmon.batches import Batch, Batches
 from bertmon.config import OnDoomed, RunConfig
 from bertmon.monitor import History, Plan
@@ -110,6 +110,7 @@ def fit(
     Leaves the model in train mode.
     """
     model, plan = parts.classifier, history.plan
+    replica = distributed.wrapped(model)
     updater = Updater(model, parts.optimizer, config.train.clip)
     probe = Probe(model, config.train.precision, outcome.next_pass)
     numbers, first = Numbers(), len(history.losses)
@@ -123,7 +124,7 @@ def fit(
     ):
         for step, batch in enumerate(_all_epochs(parts.train, config, first), first):
             watched = observer is not None and observer.due(step)
-            loss, scores = forward_backward(model, batch, config.train.precision)
+            loss, scores = forward_backward(replica, batch, config.train.precision)
             if observer and watched:
                 observer.spread(probe.spread(step, batch, scores))
             with observer.update(step) if observer and watched else nullcontext():
@@ -133,9 +134,10 @@ def fit(
 
             ends = step + 1 == len(plan)
             logged = ends or step % config.train.log_every == 0
-            evaluated = ends or _evaluation_due(step + 1, len(parts.train), config.train.eval_every)
-            keeping = keep is not None and (bool(signals) or _checkpoint_due(step + 1, kept, config))
-            if not (logged or evaluated or watched or keeping):
+            evaluated = (step + 1) % len(parts.train) == 0 or _counted(step + 1, config.train.eval_every)
+            noted = logged or evaluated or watched or _counted(step + 1, config.train.checkpoint_every)
+            asked = bool(signals) or (keep is not None and _clock_says(kept, config))
+            if not noted and (not asked or distributed.size() > 1):
                 continue
 
             finite = numbers.take(history)  # waits for the device
@@ -177,12 +179,14 @@ def fit(
             outcome.train_seconds = time.perf_counter() - started - outcome.eval_seconds
             if ends:
                 break
-            if keep and (keeping or signals):
+            due = _counted(step + 1, config.train.checkpoint_every) or _clock_says(kept, config)
+            due, ending = distributed.agreed((due, bool(signals)))  # processes have clocks and signals of their own
+            if keep and (due or ending):
                 outcome.next_pass = probe.next_pass
                 keep()
                 kept = time.monotonic()
-            if signals:
-                raise signals[0]
+            if ending:
+                raise signals[0] if signals else TerminatedError(128 + signal.SIGTERM)
 
 
 def _all_epochs(train: Batches, config: RunConfig, first: int) -> Iterator[Batch]:
@@ -192,10 +196,13 @@ def _all_epochs(train: Batches, config: RunConfig, first: int) -> Iterator[Batch
         yield from train.shuffled(config.seed, epoch, batch if epoch == begun else 0)
 
 
-def _checkpoint_due(steps: int, kept: float, config: RunConfig) -> bool:
-    every, minutes = config.train.checkpoint_every, config.train.checkpoint_minutes
-    by_clock = minutes is not None and time.monotonic() - kept >= 60 * minutes
-    return by_clock or (every is not None and steps % every == 0)
+def _counted(steps: int, every: int | None) -> bool:
+    return every is not None and steps % every == 0
+
+
+def _clock_says(kept: float, config: RunConfig) -> bool:
+    minutes = config.train.checkpoint_minutes
+    return minutes is not None and time.monotonic() - kept >= 60 * minutes
 
 
 @contextmanager
@@ -225,10 +232,6 @@ def deferred_signals(wanted: bool) -> Iterator[list[BaseException]]:
             signal.signal(number, handler)
 
 
-def _evaluation_due(steps: int, steps_per_epoch: int, every: int | None) -> bool:
-    return steps % steps_per_epoch == 0 or (every is not None and steps % every == 0)
-
-
 @torch.no_grad()
 def evaluate(model: nn.Module, test: Batches, config: RunConfig, *, step: int) -> Evaluation:
     """Mean loss and accuracy over all texts of `test`; the model is in eval mode meanwhile and in train mode after."""
@@ -236,19 +239,27 @@ def evaluate(model: nn.Module, test: Batches, config: RunConfig, *, step: int) -
     loss = torch.zeros((), device=next(model.parameters()).device)
     correct = torch.zeros_like(loss)
     count = 0
-    for batch in tqdm(test.by_length(), total=len(test), desc="evaluating", leave=False, disable=None, position=1):
-        scores = logits(model, batch, config.train.precision)
-        loss += nn.functional.cross_entropy(scores, batch.labels, reduction="sum")
-        correct += (scores.argmax(dim=1) == batch.labels).sum()
-        count += len(batch.labels)
+    for batch in tqdm(
+        test.by_length(),
+        total=len(test),
+        desc="evaluating",
+        leave=False,
+        disable=distributed.rank() > 0 or None,
+        position=1,
+    ):
+        own = distributed.share(batch.texts)
+        scores, labels = logits(model, batch, config.train.precision)[:own], batch.labels[:own]
+        loss += nn.functional.cross_entropy(scores, labels, reduction="sum")
+        correct += (scores.argmax(dim=1) == labels).sum()
+        count += batch.texts
     model.train()
-    return Evaluation(step, loss.item() / count, correct.item() / count)
+    return Evaluation(step, distributed.summed(loss).item() / count, distributed.summed(correct).item() / count)
 
 
 def _progress(total: int, done: int, name: str) -> AbstractContextManager["tqdm[None]"]:
-    """A bar on a terminal, nothing elsewhere."""
+    """A bar on a terminal of the first process, nothing elsewhere."""
     bar: AbstractContextManager[tqdm[None]] = tqdm(
-        total=total, initial=done, desc=name, unit="step", disable=None, dynamic_ncols=True
+        total=total, initial=done, desc=name, unit="step", disable=distributed.rank() > 0 or None, dynamic_ncols=True
     )
     return bar
 

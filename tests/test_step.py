@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from bertmon import step
-from bertmon.batches import Batch
 from bertmon.config import Device, InputError, Precision
 from bertmon.run import assemble
 
@@ -47,7 +46,8 @@ def test_the_spread_is_that_of_the_texts_and_not_of_dropout_or_rounding(settings
     _, parts = assemble(settings, torch.device("cpu"))
     model = parts.classifier
     batch = next(parts.train.shuffled(0, 0))
-    twice = Batch(*(part[[0] * len(part)] for part in batch))
+    twice = batch._replace(input_ids=batch.input_ids[[0] * batch.texts])
+    twice = twice._replace(attention_mask=batch.attention_mask[[0] * batch.texts])
 
     scores = step.logits(model, twice, Precision.fp32).detach()
     assert scores.std(dim=0).mean() > 1e-3  # dropout: one text has many scores

@@ -1,0 +1,85 @@
+"""One run on several processes, as torchrun starts them: who is who, and what they tell each other.
+
+Each process has every R-th text of a batch and the whole model; gradients are averaged by DistributedDataParallel, so
+that weights, statistics and verdicts are the same everywhere. The first process alone writes. Without torchrun there is
+one process, and every function here gives back what it was given.
+Shapes: B texts of a batch, over all R processes.
+"""
+
+import os
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def join() -> None:
+    """Meet the other processes, if torchrun has started any."""
+    if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def leave() -> None:
+    """Say goodbye, so that no process waits for this one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def size() -> int:
+    """R."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0 on; the first one writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def local_rank() -> int:
+    """Its number on its machine, and that of its GPU."""
+    return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
+
+
+def share(texts: int) -> int:
+    """How many of the texts of a batch are this process's: those at rank, rank + R, ..."""
+    return len(range(rank(), texts, size()))
+
+
+def wrapped(model: nn.Module) -> nn.Module:
+    """The model as it has to be called in training: after a backward pass its gradients are those of all processes."""
+    if size() == 1:
+        return model
+    devices = [local_rank()] if next(model.parameters()).is_cuda else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum over all processes."""
+    if size() > 1:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gathered(rows: Tensor, texts: int) -> Tensor:
+    """The rows of all processes [B, ...], in the order of the batch's texts; `rows` are those of this one's share."""
+    if size() == 1:
+        return rows
+    most = -(-texts // size())
+    padded = rows.new_zeros(most, *rows.shape[1:])
+    padded[: share(texts)] = rows[: share(texts)]
+    parts = [torch.empty_like(padded) for _ in range(size())]
+    dist.all_gather(parts, padded)
+    return torch.stack(parts, dim=1).flatten(0, 1)[:texts]
+
+
+def agreed(value: T) -> T:
+    """What the first process has."""
+    if size() == 1:
+        return value
+    told = [value]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
