@@ -19,6 +19,8 @@ from bertmon.config import InputError
 log = logging.getLogger(__name__)
 
 NAME = "result.json"
+LOCK = ".lock"
+"""Locked while a process is at work in the folder."""
 SWEEP = "sweep.json"
 """In a launch's folder: "runs", the folders of all its runs below it, in the order in which they start."""
 
@@ -62,10 +64,19 @@ def recorded(folder: Path, *, again: bool = False) -> Iterator[dict[str, Any]]:
         yield from _recorded(folder / NAME, again)
 
 
+def at_work(folder: Path) -> bool:
+    """Whether a process is running the run in the folder."""
+    try:
+        with _locked(folder):
+            return False
+    except InputError:
+        return True
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Until the end of this process at most, however it ends."""
-    with (folder / ".lock").open("w") as file:
+    with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -245,7 +245,8 @@ def _task(composed: DictConfig) -> float:
     differs = launch.differing(job.overrides.task, job.callbacks["bertmon"]["swept"])
     _say_progress(start)
     try:
-        return run(settings, folder, name=name, differs=differs)
+        with launch.at_work(job, name):
+            return run(settings, folder, name=name, differs=differs)
     except config.InputError:
         raise
     except Exception as error:  # its traceback is on the console and in run.log already
@@ -276,4 +277,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from bertmon.run import main as imported  # a worker finds the functions of this module by its name alone
+
+    imported()
