@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bertmon import board, data, model, record, step, tokens, worker
 from bertmon.cache import digest, write_atomic
 from bertmon.compare import events, page, words
-from bertmon.config import InputError, RunConfig, from_hydra, identity, require_same
+from bertmon.config import InputError, RunConfig, from_hydra, identity, require, require_same
 
 _LONGEST_NAME = 120  # bytes; file systems allow 255
 _EXTRAS = {
@@ -144,13 +144,14 @@ class Door(Callback):
             escaped = str(start).replace("'", "\\'")
             with read_write(config), open_dict(config):
                 config.hydra.overrides.task.append(f"resume='{escaped}'")
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # Ray would leave out lines that differ in numbers alone
         if config.hydra.runtime.choices["hydra/launcher"] == "joblib":
             worker.end_pool_first(start)
         atexit.register(_close, start)
 
 
 def _require_plugins(config: DictConfig) -> None:
-    """Raise InputError unless the launcher and the sweeper that were chosen are installed."""
+    """Raise InputError unless the launcher and the sweeper that were chosen are installed, and can start anything."""
     installed = Plugins.instance().class_name_to_class
     if _OPTUNA in installed and config.hydra.sweeper._target_ == _SEARCH:
         from bertmon.search import Search  # takes half a second
@@ -161,6 +162,11 @@ def _require_plugins(config: DictConfig) -> None:
         extra = _EXTRAS.get(f"{group}/{choice}")
         if extra and config.hydra[group]._target_ not in installed:
             raise InputError(f"hydra/{group}={choice} is not installed: pip install 'bertmon[{extra}]' brings it.")
+    for key in ("launcher.n_jobs", "sweeper.n_jobs", "sweeper.n_trials"):
+        number = OmegaConf.select(config.hydra, key, default=1)
+        everything = number == -1 and key == "launcher.n_jobs"  # joblib's word for all cores
+        whole = isinstance(number, int) and number >= 1
+        require(whole or everything, f"hydra.{key}", number, "a whole number of at least 1")
 
 
 @contextmanager
@@ -232,12 +238,12 @@ def _combinations(config: DictConfig) -> Iterator[_Listed]:
     sweeper = config.hydra.sweeper
     given = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     if seeds := sweeper.get("seeds"):
+        if any(override.lstrip("+").startswith("seed=") for override in (*given, *config.hydra.overrides.task)):
+            raise InputError("seed is not possible beside hydra.sweeper.seeds: leave it out.")
         given.append(f"seed={','.join(map(str, seeds))}")
     given += config.hydra.overrides.task
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
     last = {override.key_or_group: override for override in parsed}
-    if seeds and not last["seed"].is_sweep_override():
-        raise InputError("seed is not possible beside hydra.sweeper.seeds: leave it out.")
     swept = [key for key, override in last.items() if override.is_sweep_override()]
     with read_write(config), open_dict(config):
         config.hydra.overrides.hydra.append(f"hydra.callbacks.bertmon.swept=[{','.join(swept)}]")

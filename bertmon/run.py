@@ -35,7 +35,8 @@ launch.register()
 
 
 def run(settings: RunConfig, folder: Path, *, name: str, differs: Mapping[str, str] | None = None) -> float:
-    """Train and watch one model; everything it leaves lies in `folder`. Returns the last test accuracy, in [0, 1].
+    """Train and watch one model; everything it leaves lies in `folder`. Returns what it is worth to a sweeper: the last
+    test accuracy, in [0, 1]; of a run that was stopped or diverged at most what guessing gives.
 
     name: heads the progress bar and the log's lines. differs: the overrides that tell this run from its sweep's others;
     they and the seed are the columns of TensorBoard's HPARAMS table.
@@ -44,7 +45,7 @@ def run(settings: RunConfig, folder: Path, *, name: str, differs: Mapping[str, s
     if settings.resume and (ended := record.finished(folder)):
         accuracy = float(ended["metrics"]["final"]["accuracy"])
         log.info(f"{name}: has ended before ({ended['status']}, accuracy/test {accuracy:.1%}), left as it is")
-        return accuracy
+        return _worth(str(ended["status"]), accuracy, float(ended["data"]["majority"]))
     with record.recorded(folder, again=settings.resume is not None) as result:
         columns = {key: _setting(settings, key, given) for key, given in (differs or {}).items()}
         result |= {"experiment": settings.experiment, "seed": settings.seed, "differs": columns}
@@ -130,7 +131,11 @@ def _run(
         f"(the most frequent class alone: {corpus.majority():.1%}), {outcome.train_seconds:.0f} s of training"
         + (f", {saved} of {len(history.plan)} steps saved" if saved else "")
     )
-    return final.accuracy
+    return _worth(outcome.status, final.accuracy, corpus.majority())
+
+
+def _worth(status: str, accuracy: float, majority: float) -> float:
+    return accuracy if status == "ok" else min(accuracy, majority)
 
 
 def _kept(folder: Path, settings: RunConfig) -> Checkpoint | None:
@@ -267,7 +272,8 @@ def _say_progress(start: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for each in (signal.SIGTERM, signal.SIGUSR1):  # SIGUSR1: what batch scripts ask Slurm for before the time is over
+        signal.signal(each, lambda number, frame: sys.exit(128 + number))
     # Hydra's parser takes no override behind a flag that has others before it: flags first, the order kept.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: not a.startswith("-") and ("=" in a or a[:1] in ("~", "+")))
     try:
