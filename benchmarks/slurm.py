@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from faults import SWEEP, contents
 
@@ -28,7 +29,7 @@ INSTALL = "apt-get install slurm-wlm munge"
 INSTALLED = all(map(shutil.which, ("munged", "slurmctld", "slurmd"))) and os.geteuid() == 0
 
 _OTHER = ("schedule.warmup_frac=", "seed=", "train.epochs=")
-THREE = ["schedule.warmup_frac=0.1,0.4,0.7", "train.epochs=10", *(word for word in SWEEP if not word.startswith(_OTHER))]
+THREE = ["schedule.warmup_frac=0.1,0.4,0.7", *(word for word in SWEEP if not word.startswith(_OTHER))]
 ONE_CORE = [
     "hydra/launcher=submitit_slurm",
     "hydra.launcher.cpus_per_task=1",
@@ -118,11 +119,11 @@ def _wait(until: Callable[[], object], otherwise: str, seconds: float = 180) -> 
 class Sweep:
     """The sweep, on Slurm with the launcher's `settings`, or plainly without any."""
 
-    def __init__(self, folder: Path, *settings: str) -> None:
+    def __init__(self, folder: Path, *settings: str, epochs: int = 10) -> None:
         self.folder = folder
+        self.epochs = epochs
         self._log = folder.with_suffix(".log")
-        self._settings = settings
-        self._begin("bertmon.run", *THREE, f"hydra.sweep.dir={folder}", *settings)
+        self._begin("bertmon.run", *THREE, f"train.epochs={epochs}", f"hydra.sweep.dir={folder}", *settings)
 
     def _begin(self, *command: str) -> None:
         with self._log.open("ab") as log:
@@ -168,8 +169,9 @@ def signalled(folder: Path) -> Sweep:
 
 
 def timed_out(folder: Path) -> Sweep:
-    """A time limit of a minute, with the signal 45 s before it."""
-    return Sweep(folder, *ONE_CORE, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=45")
+    """A limit of two minutes with the signal 30 s before it, which Slurm may send up to a minute earlier."""
+    limit = ("hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=30")
+    return Sweep(folder, *ONE_CORE, *limit, epochs=60)
 
 
 def preempted(folder: Path, *settings: str) -> Sweep:
@@ -206,9 +208,7 @@ def main(chosen: Sequence[str]) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # as many as a job has: the same sums in the same order
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        plain = Sweep(folder / "plain")
-        plain.end()
-        whole = contents(plain.folder)
+        plain: dict[int, Any] = {}  # by epochs
         print("| what happened to the jobs | runs | went on from a checkpoint | equal |\n|---|---|---|---|", flush=True)
         for number, (what, happen) in enumerate(WHAT.items()):
             if chosen and happen.__name__ not in chosen:
@@ -216,7 +216,11 @@ def main(chosen: Sequence[str]) -> None:
             with cluster(folder / f"slurm{number}"):
                 sweep = happen(folder / f"sweep{number}")
                 sweep.end()
-            runs = contents(sweep.folder)
+            if sweep.epochs not in plain:
+                undisturbed = Sweep(folder / f"plain{sweep.epochs}", epochs=sweep.epochs)
+                undisturbed.end()
+                plain[sweep.epochs] = contents(undisturbed.folder)
+            runs, whole = contents(sweep.folder), plain[sweep.epochs]
             equal = sum(runs[run] == whole[run] for run in whole)
             print(f"| {what} | {len(runs)} | {len(sweep.went_on())} | {equal} |", flush=True)
 

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -170,7 +171,7 @@ def _require_plugins(config: DictConfig) -> None:
 
 
 @contextmanager
-def at_work(job: DictConfig, name: str) -> Iterator[None]:
+def at_work(job: HydraConf, name: str) -> Iterator[None]:
     """Around a run: what its launcher asks for. job: Hydra's part of its config."""
     choice = job.runtime.choices["hydra/launcher"]
     with ExitStack() as stack:

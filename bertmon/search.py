@@ -48,6 +48,7 @@ class Search(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self._optuna.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        assert self._optuna.sweeper.launcher is not None
         self._launcher = EachSeed(self._optuna.sweeper.launcher, self._seeds)
         self._optuna.sweeper.launcher = self._launcher
 

@@ -34,6 +34,8 @@ def beside_others(name: str) -> Iterator[None]:
     for handler in logging.getLogger().handlers:
         if not isinstance(handler, logging.FileHandler):
             handler.setFormatter(_Named(name))
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # all runs start at once; joblib, Ray and conf's Slurm set it themselves
     with _own_gpu(torch.cuda.device_count()):
         try:
             yield
