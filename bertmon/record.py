@@ -21,11 +21,10 @@ from bertmon.terminal import controls
 log = logging.getLogger(__name__)
 
 NAME = "result.json"
+LOCK = ".lock"
+"""Locked while a process is at work in the folder."""
 SWEEP = "sweep.json"
 """In a launch's folder: "runs", the folders of all its runs below it, in the order in which they start."""
-
-_LOCK = ".lock"
-"""In a run's folder, held by the process that runs it."""
 
 FINISHED = ("ok", "stopped", "diverged")
 """Statuses of runs that have come to their end."""
@@ -106,7 +105,7 @@ def recorded(folder: Path, *, again: bool = False) -> Iterator[dict[str, Any]]:
 def at_work(folder: Path) -> bool:
     """Whether a process holds the folder's run; True also where that cannot be told."""
     try:
-        with (folder / _LOCK).open() as file:
+        with (folder / LOCK).open() as file:
             return not _locks(file, fcntl.LOCK_SH)
     except OSError:
         return True
@@ -115,8 +114,8 @@ def at_work(folder: Path) -> bool:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Until the end of this process at most, however it ends."""
-    with storing(folder / _LOCK):
-        file = (folder / _LOCK).open("w")
+    with storing(folder / LOCK):
+        file = (folder / LOCK).open("w")
     with file:
         for wait in (0, 0.1, 0.5):  # `at_work` of another process holds it for an instant
             time.sleep(wait)

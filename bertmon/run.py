@@ -54,7 +54,8 @@ launch.register()
 
 
 def run(settings: RunConfig, folder: Path, *, name: str, differs: Mapping[str, str] | None = None) -> float:
-    """Train and watch one model; everything it leaves lies in `folder`. Returns the last test accuracy, in [0, 1].
+    """Train and watch one model; everything it leaves lies in `folder`. Returns what it is worth to a sweeper: the last
+    test accuracy, in [0, 1]; of a run that was stopped or diverged at most what guessing gives.
 
     name: heads the progress bar and the log's lines. differs: the overrides that tell this run from its sweep's others;
     they and the seed are the columns of TensorBoard's HPARAMS table.
@@ -64,7 +65,7 @@ def run(settings: RunConfig, folder: Path, *, name: str, differs: Mapping[str, s
     if settings.resume and (ended := record.finished(folder)):
         accuracy = float(ended["metrics"]["final"]["accuracy"])
         log.info(f"{name}: has ended before ({ended['status']}, accuracy/test {accuracy:.1%}), left as it is")
-        return accuracy
+        return _worth(str(ended["status"]), accuracy, float(ended["data"]["majority"]))
     with ExitStack() as stack:
         home = folder if distributed.rank() == 0 else Path(stack.enter_context(TemporaryDirectory()))
         result = stack.enter_context(record.recorded(home, again=settings.resume is not None))
@@ -161,7 +162,11 @@ def _run(
         f"(the most frequent class alone: {corpus.majority():.1%}), {outcome.train_seconds:.0f} s of training"
         + (f", {saved} of {len(history.plan)} steps saved" if saved else "")
     )
-    return final.accuracy
+    return _worth(outcome.status, final.accuracy, corpus.majority())
+
+
+def _worth(status: str, accuracy: float, majority: float) -> float:
+    return accuracy if status == "ok" else min(accuracy, majority)
 
 
 def _kept(folder: Path, settings: RunConfig) -> Checkpoint | None:
@@ -278,7 +283,8 @@ def _task(composed: DictConfig) -> float:
     if distributed.rank() == 0:
         _say_progress(start)
     try:
-        return run(settings, folder, name=name, differs=differs)
+        with launch.at_work(job, name):
+            return run(settings, folder, name=name, differs=differs)
     except config.StorageError as error:
         kept, again = folder / checkpoint.NAME, shlex.join(["python", "-m", "bertmon", "resume", str(start)])
         stands = f" {kept} stands." if kept.exists() else ""
@@ -310,7 +316,8 @@ def _terminate(number: int, frame: object) -> None:
 
 def main() -> None:
     """The command line."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for each in (signal.SIGTERM, signal.SIGUSR1):  # SIGUSR1: what batch scripts ask Slurm for before the time is over
+        signal.signal(each, _terminate)
     distributed.join()
     launch.start_together()
     # Hydra's parser takes no override behind a flag that has others before it: flags first, the order kept.
@@ -333,4 +340,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from bertmon.run import main as imported  # a worker finds the functions of this module by its name alone
+
+    imported()

@@ -6,6 +6,7 @@ stands at s; an evaluation stands at the number of updates that its weights have
 
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -207,21 +208,26 @@ def _clock_says(kept: float, config: RunConfig) -> bool:
 
 @contextmanager
 def deferred_signals(wanted: bool) -> Iterator[list[BaseException]]:
-    """Inside, the first SIGINT or SIGTERM waits in the list that is yielded, as its exception; the second one acts.
+    """Inside, the first SIGINT or SIGTERM waits in the list that is yielded, as its exception; a second one acts.
 
+    So do SIGUSR1 and SIGUSR2 where they have a handler; theirs comes first: whoever has set it wants to go on later.
     Only the main thread can have that; in others, and unless `wanted`, signals do what they did before.
     """
     came: list[BaseException] = []
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield came
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    again = tuple(number for number in (signal.SIGUSR1, signal.SIGUSR2) if callable(signal.getsignal(number)))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, *again)}
 
     def note(number: int, frame: object) -> None:
-        came.append(KeyboardInterrupt() if number == signal.SIGINT else TerminatedError(128 + number))
-        log.info("ending after this step, with a checkpoint; once more ends at once")
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        if not came:
+            log.info("ending after this step, with a checkpoint; once more ends at once")
+        came.insert(
+            0 if number in again else len(came),
+            KeyboardInterrupt() if number == signal.SIGINT else TerminatedError(128 + number),
+        )
+        signal.signal(number, before[signal.Signals(number)])  # Slurm and joblib send two different ones
 
     for number in before:
         signal.signal(number, note)
@@ -239,14 +245,7 @@ def evaluate(model: nn.Module, test: Batches, config: RunConfig, *, step: int) -
     loss = torch.zeros((), device=next(model.parameters()).device)
     correct = torch.zeros_like(loss)
     count = 0
-    for batch in tqdm(
-        test.by_length(),
-        total=len(test),
-        desc="evaluating",
-        leave=False,
-        disable=distributed.rank() > 0 or None,
-        position=1,
-    ):
+    for batch in tqdm(test.by_length(), total=len(test), desc="evaluating", leave=False, disable=_no_bar(), position=1):
         own = distributed.share(batch.texts)
         scores, labels = logits(model, batch, config.train.precision)[:own], batch.labels[:own]
         loss += nn.functional.cross_entropy(scores, labels, reduction="sum")
@@ -257,11 +256,16 @@ def evaluate(model: nn.Module, test: Batches, config: RunConfig, *, step: int) -
 
 
 def _progress(total: int, done: int, name: str) -> AbstractContextManager["tqdm[None]"]:
-    """A bar on a terminal of the first process, nothing elsewhere."""
+    """A bar on a terminal, nothing elsewhere."""
     bar: AbstractContextManager[tqdm[None]] = tqdm(
-        total=total, initial=done, desc=name, unit="step", disable=distributed.rank() > 0 or None, dynamic_ncols=True
+        total=total, initial=done, desc=name, unit="step", disable=_no_bar(), dynamic_ncols=True
     )
     return bar
+
+
+def _no_bar() -> bool | None:
+    """None leaves it to tqdm: a bar on a terminal alone. Its own $TQDM_DISABLE has no say beside that."""
+    return True if "TQDM_DISABLE" in os.environ else None
 
 
 def _shown(points: Mapping[str, float], outcome: Outcome) -> dict[str, str]:

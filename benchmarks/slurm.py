@@ -1,0 +1,231 @@
+"""One sweep plainly and on a real Slurm: what its jobs go through there, and whether the result is the same.
+
+    apt-get install slurm-wlm munge
+    python benchmarks/slurm.py [what ...]
+
+Starts munged, slurmctld and slurmd on this machine, as root, with all their files in a temporary folder, and ends them.
+The sweep's jobs are an array of two at a time. Equal: histories, results, points and pictures are the same bit for bit.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from faults import SWEEP, contents
+
+from bertmon import checkpoint
+
+INSTALL = "apt-get install slurm-wlm munge"
+INSTALLED = all(map(shutil.which, ("munged", "slurmctld", "slurmd"))) and os.geteuid() == 0
+
+_OTHER = ("schedule.warmup_frac=", "seed=", "train.epochs=")
+THREE = ["schedule.warmup_frac=0.1,0.4,0.7", *(word for word in SWEEP if not word.startswith(_OTHER))]
+ONE_CORE = [
+    "hydra/launcher=submitit_slurm",
+    "hydra.launcher.cpus_per_task=1",
+    "hydra.launcher.gpus_per_node=0",
+    "hydra.launcher.mem_gb=1",
+]
+
+CONFIG = """
+ClusterName=one
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser=root
+# A job that is queued again waits until its old credential has expired.
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+MpiDefault=none
+ReturnToService=2
+KillWait=10
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=2500
+PartitionName=low Nodes={host} Default=YES PriorityTier=1
+PartitionName=patient Nodes={host} PriorityTier=1 GraceTime=20
+PartitionName=high Nodes={host} PriorityTier=2
+"""
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[None]:
+    """A Slurm of one node with two CPUs; $SLURM_CONF says where it is."""
+    for name in ("state", "spool"):
+        (folder / name).mkdir(parents=True)
+    folder.chmod(0o755)  # munged's socket is for everybody
+    config, host = folder / "slurm.conf", socket.gethostname().partition(".")[0]
+    config.write_text(CONFIG.format(host=host, folder=folder, ports=_free_ports(2)))
+    (folder / "munge.key").write_bytes(os.urandom(128))
+    (folder / "munge.key").chmod(0o400)
+    munge = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "seed", "log")]
+    os.environ["SLURM_CONF"] = str(config)
+    daemons: list[subprocess.Popen[bytes]] = []
+    with (folder / "daemons.log").open("wb") as log:
+        try:
+            for command in (
+                ["munged", "--force", "--foreground", f"--socket={folder}/munge.socket", *munge],
+                ["slurmctld", "-D"],
+                ["slurmd", "-D"],
+            ):
+                daemons.append(subprocess.Popen(command, stdout=log, stderr=log))
+                time.sleep(0.5)
+            _wait(lambda: "idle" in _told("sinfo", "-h", "-o", "%T"), f"Slurm did not come up: {folder}/daemons.log")
+            yield
+            subprocess.run(["scancel", "--user=root"], check=False)
+        finally:
+            for daemon in reversed(daemons):
+                daemon.terminate()
+                daemon.wait()
+            del os.environ["SLURM_CONF"]
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _told(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def _wait(until: Callable[[], object], otherwise: str, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.1)
+
+
+class Sweep:
+    """The sweep, on Slurm with the launcher's `settings`, or plainly without any."""
+
+    def __init__(self, folder: Path, *settings: str, epochs: int = 10) -> None:
+        self.folder = folder
+        self.epochs = epochs
+        self._log = folder.with_suffix(".log")
+        self._begin("bertmon.run", *THREE, f"train.epochs={epochs}", f"hydra.sweep.dir={folder}", *settings)
+
+    def _begin(self, *command: str) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen([sys.executable, "-m", *command], stdout=log, stderr=log)
+
+    def job(self, number: int) -> str:
+        """Slurm's name for a run, once that run has a checkpoint."""
+        names = self.folder / "sweep.json"
+        _wait(names.exists, f"{self._log}: no run has begun")
+        _wait(lambda: names.read_text().strip(), "")
+        run = self.folder / json.loads(names.read_text())["runs"][number]
+        _wait((run / checkpoint.NAME).exists, f"{self._log}: run {number} has no checkpoint")
+        return f"{_told('squeue', '-h', '-o', '%F').split()[0]}_{number}"
+
+    def go_on(self) -> None:
+        """As a user does: end what is left of the sweep, and start it once more where it stands."""
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait()
+        subprocess.run(["scancel", "--user=root"], check=True)
+        _wait(lambda: not _told("squeue", "-h"), "jobs are left")
+        self._begin("bertmon", "resume", str(self.folder))
+
+    def end(self) -> None:
+        assert self._process.wait() == 0, self._log.read_text()
+
+    def went_on(self) -> list[str]:
+        """Runs that have gone on from a checkpoint."""
+        logs = sorted(self.folder.rglob("run.log"))
+        return [str(log.parent.relative_to(self.folder)) for log in logs if "goes on at step" in log.read_text()]
+
+
+def nothing(folder: Path) -> Sweep:
+    return Sweep(folder, *ONE_CORE)
+
+
+def signalled(folder: Path) -> Sweep:
+    """submitit's signal, which Slurm sends before the time is over, to one job; `scontrol requeue` of another."""
+    sweep = Sweep(folder, *ONE_CORE)
+    subprocess.run(["scontrol", "requeue", sweep.job(1)], check=True)
+    with suppress(subprocess.TimeoutExpired):  # it would try again and again while the job is being queued
+        subprocess.run(["scancel", "--signal=USR2", sweep.job(0)], check=False, capture_output=True, timeout=2)
+    return sweep
+
+
+def timed_out(folder: Path) -> Sweep:
+    """A limit of two minutes with the signal 30 s before it, which Slurm may send up to a minute earlier."""
+    limit = ("hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=30")
+    return Sweep(folder, *ONE_CORE, *limit, epochs=60)
+
+
+def preempted(folder: Path, *settings: str) -> Sweep:
+    """A job of higher priority takes the node for three seconds."""
+    sweep = Sweep(folder, *ONE_CORE, *settings)
+    sweep.job(0)
+    sweep.job(1)
+    subprocess.run(["srun", "--partition=high", "--cpus-per-task=2", "--mem=1G", "sleep", "3"], check=True)
+    return sweep
+
+
+def preempted_with_grace(folder: Path) -> Sweep:
+    return preempted(folder, "hydra.launcher.partition=patient")
+
+
+def cancelled(folder: Path) -> Sweep:
+    sweep = Sweep(folder, *ONE_CORE)
+    sweep.job(0)
+    sweep.go_on()
+    return sweep
+
+
+WHAT: dict[str, Callable[[Path], Sweep]] = {
+    "nothing": nothing,
+    "SIGUSR2 to one job, scontrol requeue of another": signalled,
+    "the time limit": timed_out,
+    "preempted by a job of higher priority": preempted,
+    "the same, with 20 s of grace": preempted_with_grace,
+    "scancel of all, and `bertmon resume`": cancelled,
+}
+
+
+def main(chosen: Sequence[str]) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # as many as a job has: the same sums in the same order
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        plain: dict[int, Any] = {}  # by epochs
+        print("| what happened to the jobs | runs | went on from a checkpoint | equal |\n|---|---|---|---|", flush=True)
+        for number, (what, happen) in enumerate(WHAT.items()):
+            if chosen and happen.__name__ not in chosen:
+                continue
+            with cluster(folder / f"slurm{number}"):
+                sweep = happen(folder / f"sweep{number}")
+                sweep.end()
+            if sweep.epochs not in plain:
+                undisturbed = Sweep(folder / f"plain{sweep.epochs}", epochs=sweep.epochs)
+                undisturbed.end()
+                plain[sweep.epochs] = contents(undisturbed.folder)
+            runs, whole = contents(sweep.folder), plain[sweep.epochs]
+            equal = sum(runs[run] == whole[run] for run in whole)
+            print(f"| {what} | {len(runs)} | {len(sweep.went_on())} | {equal} |", flush=True)
+
+
+if __name__ == "__main__":
+    if not INSTALLED:
+        sys.exit(f"Slurm is not installed, or this is not root: {INSTALL}")
+    main(sys.argv[1:])
