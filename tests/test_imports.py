@@ -80,10 +80,14 @@ ALLOWED = {
         "distributed",
         "model",
         "record",
+        "search",
         "step",
         "terminal",
         "tokens",
+        "worker",
     },
+    "search": set(),
+    "worker": {"record"},
     "run": {
         "batches",
         "cache",
@@ -102,6 +106,7 @@ ALLOWED = {
         "monitor.writer",
         "optimizer",
         "record",
+        "run",  # itself, by its own name
         "step",
         "terminal",
         "tokens",
