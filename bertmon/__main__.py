@@ -26,7 +26,7 @@ def main() -> None:
 def _resume(arguments: list[str]) -> None:
     """bertmon resume FOLDER: make the command line that of the launch in the folder, which goes on there."""
     from bertmon.config import InputError
-    from bertmon.launch import command_of
+    from bertmon.folders import command_of
 
     if len(arguments) != 1:
         sys.exit("usage: bertmon resume FOLDER, such as multirun/2026-11-23_07-17-49")

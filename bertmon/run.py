@@ -29,6 +29,7 @@ from bertmon import (
     config,
     data,
     distributed,
+    folders,
     launch,
     model,
     optimizer,
@@ -278,8 +279,8 @@ def _task(composed: DictConfig) -> float:
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     settings = config.from_hydra(composed)
-    name, start = str(job.sweep.subdir), launch.start_folder(folder, str(job.sweep.subdir))
-    differs = launch.differing(job.overrides.task, job.callbacks["bertmon"]["swept"])
+    name, start = str(job.sweep.subdir), folders.start_folder(folder, str(job.sweep.subdir))
+    differs = folders.differing(job.overrides.task, job.callbacks["bertmon"]["swept"])
     if distributed.rank() == 0:
         _say_progress(start)
     try:

@@ -23,7 +23,7 @@ import bertmon.run
 from bertmon.__main__ import main as program
 from bertmon.compare import charts, shown
 from bertmon.compare.__main__ import main as compare
-from bertmon.launch import cell_name
+from bertmon.folders import cell_name
 from bertmon.monitor import HISTORY
 
 Make = Callable[[], object]

@@ -26,7 +26,7 @@ from bertmon.checkpoint import Checkpoint, CheckpointError
 from bertmon.compare import words
 from bertmon.config import FilesConfig, InputError
 from bertmon.data import Corpus, load
-from bertmon.launch import command_of
+from bertmon.folders import command_of
 from bertmon.monitor import History
 
 MORE = int(os.environ.get("BERTMON_FUZZ", "0"))

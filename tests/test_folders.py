@@ -1,6 +1,6 @@
 import pytest
 
-from bertmon.launch import cell_name
+from bertmon.folders import cell_name
 
 CASES = [  # overrides of the run, keys that are swept, the name
     (["schedule.warmup_frac=0.1"], ["schedule.warmup_frac"], "warmup_frac=0.1"),
