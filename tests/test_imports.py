@@ -64,9 +64,13 @@ ALLOWED = {
         "data",
         "model",
         "record",
+        "search",
         "step",
         "tokens",
+        "worker",
     },
+    "search": set(),
+    "worker": {"record"},
     "run": {
         "batches",
         "cache",
@@ -84,6 +88,7 @@ ALLOWED = {
         "monitor.writer",
         "optimizer",
         "record",
+        "run",  # itself, by its own name
         "step",
         "tokens",
         "train",
