@@ -1,0 +1,38 @@
+"""Points of a search and their seeds; the launcher inside is a stand-in."""
+
+import pytest
+from hydra.core.utils import JobReturn, JobStatus
+
+from bertmon.search import EachSeed
+
+
+class Stub:
+    """Values by overrides; what is no number fails."""
+
+    def __init__(self, values):
+        self.values = values
+        self.launched = []
+
+    def launch(self, job_overrides, initial_job_idx):
+        self.launched.append((initial_job_idx, [tuple(each) for each in job_overrides]))
+        for overrides in job_overrides:
+            value = self.values[tuple(overrides)]
+            status = JobStatus.FAILED if isinstance(value, Exception) else JobStatus.COMPLETED
+            yield JobReturn(overrides=overrides, status=status, _return_value=value)
+
+
+def test_a_point_is_worth_the_mean_of_its_seeds_and_runs_once():
+    stub = Stub({("a=1", "seed=0"): 0.5, ("a=1", "seed=7"): 0.7, ("a=2", "seed=0"): 0.2, ("a=2", "seed=7"): 0.4})
+    each = EachSeed(stub, [0, 7])
+    ended = each.launch([("a=1",), ("a=2",), ("a=1",)], initial_job_idx=3)
+    assert [run.return_value for run in ended] == pytest.approx([0.6, 0.3, 0.6])
+    assert stub.launched == [(6, list(stub.values))]
+    assert each.failed == []
+
+
+def test_a_point_with_a_failing_run_has_no_value():
+    each = EachSeed(Stub({("a=1", "seed=0"): 0.5, ("a=1", "seed=7"): RuntimeError("fire")}), [0, 7])
+    (ended,) = each.launch([("a=1",)], initial_job_idx=0)
+    with pytest.raises(RuntimeError, match="fire"):
+        _ = ended.return_value
+    assert len(each.failed) == 1
