@@ -10,9 +10,9 @@ import time
 
 import pytest
 import slurm
-from faults import contents
+from faults import SPOILED, contents
 from omegaconf import OmegaConf
-from test_run import FAILING_SCHEDULE, TINY, bertmon, files, results  # noqa: F401  # the program as a user starts it
+from test_run import TINY, bertmon, files, results  # noqa: F401  # the program as a user starts it
 
 from bertmon import checkpoint
 
@@ -84,15 +84,15 @@ def test_a_sweep_on_joblib_leaves_checkpoints_and_goes_on(bertmon, files, tmp_pa
 
 
 def test_a_run_that_fails_beside_others_names_its_lines(bertmon, files, tmp_path, monkeypatch):  # noqa: F811
-    (tmp_path / "sitecustomize.py").write_text(FAILING_SCHEDULE)
+    (tmp_path / "sitecustomize.py").write_text(SPOILED)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     chosen = ["hydra/launcher=joblib", "hydra.sweep.dir=sweep"]
-    done = bertmon("schedule.warmup_frac=0.1,0.5,0.9", "-m", *files, *chosen)
+    done = bertmon("schedule.warmup_frac=0.1,0.3,0.9", "-m", *files, *chosen)
     assert done.returncode == 1
     assert [result["status"] for result in results(tmp_path / "sweep").values()] == ["ok", "failed", "ok"]
-    assert "\nwarmup_frac=0.5/seed=0: RuntimeError: the disk caught fire\n" in done.stdout
+    assert "\nwarmup_frac=0.3/seed=0: RuntimeError: the cat sat on the keyboard\n" in done.stdout
     assert "\nTraceback" not in done.stdout
-    assert "failed: the disk caught fire" in done.stderr
+    assert "failed: the cat sat on the keyboard" in done.stderr
     assert "Traceback" not in done.stderr
 
 
