@@ -10,7 +10,6 @@ The sweep's jobs are an array of two at a time. Equal: histories, results, point
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -140,7 +139,7 @@ class Sweep:
 
     def go_on(self) -> None:
         """As a user does: end what is left of the sweep, and start it once more where it stands."""
-        self._process.send_signal(signal.SIGINT)
+        self._process.terminate()
         self._process.wait()
         subprocess.run(["scancel", "--user=root"], check=True)
         _wait(lambda: not _told("squeue", "-h"), "jobs are left")
