@@ -158,6 +158,10 @@ def nothing(folder: Path) -> Sweep:
     return Sweep(folder, *ONE_CORE)
 
 
+def in_batches(folder: Path) -> Sweep:
+    return Sweep(folder, *ONE_CORE, "hydra.sweeper.max_batch_size=2")
+
+
 def signalled(folder: Path) -> Sweep:
     """submitit's signal, which Slurm sends before the time is over, to one job; `scontrol requeue` of another."""
     sweep = Sweep(folder, *ONE_CORE)
@@ -178,7 +182,8 @@ def preempted(folder: Path, *settings: str) -> Sweep:
     sweep = Sweep(folder, *ONE_CORE, *settings)
     sweep.job(0)
     sweep.job(1)
-    subprocess.run(["srun", "--partition=high", "--cpus-per-task=2", "--mem=1G", "sleep", "3"], check=True)
+    command = ["srun", "--quiet", "--partition=high", "--cpus-per-task=2", "--mem=1G", "sleep", "3"]
+    subprocess.run(command, check=True)
     return sweep
 
 
@@ -195,6 +200,7 @@ def cancelled(folder: Path) -> Sweep:
 
 WHAT: dict[str, Callable[[Path], Sweep]] = {
     "nothing": nothing,
+    "nothing, two arrays one after the other": in_batches,
     "SIGUSR2 to one job, scontrol requeue of another": signalled,
     "the time limit": timed_out,
     "preempted by a job of higher priority": preempted,
