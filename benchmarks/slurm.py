@@ -10,7 +10,6 @@ The sweep's jobs are an array of two at a time. Equal: histories, results, point
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -140,7 +139,7 @@ class Sweep:
 
     def go_on(self) -> None:
         """As a user does: end what is left of the sweep, and start it once more where it stands."""
-        self._process.send_signal(signal.SIGINT)
+        self._process.terminate()
         self._process.wait()
         subprocess.run(["scancel", "--user=root"], check=True)
         _wait(lambda: not _told("squeue", "-h"), "jobs are left")
@@ -157,6 +156,10 @@ class Sweep:
 
 def nothing(folder: Path) -> Sweep:
     return Sweep(folder, *ONE_CORE)
+
+
+def in_batches(folder: Path) -> Sweep:
+    return Sweep(folder, *ONE_CORE, "hydra.sweeper.max_batch_size=2")
 
 
 def signalled(folder: Path) -> Sweep:
@@ -179,7 +182,8 @@ def preempted(folder: Path, *settings: str) -> Sweep:
     sweep = Sweep(folder, *ONE_CORE, *settings)
     sweep.job(0)
     sweep.job(1)
-    subprocess.run(["srun", "--partition=high", "--cpus-per-task=2", "--mem=1G", "sleep", "3"], check=True)
+    command = ["srun", "--quiet", "--partition=high", "--cpus-per-task=2", "--mem=1G", "sleep", "3"]
+    subprocess.run(command, check=True)
     return sweep
 
 
@@ -196,6 +200,7 @@ def cancelled(folder: Path) -> Sweep:
 
 WHAT: dict[str, Callable[[Path], Sweep]] = {
     "nothing": nothing,
+    "nothing, two arrays one after the other": in_batches,
     "SIGUSR2 to one job, scontrol requeue of another": signalled,
     "the time limit": timed_out,
     "preempted by a job of higher priority": preempted,

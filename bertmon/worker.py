@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ _PATIENCE = 60.0  # seconds that runs get to write a checkpoint when a sweep is 
 def beside_others(name: str) -> Iterator[None]:
     """Around a run: each of its lines on the console begins with its name, and where there are GPUs it has one.
 
-    A run that ends by a signal of submitit's (SIGUSR2, or what $SUBMITIT_PREEMPT_SIGNAL names) is queued again.
+    A run that Slurm's time limit or preemption ends, which submitit tells by a signal of its own, is queued again.
     """
     os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
     for handler in logging.getLogger().handlers:
@@ -39,9 +40,19 @@ def beside_others(name: str) -> Iterator[None]:
         try:
             yield
         except SystemExit as end:
-            if end.code in (128 + signal.SIGUSR1, 128 + signal.SIGUSR2):
-                signal.raise_signal(end.code - 128)  # submitit's own handler, now that everything is written
+            queue_again = signal.Signals[f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"]
+            if end.code == 128 + queue_again or (end.code == 128 + signal.SIGTERM and _preempted()):
+                signal.raise_signal(queue_again)  # submitit's own handler, now that everything is written
             raise
+
+
+def _preempted() -> bool:
+    """Whether Slurm wants the job's place for another. One that ends before it is killed would not be queued again."""
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        return False
+    command = ["scontrol", "show", "job", os.environ["SLURM_JOB_ID"]]
+    told = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return "PreemptTime=" in told and "PreemptTime=None" not in told
 
 
 class _Named(logging.Formatter):

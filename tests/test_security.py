@@ -120,6 +120,7 @@ def test_weights_that_are_a_pickle_are_refused_and_not_read(tmp_path, step):
 TRUSTED = {  # what else would be refused, and what it is for
     "monitor/drawer.py": {"subprocess"},  # a list of words; both ends of its socket are our own
     "launch.py": {"joblib"},  # counts cores
+    "worker.py": {"subprocess"},  # scontrol, with the job's own number
 }
 
 
