@@ -19,7 +19,7 @@ from types import FrameType
 
 import torch
 
-from bertmon import record
+from bertmon import record, terminal
 
 _PATIENCE = 60.0  # seconds that runs get to write a checkpoint when a sweep is broken off
 
@@ -33,7 +33,7 @@ def beside_others(name: str) -> Iterator[None]:
     os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
     for handler in logging.getLogger().handlers:
         if not isinstance(handler, logging.FileHandler):
-            handler.setFormatter(_Named(name))
+            handler.setFormatter(terminal.Formatter(_Named(name)))
     if os.environ.get("SUBMITIT_EXECUTOR") == "local" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # all runs start at once; joblib, Ray and conf's Slurm set it themselves
     with _own_gpu(torch.cuda.device_count()):

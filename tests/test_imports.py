@@ -89,7 +89,7 @@ ALLOWED = {
         "worker",
     },
     "search": set(),
-    "worker": {"record"},
+    "worker": {"record", "terminal"},
     "run": {
         "batches",
         "cache",

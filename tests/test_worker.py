@@ -47,8 +47,8 @@ def came(*numbers):
 def test_slurms_two_signals_both_wait_and_the_one_that_queues_again_comes_first():
     before = signal.signal(signal.SIGUSR2, lambda number, frame: None)
     try:
-        assert came(signal.SIGTERM, signal.SIGUSR2) == ["SystemExit(140)", "SystemExit(143)"]
-        assert came(signal.SIGUSR2, signal.SIGTERM) == ["SystemExit(140)", "SystemExit(143)"]
+        assert came(signal.SIGTERM, signal.SIGUSR2) == ["TerminatedError(140)", "TerminatedError(143)"]
+        assert came(signal.SIGUSR2, signal.SIGTERM) == ["TerminatedError(140)", "TerminatedError(143)"]
         assert came(signal.SIGINT) == ["KeyboardInterrupt()"]
         with pytest.raises(KeyboardInterrupt):
             came(signal.SIGINT, signal.SIGINT)
