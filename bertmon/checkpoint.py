@@ -33,8 +33,9 @@ def save(
     for row, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{row}.{name}": value for name, value in state.items()}
     tensors["random.torch"] = torch.get_rng_state()
-    for device in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
-        tensors[f"random.cuda.{device}"] = torch.cuda.get_rng_state(device)
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
     _, keys, *numpy_rest = np.random.get_state(legacy=True)
     tensors["random.numpy"] = torch.from_numpy(np.asarray(keys).astype(np.int64))
     tensors |= {
@@ -93,8 +94,9 @@ class Checkpoint:
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": states, "param_groups": groups})
         torch.set_rng_state(self._tensors["random.torch"])
-        for device, state in self._of("random.cuda.").items():
-            torch.cuda.set_rng_state(state, int(device))
+        device = next(model.parameters()).device
+        if device.type == "cuda" and "random.cuda" in self._tensors:  # it may be another GPU than before
+            torch.cuda.set_rng_state(self._tensors["random.cuda"], device)
         keys = self._tensors["random.numpy"].numpy().astype(np.uint32)
         np.random.set_state(("MT19937", keys, *self._random["numpy"]))
         version, numbers, gauss = self._random["python"]

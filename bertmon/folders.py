@@ -45,6 +45,13 @@ def cell_name(overrides: Sequence[str], swept: Sequence[str] | None, experiment:
     return safe if safe == full else f"{safe}-{digest(full)[:6]}"
 
 
+def quoted(value: object) -> str:
+    """As the value of an override: Hydra would take commas for a sweep."""
+    text = str(value)
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")  # its parser leaves other backslashes alone
+    return f"'{escaped}'" if re.search(r"[^\w./-]", text) else text
+
+
 def start_of(config: DictConfig) -> Path:
     """The launch's own folder."""
     if config.hydra.mode == RunMode.MULTIRUN:
@@ -140,5 +147,5 @@ def command_of(start: Path) -> list[str]:
     directory = Path(where)
     if not os.path.isdir(directory):  # unlike pathlib, without an error for a name that is too long
         raise InputError(f"{terminal.line(start)} was started in {terminal.line(where)}, which is not there any more.")
-    resume = f"resume={os.path.relpath(start.resolve(), directory)}"
+    resume = f"resume={quoted(os.path.relpath(start.resolve(), directory))}"
     return [str(directory), *(word for word in command if not word.startswith("resume=")), resume]

@@ -155,9 +155,8 @@ class Door(Callback):
             traceback.print_exc()
             sys.exit(1)
         if _has_workers(config) and not config.resume:  # a run that is started once more goes on, as is its launch's
-            escaped = str(start).replace("'", "\\'")
             with read_write(config), open_dict(config):
-                config.hydra.overrides.task.append(f"resume='{escaped}'")
+                config.hydra.overrides.task.append(f"resume={folders.quoted(start)}")
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # Ray would leave out lines that differ in numbers alone
         if config.hydra.runtime.choices["hydra/launcher"] == "joblib":
             worker.end_pool_first(start)

@@ -1,6 +1,7 @@
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from bertmon.folders import cell_name
+from bertmon.folders import cell_name, quoted
 
 CASES = [  # overrides of the run, keys that are swept, the name
     (["schedule.warmup_frac=0.1"], ["schedule.warmup_frac"], "warmup_frac=0.1"),
@@ -32,3 +33,9 @@ def test_a_value_never_leaves_its_folder_nor_meets_another(value):
     assert name not in ("", ".", "..")
     assert len(name.encode()) < 255
     assert name != cell_name([f"data.train={value}-"], None, "quickstart")
+
+
+@pytest.mark.parametrize("folder", ["multirun/1", "a,b", "it's", "a b=c", "${x}", "back\\slash", "a\\'b", "end\\"])
+def test_a_folder_comes_through_hydras_parser_as_it_is(folder):
+    (override,) = OverridesParser.create().parse_overrides([f"resume={quoted(folder)}"])
+    assert (override.value(), override.is_sweep_override()) == (folder, False)
