@@ -93,7 +93,8 @@ def recorded(folder: Path, *, again: bool = False) -> Iterator[dict[str, Any]]:
 
     "seconds" is the time from start to end, with what the body put into "seconds_before".
     status is "running" at first, then what the body put there ("ok" unless it did), "failed" with the error and its
-    traceback after an exception, "interrupted" after Ctrl-C or SIGTERM. The exception goes on.
+    traceback after an exception, "interrupted" after Ctrl-C or SIGTERM. The exception goes on; a SystemExit as a
+    RuntimeError, since it would end the whole sweep.
     again: the folder may hold a run that was broken off.
     Raises InputError where the folder holds a run already, or another process is at work in it, and StorageError where
     it cannot be written.
@@ -159,6 +160,8 @@ def _recorded(path: Path, again: bool) -> Iterator[dict[str, Any]]:
         result["error"] = f"{type(error).__name__}: {error}"
         result["traceback"] = traceback.format_exc()
         log.error(str(error) if isinstance(error, InputError) else result["traceback"])
+        if isinstance(error, SystemExit):
+            raise RuntimeError(f"it exited ({error})") from None
         raise
     else:
         if result["status"] == "running":

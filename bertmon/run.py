@@ -292,9 +292,7 @@ def _task(composed: DictConfig) -> float:
         sys.exit(f"{error}{stands} When it can be written again, go on: {again}")
     except config.InputError:
         raise
-    except (KeyboardInterrupt, record.TerminatedError):
-        raise
-    except (Exception, SystemExit) as error:  # its traceback is on the console and in run.log already
+    except Exception as error:  # its traceback is on the console and in run.log already
         raise CompactHydraException(f"{folder} failed: {terminal.line(error)}") from None
     finally:
         ended = isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit)  # the launch writes the last one

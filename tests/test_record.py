@@ -54,7 +54,7 @@ def test_a_run_that_is_interrupted(tmp_path, signal):
 
 
 def test_a_run_that_exits_by_itself_has_failed(tmp_path):
-    with pytest.raises(SystemExit), recorded(tmp_path):
+    with pytest.raises(RuntimeError, match=r"it exited \(enough\)"), recorded(tmp_path):
         raise SystemExit("enough")
     assert (read(tmp_path)["status"], read(tmp_path)["error"]) == ("failed", "SystemExit: enough")
 

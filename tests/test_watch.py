@@ -93,7 +93,7 @@ def test_a_loop_of_ones_own_has_the_history_of_a_run(settings, tmp_path):
     with watch:
         for epoch in range(settings.train.epochs):
             for batch in own.train.shuffled(settings.seed, epoch):
-                inputs = {name: rows.long() for name, rows in batch._asdict().items()}
+                inputs = {name: getattr(batch, name).long() for name in ("input_ids", "attention_mask", "labels")}
                 loss = own.classifier(**inputs).loss
                 loss.backward()
                 with watch.step(loss, inputs):

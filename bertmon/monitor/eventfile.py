@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 import time
+import weakref
 from itertools import count
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class EventFile:
         with storing(self.path):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("xb", buffering=0)
+        weakref.finalize(self, self._file.close)  # a Trainer that dies tells nobody
         self._sha = hashlib.sha256()
         self._write(Event(file_version="brain.Event:2"))
 
