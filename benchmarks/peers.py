@@ -58,10 +58,12 @@ def bertmon(epochs: int, *overrides: str) -> None:
 
 def texts_of(settings: RunConfig, parts: train.Parts) -> list[dict[str, Any]]:
     """The training texts as the Trainer takes them."""
-    batches = parts.train
-    ids = batches._ids.split(batches._text_lengths.tolist())
+    held = parts.train._all
+    assert held is not None
+    ids = held.ids.split(held.lengths.tolist())
     return [
-        {"input_ids": row.tolist(), "labels": label} for row, label in zip(ids, batches._labels.tolist(), strict=True)
+        {"input_ids": row.tolist(), "labels": label}
+        for row, label in zip(ids, parts.train._labels.tolist(), strict=True)
     ]
 
 
@@ -160,7 +162,7 @@ def measure(name: str) -> None:
         if CUDA:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    print(json.dumps({"seconds": seconds, "tokens": int(parts.train._text_lengths.sum())}))
+    print(json.dumps({"seconds": seconds, "tokens": int(parts.train._all.lengths.sum())}))
 
 
 def main(turns: int) -> None:

@@ -1,9 +1,10 @@
-"""Tokens to batches: padding, a few declared shapes, the order of an epoch. All tokens stay on the device, unpadded.
+"""Tokens to batches: padding, a few declared shapes, the order of an epoch.
 
 Shapes: N texts, B texts of a batch, T tokens of its longest text rounded up to a declared length.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from bertmon import distributed
-from bertmon.tokens import Tokens
+from bertmon.tokens import Tokens, TokensOf
+
+_BATCHES_AT_ONCE = 64  # whose texts are tokenized together, where not all are
 
 
 class Batch(NamedTuple):
@@ -36,12 +39,26 @@ def pad_lengths(max_length: int, declared: Sequence[int] | None) -> list[int]:
     return sorted({length for length in quarters if length < max_length} | {max_length})
 
 
+class _Held:
+    """Tokens on the device, unpadded."""
+
+    def __init__(self, tokens: Tokens, device: torch.device) -> None:
+        self.lengths = tokens.lengths  # on the host: a batch's width is known without a wait for the device
+        self.ids = torch.from_numpy(tokens.ids).to(device)
+        self.starts = torch.from_numpy(tokens.offsets[:-1]).to(device)
+        self.ends = torch.from_numpy(tokens.offsets[1:]).to(device)
+
+
 class Batches:
-    """One split as batches of at most `batch_size` texts."""
+    """One split as batches of at most `batch_size` texts.
+
+    tokens: those of all texts, which then lie on the device; or a function that makes them, which is asked for those of
+    some batches at a time, in another thread and ahead of need.
+    """
 
     def __init__(
         self,
-        tokens: Tokens,
+        tokens: Tokens | TokensOf,
         labels: Sequence[int],
         *,
         batch_size: int,
@@ -49,40 +66,60 @@ class Batches:
         pad_id: int,
         device: torch.device,
     ) -> None:
-        assert len(tokens) == len(labels), (len(tokens), len(labels))
-        assert tokens.lengths.max() <= lengths[-1], (tokens.lengths.max(), lengths)
         self._batch_size = batch_size
         self._lengths = lengths
         self._pad_id = pad_id
-        self._text_lengths = tokens.lengths
-        self._ids = torch.from_numpy(tokens.ids).to(device)
-        self._starts = torch.from_numpy(tokens.offsets[:-1]).to(device)
-        self._ends = torch.from_numpy(tokens.offsets[1:]).to(device)
         self._labels = torch.tensor(labels, dtype=torch.int64).to(device)
+        self._tokens_of = tokens if callable(tokens) else None
+        self._all = None if callable(tokens) else self._held(tokens)
+        assert self._all is None or len(self._all.lengths) == len(labels), (len(self._all.lengths), len(labels))
 
     def __len__(self) -> int:
         """Batches an epoch, the last, smaller one included."""
-        return -(-len(self._text_lengths) // self._batch_size)
+        return -(-len(self._labels) // self._batch_size)
 
     def shuffled(self, seed: int, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Every text once, in an order that depends on (seed, epoch) alone; from the `first` batch on."""
-        order = np.random.default_rng((seed, epoch)).permutation(len(self._text_lengths))
+        order = np.random.default_rng((seed, epoch)).permutation(len(self._labels))
         return self._batches(order[first * self._batch_size :])
 
     def by_length(self) -> Iterator[Batch]:
-        """Every text once, the short ones first, so that evaluation pads little."""
-        return self._batches(np.argsort(self._text_lengths, kind="stable"))
+        """Every text once, the short ones first, so that evaluation pads little; only where all tokens are there."""
+        assert self._all is not None
+        return self._batches(np.argsort(self._all.lengths, kind="stable"))
 
     def _batches(self, order: npt.NDArray[np.int64]) -> Iterator[Batch]:
-        on_device = torch.from_numpy(order).to(self._labels.device)
         rank, size = distributed.rank(), distributed.size()
-        for start in range(0, len(order), self._batch_size):
-            end = min(start + self._batch_size, len(order))
-            rows = slice(start + rank, end, size) if start + rank < end else slice(start, start + 1)
-            longest = self._text_lengths[order[rows]].max()  # known on the host: no wait for the device
-            width = next(length for length in self._lengths if length >= longest)
-            texts = on_device[rows]
-            places = self._starts[texts, None] + torch.arange(width, device=texts.device)  # in all ids, [B, T]
-            within = places < self._ends[texts, None]
-            ids = self._ids[places.clamp_(max=len(self._ids) - 1)].masked_fill_(~within, self._pad_id)
-            yield Batch(ids, within.int(), self._labels[texts], end - start)
+        for held, rows, texts in self._portions(order):
+            rows_there, texts_there = (torch.from_numpy(each).to(self._labels.device) for each in (rows, texts))
+            for start in range(0, len(rows), self._batch_size):
+                end = min(start + self._batch_size, len(rows))
+                share = slice(start + rank, end, size) if start + rank < end else slice(start, start + 1)
+                longest = held.lengths[rows[share]].max()
+                width = next(length for length in self._lengths if length >= longest)
+                own = rows_there[share]
+                places = held.starts[own, None] + torch.arange(width, device=own.device)  # in all ids, [B, T]
+                within = places < held.ends[own, None]
+                ids = held.ids[places.clamp_(max=len(held.ids) - 1)].masked_fill_(~within, self._pad_id)
+                yield Batch(ids, within.int(), self._labels[texts_there[share]], end - start)
+
+    def _portions(
+        self, order: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[_Held, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Some batches after the other: tokens, their rows there, and the texts that these are."""
+        if self._all is not None:
+            yield self._all, order, order
+        if self._tokens_of is not None and len(order):
+            size = self._batch_size * _BATCHES_AT_ONCE
+            portions = [order[start : start + size] for start in range(0, len(order), size)]
+            with ThreadPoolExecutor(1) as ahead:
+                coming = ahead.submit(self._tokens_of, portions[0])
+                for portion, following in zip(portions, [*portions[1:], None], strict=True):
+                    tokens = coming.result()
+                    if following is not None:
+                        coming = ahead.submit(self._tokens_of, following)
+                    yield self._held(tokens), np.arange(len(portion)), portion
+
+    def _held(self, tokens: Tokens) -> _Held:
+        assert tokens.lengths.max() <= self._lengths[-1], (tokens.lengths.max(), self._lengths)
+        return _Held(tokens, self._labels.device)

@@ -10,14 +10,27 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 
-def digest(*parts: str | bytes) -> str:
-    """SHA-256 of the parts as hex; no two different lists of parts have the same one."""
-    sha = hashlib.sha256()
-    for part in parts:
+class Digest:
+    """SHA-256 of parts that come one by one; no two different lists of parts have the same one."""
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+
+    def add(self, part: str | bytes) -> None:
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        sha.update(len(data).to_bytes(8, "big"))
-        sha.update(data)
-    return sha.hexdigest()
+        self._sha.update(len(data).to_bytes(8, "big"))
+        self._sha.update(data)
+
+    def hex(self) -> str:
+        return self._sha.hexdigest()
+
+
+def digest(*parts: str | bytes) -> str:
+    """The Digest of the parts as hex."""
+    whole = Digest()
+    for part in parts:
+        whole.add(part)
+    return whole.hex()
 
 
 def cached(folder: Path, name: str, make: Callable[[], bytes]) -> bytes:

@@ -202,9 +202,11 @@ def assemble(settings: RunConfig, device: torch.device) -> tuple[data.Corpus, tr
         max_length=settings.data.max_length,
     ).to(device)
 
-    def batched(split: data.Split, batch_size: int) -> batches.Batches:
+    def batched(split: data.Split, batch_size: int, *, streams: bool) -> batches.Batches:
         return batches.Batches(
-            tokens.tokenize(vocabulary, split.texts, settings.data.max_length, cache),
+            tokens.on_demand(vocabulary, split.texts.take, settings.data.max_length)
+            if streams and isinstance(split.texts, data.FileTexts)
+            else tokens.tokenize(vocabulary, split.texts, settings.data.max_length, cache),
             split.labels,
             batch_size=batch_size,
             lengths=batches.pad_lengths(settings.data.max_length, settings.data.pad_lengths),
@@ -215,8 +217,8 @@ def assemble(settings: RunConfig, device: torch.device) -> tuple[data.Corpus, tr
     return corpus, train.Parts(
         classifier=classifier,
         optimizer=optimizer.build(settings.optimizer, classifier.parameters()),
-        train=batched(corpus.train, settings.train.batch_size),
-        test=batched(corpus.test, settings.train.eval_batch_size),
+        train=batched(corpus.train, settings.train.batch_size, streams=True),
+        test=batched(corpus.test, settings.train.eval_batch_size, streams=False),  # it needs all lengths beforehand
     )
 
 

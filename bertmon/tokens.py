@@ -1,11 +1,12 @@
-"""Texts to token ids: the model's own vocabulary, or WordPiece trained on the texts; each text is tokenized once.
+"""Texts to token ids: the model's own vocabulary, or WordPiece trained on the texts.
 
 Knows tokenizers. Leaves padding, batches and their order to batches.
 Shapes: N texts, K tokens of all of them together.
 """
 
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from bertmon.cache import cached, digest
 from bertmon.config import InputError, ModelConfig
+from bertmon.data.corpus import Texts
 from bertmon.hub import only_local
 from bertmon.terminal import line
 
 _VOCAB_SIZE = 8000
+_MOST_TEXTS = 20_000  # that a vocabulary is trained on: 8,000 pieces are settled by then, and it takes two seconds
 _AT_ONCE = 1000  # texts handed to the tokenizer together: its objects take far more memory than the ids
 
 
@@ -50,37 +53,64 @@ class Tokens:
         return np.diff(self.offsets)
 
 
-def load_vocabulary(config: ModelConfig, texts: Sequence[str], cache: Path) -> Vocabulary:
-    """The vocabulary of `model.tokenizer`, else of `model.name`, else one trained on `texts`. Raises InputError."""
+TokensOf = Callable[[npt.NDArray[np.int64]], Tokens]
+"""Gives the tokens of the texts at these indices, made when they are asked for."""
+
+
+def load_vocabulary(config: ModelConfig, texts: Texts, cache: Path) -> Vocabulary:
+    """The vocabulary of `model.tokenizer`, else of `model.name`, else one trained on `texts`. Raises InputError.
+
+    Of more than 20,000 texts it is trained on 20,000, at equal distances.
+    """
     if config.tokenizer is not None:
         return _named("model.tokenizer", config.tokenizer)
     if config.name is not None:
         return _named("model.name", config.name)
     vocab_size = config.vocab_size or _VOCAB_SIZE
-    key = digest("2", str(vocab_size), *texts)  # raise the number when the training below changes
-    trained = cached(cache, f"wordpiece-{key[:32]}.json", lambda: _train(texts, vocab_size))
+    count = min(len(texts), _MOST_TEXTS)
+    some = [texts[number * len(texts) // count] for number in range(count)]
+    key = digest("2", str(vocab_size), *some)  # raise the number when the training below changes
+    trained = cached(cache, f"wordpiece-{key[:32]}.json", lambda: _train(some, vocab_size))
     return Vocabulary(Tokenizer.from_str(trained.decode()), pad_id=0)
 
 
-def tokenize(vocabulary: Vocabulary, texts: Sequence[str], max_length: int, cache: Path) -> Tokens:
+def tokenize(vocabulary: Vocabulary, texts: Texts, max_length: int, cache: Path) -> Tokens:
     """Token ids of every text, special tokens included, cut to `max_length`; from the cache where it has them."""
-    tokenizer = Tokenizer.from_str(vocabulary.tokenizer.to_str())  # a copy: truncation is a setting of the object
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
+    tokenizer = _cutting(vocabulary, max_length)
 
     def encode() -> bytes:
-        encodings: list[npt.NDArray[np.int32]] = []
-        for start in range(0, len(texts), _AT_ONCE):
-            batch = tokenizer.encode_batch_fast(list(texts[start : start + _AT_ONCE]))
-            encodings += [np.array(encoding.ids, dtype=np.int32) for encoding in batch]
-        offsets = np.cumsum([0, *map(len, encodings)], dtype=np.int64)
+        tokens = _encode(tokenizer, texts)
         file = io.BytesIO()
-        np.savez(file, ids=np.concatenate(encodings), offsets=offsets)
+        np.savez(file, ids=tokens.ids, offsets=tokens.offsets)
         return file.getvalue()
 
     key = digest("1", tokenizer.to_str(), *texts)  # raise the number when the encoding above changes
     with np.load(io.BytesIO(cached(cache, f"tokens-{key[:32]}.npz", encode)), allow_pickle=False) as stored:
         return Tokens(stored["ids"], stored["offsets"])
+
+
+def on_demand(
+    vocabulary: Vocabulary, take: Callable[[npt.NDArray[np.int64]], Iterable[str]], max_length: int
+) -> TokensOf:
+    """As `tokenize`, some texts at a time, which `take` gives for their indices: nothing is kept of them."""
+    tokenizer = _cutting(vocabulary, max_length)
+    return lambda indices: _encode(tokenizer, take(indices))
+
+
+def _cutting(vocabulary: Vocabulary, max_length: int) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(vocabulary.tokenizer.to_str())  # a copy: truncation is a setting of the object
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    return tokenizer
+
+
+def _encode(tokenizer: Tokenizer, texts: Iterable[str]) -> Tokens:
+    ids, lengths, remaining = [], [0], iter(texts)
+    while portion := list(itertools.islice(remaining, _AT_ONCE)):
+        encodings = [np.array(each.ids, dtype=np.int32) for each in tokenizer.encode_batch_fast(portion)]
+        ids.append(np.concatenate(encodings))
+        lengths += map(len, encodings)
+    return Tokens(np.concatenate(ids), np.cumsum(lengths, dtype=np.int64))
 
 
 def _named(key: str, name: str) -> Vocabulary:

@@ -1,7 +1,10 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
 
+from bertmon import batches
 from bertmon.batches import Batches, pad_lengths
 from bertmon.tokens import Tokens
 
@@ -21,6 +24,51 @@ def made(texts):
     return Batches(tokens, list(range(7)), batch_size=3, lengths=[4, 8], pad_id=PAD, device=torch.device("cpu"))
 
 
+@pytest.fixture
+def streamed(texts, monkeypatch):
+    """The same texts, four at a time."""
+    monkeypatch.setattr(batches, "_BATCHES_AT_ONCE", 2)
+    asked = []
+
+    def tokens_of(indices):
+        asked.append(indices.tolist())
+        some = [texts[index] for index in indices]
+        return Tokens(np.concatenate(some).astype(np.int32), np.cumsum([0, *map(len, some)]))
+
+    made = Batches(tokens_of, list(range(7)), batch_size=2, lengths=[4, 8], pad_id=PAD, device=torch.device("cpu"))
+    return made, asked
+
+
+@pytest.mark.parametrize("first", [0, 1, 3, 4])
+def test_tokens_made_on_demand_give_the_same_batches(texts, streamed, first):
+    tokens = Tokens(np.concatenate(texts).astype(np.int32), np.cumsum([0, *LENGTHS]))
+    whole = Batches(tokens, list(range(7)), batch_size=2, lengths=[4, 8], pad_id=PAD, device=torch.device("cpu"))
+    made, asked = streamed
+    assert len(made) == len(whole) == 4
+    assert asked == []
+    found, expected = list(made.shuffled(1, 2, first)), list(whole.shuffled(1, 2, first))
+    assert len(found) == len(expected) == 4 - first
+    for one, other in zip(found, expected, strict=True):
+        assert one.texts == other.texts
+        assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(one[:3], other[:3], strict=True))
+    assert [len(portion) for portion in asked] == {0: [4, 3], 1: [4, 1], 3: [1], 4: []}[first]
+
+
+def test_an_epoch_that_is_left_early_leaves_no_thread(streamed):
+    before = threading.active_count()
+    epoch = streamed[0].shuffled(0, 0)
+    next(epoch)
+    epoch.close()
+    assert threading.active_count() == before
+
+
+def test_a_text_that_cannot_be_read_is_an_error_in_the_loop(streamed):
+    made, _ = streamed
+    made._tokens_of = lambda indices: {}[7]
+    with pytest.raises(KeyError):
+        next(made.shuffled(0, 0))
+
+
 @pytest.mark.parametrize(
     ("max_length", "lengths"), [(64, [16, 32, 48, 64]), (256, [64, 128, 192, 256]), (30, [8, 16, 24, 30]), (8, [8])]
 )
@@ -32,9 +80,9 @@ def test_undeclared_lengths_are_quarters(max_length, lengths):
 @pytest.mark.parametrize("order", ["shuffled", "by_length"])
 def test_every_text_comes_once_padded_to_a_declared_length(made, texts, order):
     seen = []
-    batches = list(made.shuffled(seed=3, epoch=1) if order == "shuffled" else made.by_length())
-    assert len(batches) == len(made) == 3
-    for batch in batches:
+    found = list(made.shuffled(seed=3, epoch=1) if order == "shuffled" else made.by_length())
+    assert len(found) == len(made) == 3
+    for batch in found:
         longest = max(LENGTHS[label] for label in batch.labels)
         assert batch.input_ids.shape == batch.attention_mask.shape == (len(batch.labels), 4 if longest <= 4 else 8)
         for row, label in enumerate(batch.labels.tolist()):

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import SHARED, needs_newsgroups
 
@@ -172,6 +173,50 @@ def test_a_document_longer_than_the_csv_module_likes(tmp_path):
     assert len(data.load(FilesConfig(train=train, test=train), tmp_path).train.texts[0]) == 250_000
 
 
+MANY_ROWS = [*ROWS, ("two\r\nlines, and ''\"quotes\"''", "sky"), ("☃" * 70, "7"), ("last", "sea")]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_texts_that_stay_in_their_file_are_those_in_memory(tmp_path, monkeypatch, suffix):
+    train = written(tmp_path / f"train{suffix}", MANY_ROWS)
+    if suffix == ".jsonl":
+        Path(train).write_bytes(b"\xef\xbb\xbf" + Path(train).read_bytes())
+    asked = FilesConfig(train=train, test=written(tmp_path / "test.jsonl"))
+    here = data.load(asked, tmp_path)
+    monkeypatch.setattr(data.files, "_LARGE", Path(train).stat().st_size)
+    there = data.load(asked, tmp_path)
+    assert isinstance(there.train.texts, data.FileTexts)
+    assert isinstance(here.train.texts, list)
+    assert isinstance(there.test.texts, list)
+    assert len(there.train.texts) == len(MANY_ROWS)
+    assert list(there.train.texts) == here.train.texts == [text for text, _ in MANY_ROWS]
+    some = np.array([4, 0, 3, 3])
+    assert list(there.train.texts.take(some)) == [MANY_ROWS[index][0] for index in some]
+    assert [there.train.texts[index] for index in some] == [MANY_ROWS[index][0] for index in some]
+    assert (there.train.labels, there.label_names) == (here.train.labels, here.label_names)
+    assert there.fingerprint() == here.fingerprint()
+
+
+def test_a_large_file_is_gone_through_once_for_each_of_its_contents(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.files, "_LARGE", 0)
+    passes = []
+    monkeypatch.setattr(
+        data.files.rows, "read", lambda path, read=data.files.rows.read: passes.append(path) or read(path)
+    )
+    train, test = written(tmp_path / "train.csv"), written(tmp_path / "test.jsonl")
+    first = data.load(FilesConfig(train=train, test=test), tmp_path)
+    again = data.load(FilesConfig(train=train, test=test), tmp_path)
+    assert len(passes) == 2
+    assert first.fingerprint() == again.fingerprint()
+    written(tmp_path / "train.csv", [*ROWS, ("more", "sky")])
+    with pytest.raises(InputError, match=r"train\.csv has been changed while it was trained on"):
+        first.train.texts[0]
+    assert len(data.load(FilesConfig(train=train, test=test), tmp_path).train) == 4
+    Path(train).unlink()
+    with pytest.raises(InputError, match=r"train\.csv cannot be read: No such file"):
+        list(again.train.texts)
+
+
 BAD_FILES = [  # name, content, what the message says
     ("train.csv", b"", "holds no texts"),
     ("train.csv", b"text,label\n", "holds no texts"),
@@ -200,8 +245,11 @@ BAD_FILES = [  # name, content, what the message says
 ]
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize(("name", "content", "message"), BAD_FILES)
-def test_bad_files_are_named_with_their_line(tmp_path, name, content, message):
+def test_bad_files_are_named_with_their_line(tmp_path, monkeypatch, name, content, message, large):
+    if large:
+        monkeypatch.setattr(data.files, "_LARGE", 0)
     test = written(tmp_path / "test.jsonl")
     path = tmp_path / name
     path.write_bytes(content)

@@ -13,6 +13,7 @@ import pytest
 from conftest import SHARED, needs_newsgroups, write_texts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bertmon import batches, data
 from bertmon.monitor import History
 from bertmon.run import run
 
@@ -276,3 +277,17 @@ def test_configs_are_shown_from_any_directory_by_the_console_script(tmp_path):
     done = subprocess.run([script, "--cfg", "job"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "warmup_frac: 0.1" in done.stdout
+
+
+def test_a_large_file_is_trained_on_as_a_small_one(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "_BATCHES_AT_ONCE", 2)
+    for name in ("small", "large"):
+        (tmp_path / name).mkdir()
+    run(settings, tmp_path / "small", name="small")
+    monkeypatch.setattr(data.files, "_LARGE", 0)
+    run(settings, tmp_path / "large", name="large")
+    small, large = (History.load(tmp_path / name / "history.npz") for name in ("small", "large"))
+    assert small.to_bytes() == large.to_bytes()
+    small, large = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("small", "large"))
+    assert small["data"] == large["data"]
+    assert small["evaluations"] == large["evaluations"]

@@ -64,6 +64,28 @@ def test_many_texts_are_tokenized_in_portions(tmp_path, monkeypatch):
     assert np.array_equal(whole.ids, portions.ids)
 
 
+def test_tokens_on_demand_are_those_made_beforehand(tmp_path):
+    vocabulary = tokens.load_vocabulary(TINY, TEXTS, tmp_path)
+    whole = tokens.tokenize(vocabulary, TEXTS, 16, tmp_path)
+    asked = []
+    found = tokens.on_demand(vocabulary, lambda some: asked.append(some) or (TEXTS[index] for index in some), 16)
+    assert asked == []
+    some = np.array([3, 0, 4])
+    assert np.array_equal(found(some).lengths, whole.lengths[some])
+    for row, index in enumerate(some):
+        ids = found(some).ids[found(some).offsets[row] : found(some).offsets[row + 1]]
+        assert np.array_equal(ids, whole.ids[whole.offsets[index] : whole.offsets[index + 1]])
+
+
+def test_a_vocabulary_of_many_texts_is_that_of_some(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "_MOST_TEXTS", 3)
+    many = [f"boat{number} upon the sea" for number in range(10)]
+    found = tokens.load_vocabulary(TINY, many, tmp_path)
+    monkeypatch.undo()
+    expected = tokens.load_vocabulary(TINY, [many[0], many[3], many[6]], tmp_path / "other")
+    assert found.tokenizer.to_str() == expected.tokenizer.to_str()
+
+
 def test_a_saved_tokenizer_is_read_from_its_folder(tmp_path):
     from transformers import PreTrainedTokenizerFast
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from bertmon.config import DataConfig, DocstringsConfig, FilesConfig, InputError, NewsgroupsConfig
 from bertmon.data import docstrings, files, newsgroups
 from bertmon.data.corpus import Corpus, Split
+from bertmon.data.files import FileTexts
 
-__all__ = ["Corpus", "Split", "load"]
+__all__ = ["Corpus", "FileTexts", "Split", "load"]
 
 
 def load(config: DataConfig, cache: Path) -> Corpus:
@@ -20,5 +21,5 @@ def load(config: DataConfig, cache: Path) -> Corpus:
         case DocstringsConfig():
             return docstrings.read(config, cache)
         case FilesConfig():
-            return files.read(config)
+            return files.read(config, cache)
     raise InputError("data is missing: give data=newsgroups, data=docstrings or data=files.")

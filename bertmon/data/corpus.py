@@ -6,18 +6,27 @@ Shapes: N texts of a split, C classes.
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 from bertmon.cache import cached, digest
+
+
+class Texts(Protocol):
+    """N texts: a list, or files.FileTexts."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __getitem__(self, index: int, /) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
     """Texts [N] and their labels [N], each from 0 to C - 1."""
 
-    texts: list[str]
+    texts: Texts
     labels: list[int]
 
     def __len__(self) -> int:
@@ -40,7 +49,8 @@ class Corpus:
         """SHA-256 of all texts, labels and label names, in order."""
         parts = [*self.label_names]
         for split in (self.train, self.test):
-            parts += [*split.texts, ",".join(map(str, split.labels))]
+            known = getattr(split.texts, "digest", None)  # of texts that are not in memory
+            parts += [known or digest(*split.texts), ",".join(map(str, split.labels))]
         return digest(*parts)
 
     def majority(self) -> float:

@@ -43,14 +43,17 @@ def read(config: DocstringsConfig, cache: Path) -> Corpus:
                     f"data.train_per_package + data.test_per_package asks for {count}."
                 )
             chosen |= dict.fromkeys(sorted(texts, key=digest)[:count], label)
-        train, test = Split([], []), Split([], [])
-        for row, (text, label) in enumerate(chosen.items()):
-            split = test if row % count < config.test_per_package else train
-            split.texts.append(text)
-            split.labels.append(label)
-        return Corpus(train, test, tuple(config.packages))
+        train: list[tuple[str, int]] = []
+        test: list[tuple[str, int]] = []
+        for row, example in enumerate(chosen.items()):
+            (test if row % count < config.test_per_package else train).append(example)
+        return Corpus(_split(train), _split(test), tuple(config.packages))
 
     return stored(cache, f"docstrings-{key[:32]}.json", collect)
+
+
+def _split(examples: list[tuple[str, int]]) -> Split:
+    return Split([text for text, _ in examples], [label for _, label in examples])
 
 
 def _package_folder(package: str) -> Path:
