@@ -29,6 +29,7 @@ class Batch(NamedTuple):
     attention_mask: Tensor  # [B, T] int32
     labels: Tensor  # [B] int64
     texts: int  # of the whole batch, over all processes
+    lengths: npt.NDArray[np.int64]  # [B] tokens of each text; on the host, so that nobody has to ask the device
 
 
 def pad_lengths(max_length: int, declared: Sequence[int] | None) -> list[int]:
@@ -95,13 +96,13 @@ class Batches:
             for start in range(0, len(rows), self._batch_size):
                 end = min(start + self._batch_size, len(rows))
                 share = slice(start + rank, end, size) if start + rank < end else slice(start, start + 1)
-                longest = held.lengths[rows[share]].max()
-                width = next(length for length in self._lengths if length >= longest)
+                lengths = held.lengths[rows[share]]
+                width = next(length for length in self._lengths if length >= lengths.max())
                 own = rows_there[share]
                 places = held.starts[own, None] + torch.arange(width, device=own.device)  # in all ids, [B, T]
                 within = places < held.ends[own, None]
                 ids = held.ids[places.clamp_(max=len(held.ids) - 1)].masked_fill_(~within, self._pad_id)
-                yield Batch(ids, within.int(), self._labels[texts_there[share]], end - start)
+                yield Batch(ids, within.int(), self._labels[texts_there[share]], end - start, lengths)
 
     def _portions(
         self, order: npt.NDArray[np.int64]

@@ -232,7 +232,7 @@ def _summarized(outcome: train.Outcome) -> dict[str, object]:
         "steps": outcome.steps,
         "metrics": {"final": evaluations[-1], "best": best} if evaluations else {},
         "evaluations": evaluations,
-        "timings": {"train_seconds": outcome.train_seconds, "eval_seconds": outcome.eval_seconds},
+        "timings": {f"{part}_seconds": getattr(outcome, f"{part}_seconds") for part in ("train", "eval", "compile")},
     }
 
 

@@ -28,7 +28,7 @@ from bertmon.monitor import History, Plan
 from bertmon.monitor.diagnosis import diverged
 from bertmon.monitor.observer import Numbers, Observer
 from bertmon.record import TerminatedError
-from bertmon.step import Probe, Updater, forward_backward, logits
+from bertmon.step import Probe, Updater, compiled, forward_backward, logits
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class Outcome:
     evaluations: list[Evaluation] = field(default_factory=list)
     train_seconds: float = 0.0  # without the evaluations
     eval_seconds: float = 0.0
+    compile_seconds: float = 0.0  # of the training: passes of a shape that had not come before, with train.compile
     recorded_steps: int = 0  # those whose scalars have been recorded
     next_pass: int = 0  # step from which on the spread of the logits may be measured again
 
@@ -111,7 +112,8 @@ def fit(
     Leaves the model in train mode.
     """
     model, plan = parts.classifier, history.plan
-    replica = distributed.wrapped(model)
+    replica = distributed.wrapped(compiled(model, config.train.compile))
+    shapes: set[torch.Size] = set()  # that have been compiled
     updater = Updater(model, parts.optimizer, config.train.clip)
     probe = Probe(model, config.train.precision, outcome.next_pass)
     numbers, first = Numbers(), len(history.losses)
@@ -125,7 +127,11 @@ def fit(
     ):
         for step, batch in enumerate(_all_epochs(parts.train, config, first), first):
             watched = observer is not None and observer.due(step)
+            begun = time.perf_counter()
             loss, scores = forward_backward(replica, batch, config.train.precision)
+            if config.train.compile and batch.input_ids.shape not in shapes:
+                shapes.add(batch.input_ids.shape)
+                outcome.compile_seconds += time.perf_counter() - begun
             if observer and watched:
                 observer.spread(probe.spread(step, batch, scores))
             with observer.update(step) if observer and watched else nullcontext():

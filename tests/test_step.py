@@ -1,11 +1,23 @@
+import dataclasses
 import math
+import shutil
 
+import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from bertmon import step
-from bertmon.config import Device, InputError, Precision
+from bertmon import step, train
+from bertmon.batches import Batch
+from bertmon.config import Device, InputError, ModelConfig, Precision
+from bertmon.model import build
+from bertmon.monitor import History
+from bertmon.monitor.observer import Numbers
 from bertmon.run import assemble
+
+TASK = {"label_names": ("no", "yes"), "vocab_size": 120, "pad_id": 0, "max_length": 32}
+TINY_SHAPE = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "max_position_embeddings": 40}
 
 
 def test_gradients_equal_those_of_the_plain_loss(settings):
@@ -29,6 +41,105 @@ def test_gradients_equal_those_of_the_plain_loss(settings):
         torch.testing.assert_close(ours, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", [*step._PREPARED, "deberta-v2"])
+@pytest.mark.parametrize("padded", [True, False])
+def test_the_mask_is_the_one_that_the_model_would_make(family, padded):
+    torch.manual_seed(0)
+    model = build(ModelConfig(**TINY_SHAPE, model_type=family), **TASK).eval()
+    lengths = np.array([8, 5 if padded else 8])
+    mask = (torch.arange(8) < torch.from_numpy(lengths)[:, None]).int()
+    ids = torch.randint(5, 120, (2, 8), dtype=torch.int32) * mask
+    batch = Batch(ids, mask, torch.tensor([0, 1]), 2, lengths)
+    expected = model(input_ids=ids, attention_mask=mask).logits
+    assert torch.equal(step.logits(model, batch, Precision.fp32), expected)
+
+
+class Questions(TorchDispatchMode):
+    """Notes each operation whose result the host has to wait for."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "masked_select"):
+            self.asked.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_host_waits_for_nothing_in_a_step_that_is_not_watched(settings):
+    settings.train.log_every = 100
+    _, parts = assemble(settings, torch.device("cpu"))
+    batch = next(parts.train.shuffled(0, 0))
+    with Questions() as probe:
+        parts.classifier(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    assert probe.asked == ["_local_scalar_dense"]  # it sees what transformers asks for by itself
+
+    history = History(train.plan(settings, len(parts.train), 1.0))
+    questions = Questions()
+    asked = []
+
+    class Loop:
+        """The batches, with what each step has asked."""
+
+        def __len__(self):
+            return len(parts.train)
+
+        def shuffled(self, *args):
+            for batch in parts.train.shuffled(*args):
+                asked.append(len(questions.asked))
+                yield batch
+            asked.append(len(questions.asked))
+
+    looped = dataclasses.replace(parts, train=Loop())
+    settings.train.epochs = 1
+    with questions:
+        train.fit(looped, settings, history, observer=None, record=lambda *_: None, outcome=train.Outcome(), name="")
+    assert np.diff(asked[:-1]).tolist() == [0] * (len(parts.train) - 1)  # the last one ends the epoch
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", list(Precision))
+def test_cuda_waits_for_nothing_in_a_step_that_is_not_watched(settings, precision):
+    _, parts = assemble(settings, torch.device("cuda"))
+    updater, numbers = step.Updater(parts.classifier, parts.optimizer, 1.0), Numbers()
+    for number, batch in enumerate(parts.train.shuffled(0, 0)):
+        loss, _ = step.forward_backward(parts.classifier, batch, precision)
+        numbers.add(loss, updater.update(loss, 1e-4))
+        if number == 1:  # the first steps allocate, and choose kernels
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own import
+def test_a_compiled_step_is_the_eager_one_but_for_rounding(settings):
+    settings.model.num_hidden_layers = 1
+    settings.model.hidden_dropout_prob = settings.model.attention_probs_dropout_prob = 0.0
+    settings.data.pad_lengths = [32]
+    settings.train.epochs = 1
+    told = {}
+    counters.clear()
+    for compiles in (False, True):
+        settings.train.compile = compiles
+        _, parts = assemble(settings, torch.device("cpu"))
+        history, outcome = History(train.plan(settings, len(parts.train), 1.0)), train.Outcome()
+        train.fit(parts, settings, history, observer=None, record=lambda *_: None, outcome=outcome, name="")
+        told[compiles] = history.losses
+        assert (counters["stats"]["unique_graphs"] > 0) is compiles
+        assert (outcome.compile_seconds > 0) is compiles
+        assert outcome.train_seconds > outcome.compile_seconds
+    assert told[True] == pytest.approx(told[False], rel=1e-4)
+
+
+def test_no_compiler_is_one_clear_error(settings, monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    with pytest.raises(InputError, match=r"train\.compile=true is not possible on the CPU: it needs a C\+\+ compiler"):
+        step.compiled(torch.nn.Linear(1, 1), wanted=True)
+
+
 def test_bf16_is_close_to_fp32_and_returns_float32(settings):
     _, parts = assemble(settings, torch.device("cpu"))
     parts.classifier.eval()
@@ -47,7 +158,9 @@ def test_the_spread_is_that_of_the_texts_and_not_of_dropout_or_rounding(settings
     model = parts.classifier
     batch = next(parts.train.shuffled(0, 0))
     twice = batch._replace(input_ids=batch.input_ids[[0] * batch.texts])
-    twice = twice._replace(attention_mask=batch.attention_mask[[0] * batch.texts])
+    twice = twice._replace(
+        attention_mask=batch.attention_mask[[0] * batch.texts], lengths=batch.lengths[[0] * batch.texts]
+    )
 
     scores = step.logits(model, twice, Precision.fp32).detach()
     assert scores.std(dim=0).mean() > 1e-3  # dropout: one text has many scores
