@@ -6,6 +6,10 @@ On CUDA: BERT-base, 16 texts of at most 256 tokens. On the CPU: bert_small, 16 o
 variant in a process of its own for one epoch and for two; their difference is an epoch without start, compilation,
 evaluation and first calls. Those are told apart, as seconds before and after it. Ratios are to the Trainer at its
 defaults in the same turn. seaborn is needed for the article's figures.
+
+The floor of an epoch is its model FLOPs over the rate of a large matrix product on the same machine: 6 x parameters x
+tokens, without the embedding tables, which are looked up, and 12 x layers x width x length^2 a text for attention.
+Padding is no token.
 """
 
 import copy
@@ -143,6 +147,7 @@ VARIANTS: dict[str, Callable[[int], None]] = {
     "transformers Trainer, defaults, nothing logged": trainer,
     "bertmon, watching every 30 steps with figures": bertmon,
     "bertmon, watching off": lambda epochs: bertmon(epochs, "monitor=off"),
+    "bertmon, watching, train.compile=true": lambda epochs: bertmon(epochs, "train.compile=true"),
     "a plain loop that watches as the article does": article,
 }
 if CUDA:
@@ -151,10 +156,33 @@ if CUDA:
     )
 
 
+def matrix_rate() -> float:
+    """FLOPs a second of a large matrix product, the best of ten; bf16 on CUDA, fp32 on the CPU."""
+    size, kind = (8192, torch.bfloat16) if CUDA else (1024, torch.float32)
+    matrix = torch.randn(size, size, dtype=kind, device="cuda" if CUDA else "cpu")
+    times = []
+    for _ in range(13):
+        started = time.perf_counter()
+        matrix @ matrix
+        if CUDA:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return float(2 * size**3 / min(times[3:]))
+
+
+def flops(parts: train.Parts) -> float:
+    """Model FLOPs of an epoch."""
+    weights = sum(p.numel() for name, p in parts.classifier.named_parameters() if "embeddings" not in name)
+    shape, lengths = parts.classifier.config, parts.train._all.lengths
+    attention = 12 * shape.num_hidden_layers * shape.hidden_size * float((lengths**2).sum())
+    return 6 * weights * float(lengths.sum()) + attention
+
+
 def measure(name: str) -> None:
-    """Print the seconds of the variant with one epoch and with two, and the tokens of an epoch."""
+    """Print the seconds of the variant with one epoch and with two, and of an epoch the tokens and the floor."""
     settings = settings_of(1)
     _, parts = assemble(settings, torch.device("cpu"))
+    floor = flops(parts) / matrix_rate()
     seconds = []
     for epochs in (1, 2):
         started = time.perf_counter()
@@ -162,29 +190,32 @@ def measure(name: str) -> None:
         if CUDA:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    print(json.dumps({"seconds": seconds, "tokens": int(parts.train._all.lengths.sum())}))
+    print(json.dumps({"seconds": seconds, "tokens": int(parts.train._all.lengths.sum()), "floor": floor}))
 
 
 def main(turns: int) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     where = torch.cuda.get_device_name() if CUDA else f"{platform.machine()}, {torch.get_num_threads()} threads"
     print(f"{where}, torch {torch.__version__}, {commit.stdout.strip()}\n")
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in VARIANTS}
+    found: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in VARIANTS}
     for _ in range(turns):
         for name in VARIANTS:
             done = subprocess.run([sys.executable, __file__, name], stdout=subprocess.PIPE, text=True, check=True)
             told = json.loads(done.stdout.splitlines()[-1])
             one, two = told["seconds"]
-            found[name].append((told["tokens"] / (two - one), 2 * one - two, two - one))
-    print(f"| median of {turns} (least to most) | tokens/s | of the Trainer's | seconds before and after |")
-    print("|---|---|---|---|")
+            found[name].append((told["tokens"] / (two - one), 2 * one - two, two - one, told["floor"]))
+    print(
+        f"| median of {turns} (least to most) | tokens/s | of the Trainer's | seconds of an epoch | its floor | share "
+        "| seconds before and after |\n|---|---|---|---|---|---|---|"
+    )
     for name, turns_of in found.items():
-        rates = [rate for rate, _, _ in turns_of]
-        ratios = [rate / base for (rate, _, _), (base, _, _) in zip(turns_of, next(iter(found.values())), strict=True)]
-        apart = statistics.median(seconds for _, seconds, _ in turns_of)
+        rates = [rate for rate, *_ in turns_of]
+        ratios = [rate / base for (rate, *_), (base, *_) in zip(turns_of, next(iter(found.values())), strict=True)]
+        apart, epoch, floor = (statistics.median(turn[column] for turn in turns_of) for column in (1, 2, 3))
         print(
             f"| {name} | {statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f}) "
-            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | {apart:.1f} |"
+            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
+            f"| {epoch:.2f} | {floor:.2f} | {floor / epoch:.0%} | {apart:.1f} |"
         )
 
 

@@ -9,10 +9,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, open_dict, read_write
 
+from bertmon import distributed
 from bertmon.config import InputError
 
 BASIC = ("basic_launcher.BasicLauncher", "basic_sweeper.BasicSweeper")
 """Hydra's own, by the ends of their names."""
+_MANY_RUNS = 100
 _MOST_RUNS = 10_000  # of a sweep; each takes a tenth of a second to compose
 
 Listed = tuple[Path | None, DictConfig]
@@ -55,6 +57,8 @@ def combinations(config: DictConfig) -> Iterator[Listed]:
     count = math.prod(map(_choices, last.values()))
     if count > _MOST_RUNS:
         raise InputError(f"A sweep of {count} runs is not possible: give values for at most {_MOST_RUNS}.")
+    if count >= _MANY_RUNS and distributed.rank() == 0:
+        print(f"checking {count} runs before the first one starts, about {count / 12:.0f} s", flush=True)
     for number, overrides in enumerate(BasicSweeper.split_arguments(parsed, None)[0]):
         run = loader.load_sweep_config(config, overrides)
         with open_dict(run):

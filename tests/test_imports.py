@@ -70,7 +70,7 @@ ALLOWED = {
     "compare.page": {"cache", "compare", "compare.charts", "compare.shown", "compare.words", "terminal"},
     "compare.events": {"compare", "compare.charts", "compare.shown", "monitor.eventfile"},
     "compare.__main__": {"compare.events", "compare.page", "compare.words", "config", "terminal"},
-    "sweep": {"config"},
+    "sweep": {"config", "distributed"},
     "folders": {"cache", "config", "record", "sweep", "terminal"},
     "launch": {
         "board",

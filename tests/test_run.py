@@ -279,6 +279,13 @@ def test_configs_are_shown_from_any_directory_by_the_console_script(tmp_path):
     assert "warmup_frac: 0.1" in done.stdout
 
 
+def test_a_long_check_is_announced(bertmon, files):
+    done = bertmon("schedule.warmup_frac=range(0.01,1.11,0.01)", "-m", *files)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[1:] == ["checking 110 runs before the first one starts, about 9 s"]
+    assert done.stderr.startswith("schedule.warmup_frac=1")
+
+
 def test_a_large_file_is_trained_on_as_a_small_one(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(batches, "_BATCHES_AT_ONCE", 2)
     for name in ("small", "large"):
