@@ -31,11 +31,11 @@ def plain_statistics(gradient):
     return [size.mean(), size.max(), size.std(), (size == 0).mean()]
 
 
-def on_the_host(gradients):
-    return stats.on_the_host(gradients, [torch.empty(gradient.shape) for gradient in gradients])
+def in_passes(gradients):
+    return stats.in_passes(gradients, stats.Scratch(gradients))
 
 
-@pytest.fixture(params=[on_the_host, stats.from_norms])
+@pytest.fixture(params=[in_passes, stats.from_norms])
 def statistics(request):
     """Both ways to compute them: that of the CPU, and that of all other devices."""
     return request.param

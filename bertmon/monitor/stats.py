@@ -4,7 +4,8 @@ Knows `.grad` and the before and after of a parameter. Leaves when to measure to
 Shapes: L layers, S statistics in the order of monitor.STATISTICS, B texts, C classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,37 +20,64 @@ class Meter:
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
-        self._scratch: list[Tensor] = []
         self._live: list[int] = []
+        self._scratch = Scratch([])
 
     def gradients(self) -> None:
         """Measure the gradients as they are now."""
-        self._scratch = self._scratch or [torch.empty_like(p, dtype=torch.float32) for p in self._parameters]
-        self._live = [row for row, parameter in enumerate(self._parameters) if parameter.grad is not None]
+        live = [row for row, parameter in enumerate(self._parameters) if parameter.grad is not None]
         gradients = [gradient for parameter in self._parameters if (gradient := parameter.grad) is not None]
-        if gradients[0].device.type == "cpu":
-            self._gradients = on_the_host(gradients, self._of(self._scratch))
-        else:
-            self._gradients = from_norms(gradients)
+        if live != self._live:
+            self._live, self._scratch = live, Scratch(gradients)
+        on_the_host = gradients[0].device.type == "cpu"
+        self._gradients = in_passes(gradients, self._scratch) if on_the_host else from_norms(gradients)
 
     def before(self) -> None:
         """Keep the parameters as they are now."""
-        now = self._now()
-        torch._foreach_copy_(self._of(self._scratch), now)
-        self._norms = _norms(now)
+        self._scratch.copy(self._now())
+        self._norms = self._scratch.norms()
 
     def after(self) -> tuple[list[int], Tensor]:
         """Measure what has changed since: the rows that had a gradient, and their statistics [rows, S]."""
-        changes = self._of(self._scratch)
-        torch._foreach_sub_(changes, self._now())
-        updates = update_statistics(_norms(changes), self._norms, [change.numel() for change in changes])
+        self._scratch.subtract(self._now())
+        updates = update_statistics(self._scratch.norms(), self._norms, self._scratch.sizes)
         return self._live, torch.cat([self._gradients, updates.to(self._gradients.dtype)], dim=1)
 
     def _now(self) -> list[Tensor]:
         return [self._parameters[row].detach() for row in self._live]
 
-    def _of(self, tensors: list[Tensor]) -> list[Tensor]:
-        return [tensors[row] for row in self._live]
+
+class Scratch:
+    """Float32 tensors of the shapes and device of others [L], to compute in.
+
+    All of one size are the rows of one matrix: a statistic of each takes an operation a size, not one a tensor, and on
+    the CPU most of these would take longer to start than to do.
+    """
+
+    def __init__(self, like: Sequence[Tensor]) -> None:
+        self.sizes = [tensor.numel() for tensor in like]
+        by_size = sorted(range(len(like)), key=lambda row: self.sizes[row])
+        self.flat = torch.empty(sum(self.sizes), device=like[0].device if like else None)
+        parts = dict(zip(by_size, self.flat.split([self.sizes[row] for row in by_size]), strict=True))
+        self.tensors = [parts[row].view(tensor.shape) for row, tensor in enumerate(like)]
+        counts = Counter(self.sizes[row] for row in by_size)
+        matrices = self.flat.split([size * count for size, count in counts.items()])
+        self._matrices = [part.view(count, -1) for part, count in zip(matrices, counts.values(), strict=True)]
+        self._rows = torch.tensor([by_size.index(row) for row in range(len(like))]).to(self.flat.device)
+
+    def copy(self, tensors: list[Tensor]) -> None:
+        torch._foreach_copy_(self.tensors, tensors)
+
+    def subtract(self, tensors: list[Tensor]) -> None:
+        torch._foreach_sub_(self.tensors, tensors)
+
+    def each(self, reduced: Callable[[Tensor], Tensor]) -> Tensor:
+        """[L], where `reduced` makes [rows] of [rows, elements]."""
+        return torch.cat([reduced(matrix) for matrix in self._matrices])[self._rows]
+
+    def norms(self) -> Tensor:
+        """L2 norm of each [L]."""
+        return self.each(lambda matrix: torch.linalg.vector_norm(matrix, dim=1))
 
 
 def from_norms(gradients: list[Tensor]) -> Tensor:
@@ -67,25 +95,26 @@ def from_norms(gradients: list[Tensor]) -> Tensor:
     return torch.stack([mean, largest, variance.clamp(min=0).sqrt(), zeros], dim=1)
 
 
-def on_the_host(gradients: list[Tensor], scratch: list[Tensor]) -> Tensor:
-    """The same, in operations that are vector code on the CPU; scratch: float32 tensors of the gradients' shapes.
+def in_passes(gradients: list[Tensor], scratch: Scratch) -> Tensor:
+    """The same, in operations that are vector code on the CPU, and in `scratch`.
 
     torch's L1 and infinity norms, float64 norms and count_nonzero are not: four times slower in all. float32 is enough
     for sizes whose squares it can hold and that differ among each other; others are scaled, and centred, first.
     """
-    n = torch.tensor([gradient.numel() for gradient in gradients], dtype=torch.float64)
-    torch._foreach_copy_(scratch, gradients)
-    torch._foreach_abs_(scratch)
-    largest = torch.stack([size.amax() for size in scratch]).double()
+    n = torch.tensor(scratch.sizes, dtype=torch.float64)
+    scratch.copy(gradients)
+    scratch.flat.abs_()
+    largest = scratch.each(lambda matrix: matrix.amax(dim=1)).double()
     held = (largest == 0) | ~largest.isfinite() | ((largest > 1e-15) & (largest < 1e15))
     scales = torch.where(held, 1.0, largest)
     for row in (~held).nonzero().flatten().tolist():
-        scratch[row].div_(scales[row])
-    means = torch.stack([size.sum() for size in scratch]).double() / n
-    variances = _norms(scratch).double().square() / n - means.square()
+        scratch.tensors[row].div_(scales[row])
+    means = scratch.each(lambda matrix: matrix.sum(dim=1)).double() / n
+    variances = scratch.norms().double().square() / n - means.square()
     for row in (variances < 0.1 * means.square()).nonzero().flatten().tolist():
-        variances[row] = (scratch[row] - means[row]).square().mean()
-    zeros = torch.stack([size.eq_(0).sum() for size in scratch]) / n
+        variances[row] = (scratch.tensors[row] - means[row]).square().mean()
+    scratch.flat.eq_(0)
+    zeros = scratch.each(lambda matrix: matrix.sum(dim=1)) / n
     return torch.stack([means * scales, largest, variances.sqrt() * scales, zeros], dim=1)
 
 
@@ -97,11 +126,6 @@ def update_statistics(changes: Tensor, norms: Tensor, sizes: list[int]) -> Tenso
     """
     roots = torch.tensor([size**0.5 for size in sizes], dtype=norms.dtype).to(norms.device)
     return torch.stack([torch.where(norms > 0, changes / norms, torch.nan), norms / roots], dim=1)
-
-
-def _norms(tensors: list[Tensor]) -> Tensor:
-    """L2 norm of each [L], in float32."""
-    return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32))
 
 
 def logit_spread(scores: Tensor) -> Tensor:

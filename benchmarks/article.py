@@ -1,0 +1,338 @@
+"""docs/article.md in numbers and pictures: does warm-up 0.1 fail, and why?
+
+    python benchmarks/article.py                     the tables, from the stored runs, in seconds
+    python benchmarks/article.py pictures docs       the figures
+    python benchmarks/article.py pack FOLDER...      store what the sweeps in these folders came to
+
+The sweeps themselves are the commands in docs/article.md; a folder's name is its study's. Rates are effective ones:
+without bias correction the nominal rate times (1 - beta1^t) / sqrt(1 - beta2^t) at update t.
+"""
+
+import csv
+import itertools
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import verdicts
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from sklearn.metrics import roc_auc_score
+
+from bertmon import compare
+from bertmon.compare.charts import png
+
+STORE = Path(__file__).parent / "results" / "article_cpu.csv"
+PHASES = {"phase_docstrings": "docstrings, 32 tokens", "phase_newsgroups": "20 newsgroups, 64 tokens"}
+CHANGES = {  # study -> what differs from the run that fails, by cell
+    "change_warmup": "`schedule.warmup_frac={warmup_frac:g}`",
+    "change_bias_correction": "`optimizer.bias_correction=true`",
+    "change_lr": "`optimizer.lr={lr:g}`",
+    "change_lr_0.7": "`schedule.warmup_frac={warmup_frac:g} optimizer.lr={lr:g}`",
+    "change_no_decay": "`schedule={shape} schedule.warmup_frac={warmup_frac:g}`",
+    "change_clip": "`train.clip={clip}`",
+    "change_pre_ln": "`model.model_type={model_type}`",
+    "change_steps": "`train.epochs={epochs}`",
+    "change_steps_same_warmup": "`train.epochs={epochs} schedule.warmup_frac={warmup_frac:g}`",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run."""
+
+    study: str
+    seed: int
+    warmup_frac: float
+    lr: float
+    bias_correction: bool
+    shape: str
+    clip: str
+    model_type: str
+    epochs: int
+    steps_planned: int
+    steps: int
+    status: str
+    accuracy: float
+    failed: bool  # as the report has it: no better than the most frequent class, at the 99 % bound
+    verdict: str
+    verdict_step: int
+    peak: float
+    mean: float
+    late: float  # mean of the second half of the steps
+
+    @property
+    def doomed_at(self) -> int | None:
+        return self.verdict_step if self.verdict in ("collapsed", "not learning", "diverged") else None
+
+
+def rates(effective: npt.NDArray[np.float64]) -> dict[str, float]:
+    half = effective[len(effective) // 2 :]
+    return {"peak": float(effective.max()), "mean": float(effective.mean()), "late": float(half.mean())}
+
+
+# --- the store -----------------------------------------------------------------------------------
+
+
+def read(folders: Sequence[Path]) -> Iterator[Row]:
+    for folder in folders:
+        for run in compare.read([folder]).runs:
+            history = run.history()
+            if not run.finished or history is None:
+                print(f"{run.folder}: {run.status}, left out", file=sys.stderr)
+                continue
+            told = run.result["settings"]
+            yield Row(
+                study=folder.name,
+                seed=int(run.seed or 0),
+                warmup_frac=told["schedule"]["warmup_frac"],
+                lr=told["optimizer"]["lr"],
+                bias_correction=told["optimizer"]["bias_correction"],
+                shape=told["schedule"]["shape"],
+                clip="null" if told["train"]["clip"] is None else f"{told['train']['clip']:g}",
+                model_type=told["model"]["model_type"] or "bert",
+                epochs=told["train"]["epochs"],
+                steps_planned=run.result["steps_planned"],
+                steps=run.result["steps"],
+                status=run.status,
+                accuracy=round(run.final("accuracy"), 6),
+                failed=bool(run.failed),
+                verdict=str(run.verdict),
+                verdict_step=run.result["verdict_step"],
+                **{name: float(f"{value:.5g}") for name, value in rates(history.plan.effective_lr).items()},
+            )
+
+
+def pack(folders: Sequence[Path]) -> None:
+    """Rows of other studies stay."""
+    packed = {folder.name for folder in folders}
+    kept = [row for row in unpack() if row.study not in packed] if STORE.exists() else []
+    rows = sorted([*kept, *read(folders)], key=lambda row: (row.study, *map(str, asdict(row).values())))
+    with STORE.open("w", newline="") as file:
+        table = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        table.writeheader()
+        table.writerows(map(asdict, rows))
+
+
+def unpack() -> list[Row]:
+    kinds: dict[str, Callable[[str], Any]] = {"bool": lambda text: text == "True"}
+    kinds |= {"int": int, "float": float, "str": str}
+    with STORE.open(newline="") as file:
+        return [
+            Row(**{field.name: kinds[field.type.__name__](row[field.name]) for field in fields(Row)})  # type: ignore[union-attr]
+            for row in csv.DictReader(file)
+        ]
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def cells(rows: Sequence[Row]) -> list[list[Row]]:
+    """Runs that differ by their seed alone."""
+    found: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        key = (row.study, row.shape, row.clip, row.model_type, row.epochs, row.bias_correction, row.warmup_frac, row.lr)
+        found.setdefault(key, []).append(row)
+    return [found[key] for key in sorted(found, key=str)]
+
+
+def summary(cell: Sequence[Row]) -> str:
+    """Accuracy, failures and when they were known, as columns."""
+    accuracies = [100 * row.accuracy for row in cell]
+    failed = sum(row.failed for row in cell)
+    low, high = compare.wilson(failed, len(cell))
+    known = sorted(row.doomed_at for row in cell if row.failed and row.doomed_at is not None)
+    spread = f" ± {np.std(accuracies, ddof=1):.1f}" if len(cell) > 1 else ""
+    first = f"{known[0]} to {known[-1]}" if known and known[0] < known[-1] else f"{known[0]}" if known else ""
+    return (
+        f"{cell[0].peak:.1e} | {np.mean(accuracies):.1f}{spread} "
+        f"| {failed} of {len(cell)} ({100 * low:.0f} to {100 * high:.0f} %) | {first}"
+    )
+
+
+def changes(rows: Sequence[Row]) -> None:
+    print("| change | peak effective rate | test accuracy [%] | failed (95 % interval) | known at step |")
+    print("|---|---|---|---|---|")
+    for study, words in CHANGES.items():
+        for cell in cells([row for row in rows if row.study == study]):
+            print(f"| {words.format(**asdict(cell[0]))} | {summary(cell)} |")
+
+
+def phases(rows: Sequence[Row], study: str) -> None:
+    print("| bias correction | warm-up | rate | peak effective rate | test accuracy [%] | failed | known at step |")
+    print("|---|---|---|---|---|---|---|")
+    for cell in cells([row for row in rows if row.study == study]):
+        row = cell[0]
+        print(f"| {'yes' if row.bias_correction else 'no'} | {row.warmup_frac:g} | {row.lr:g} | {summary(cell)} |")
+
+
+Predictors = dict[str, Callable[[Any], float]]
+PREDICTORS: Predictors = {
+    "peak effective rate": lambda row: row.peak,
+    "nominal rate": lambda row: row.lr,
+    "mean effective rate": lambda row: row.mean,
+    "mean effective rate of the second half": lambda row: row.late,
+    "warm-up, the shorter the worse": lambda row: -row.warmup_frac,
+}
+
+
+def best_threshold(values: Sequence[float], failed: Sequence[bool]) -> tuple[float, int]:
+    """Where "failed if above" is wrong least often, between two values, and how often that is."""
+    ordered = sorted(set(values))
+    between = [(low + high) / 2 for low, high in itertools.pairwise(ordered)]
+    wrong = [sum((value > at) != fail for value, fail in zip(values, failed, strict=True)) for at in between]
+    least = int(np.argmin(wrong))
+    return between[least], wrong[least]
+
+
+def predictors(studies: dict[str, Sequence[Any]]) -> None:
+    heads = [f"{name}: {sum(row.failed for row in rows)} of {len(rows)} failed" for name, rows in studies.items()]
+    print(f"| failed if larger | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
+    for name, of in PREDICTORS.items():
+        told = []
+        for rows in studies.values():
+            values, failed = [of(row) for row in rows], [row.failed for row in rows]
+            at, wrong = best_threshold(values, failed)
+            told.append(f"{roc_auc_score(failed, values):.2f}; {wrong} wrong at {abs(at):.2g}")
+        print(f"| {name} | {' | '.join(told)} |")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A run of the verdicts' study, with settings drawn at random."""
+
+    failed: bool
+    lr: float
+    warmup_frac: float
+    peak: float
+    mean: float
+    late: float
+
+
+def drawn() -> list[Drawn]:
+    """Those of benchmarks/verdict_grid.py that clearly failed or learned."""
+    return [
+        Drawn(
+            run.label == "failed",
+            float(run.history.plan.lr.max()),
+            run.history.plan.warmup_frac,
+            **rates(run.history.plan.effective_lr),
+        )
+        for run in verdicts.unpack()
+        if run.label != "between"
+    ]
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+COLOURS = colormaps["cividis_r"]
+
+
+def diagram(axes: Axes, rows: Sequence[Row], height: Callable[[Row], float]) -> None:
+    """Failure rate of each cell over warm-up; in a column the left half is without bias correction."""
+    warmups = sorted({row.warmup_frac for row in rows})
+    for cell in cells(rows):
+        row, share = cell[0], sum(row.failed for row in cell) / len(cell)
+        left = warmups.index(row.warmup_frac) + (0.02 if row.bias_correction else -0.44)
+        low = height(row) / 1.19
+        tile = Rectangle((left, low), 0.42, low * (1.19**2 - 1), facecolor=COLOURS(share), edgecolor="white")
+        axes.add_patch(tile)
+        axes.text(
+            left + 0.21,
+            height(row),
+            f"{sum(row.failed for row in cell)}/{len(cell)}",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if share > 0.5 else "#1d2126",
+        )
+    axes.set(yscale="log", xlim=(-0.55, len(warmups) - 0.45), ylim=(1.4e-4, 1.8e-2))
+    axes.set_xticks(range(len(warmups)), [f"{warmup:g}" for warmup in warmups])
+    axes.set_xlabel("warm-up, share of the steps (each left: no bias correction, right: with)", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def phase_picture(rows: Sequence[Row]) -> Figure:
+    studies = [study for study in PHASES if any(row.study == study for row in rows)]
+    figure = Figure(figsize=(11, 4.2 * len(studies)), layout="constrained")
+    panels = figure.subplots(len(studies), 2, sharey=True, squeeze=False)
+    for (left, right), study in zip(panels, studies, strict=True):
+        of = [row for row in rows if row.study == study]
+        diagram(left, of, lambda row: row.lr)
+        diagram(right, of, lambda row: row.peak)
+        left.set_title(f"{PHASES[study]}: by the nominal rate", fontsize=10, loc="left")
+        right.set_title("the same runs, by the peak effective rate", fontsize=10, loc="left")
+        threshold, _ = best_threshold([row.peak for row in of], [row.failed for row in of])
+        right.axhline(threshold, color="#D55E00", linewidth=1.2, linestyle="--", zorder=0)
+        right.text(len({row.warmup_frac for row in of}) - 0.5, threshold * 1.04, f"{threshold:.1e}", fontsize=8,
+                   color="#D55E00", ha="right", va="bottom")  # fmt: skip
+        left.set_ylabel("learning rate", fontsize=8)
+    colours = figure.colorbar(
+        ScalarMappable(cmap=COLOURS), ax=panels, shrink=0.6, aspect=30, pad=0.01, label="share of seeds that failed"
+    )
+    colours.outline.set_visible(False)
+    return figure
+
+
+def cliff_picture(studies: dict[str, Sequence[Any]]) -> Figure:
+    """Failure rate against the peak effective rate, in bins of a factor of 1.6, with 95 % intervals."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    edges = 2e-5 * 1.6 ** np.arange(18)
+    for (name, rows), colour in zip(studies.items(), ("#0072B2", "#D55E00", "#7A7A7A"), strict=False):
+        points = []
+        for low, high in itertools.pairwise(edges):
+            inside = [row for row in rows if low <= row.peak < high]
+            if len(inside) >= 3:
+                failed = sum(row.failed for row in inside)
+                points.append(
+                    (math.sqrt(low * high), failed / len(inside), *compare.wilson(failed, len(inside)), len(inside))
+                )
+        x, share, least, most, _ = map(np.array, zip(*points, strict=True))
+        axes.fill_between(x, 100 * least, 100 * most, color=colour, alpha=0.13, linewidth=0)
+        axes.plot(x, 100 * share, "o-", color=colour, linewidth=1.6, markersize=4, label=name)
+    axes.set(xscale="log", ylim=(-3, 103), xlabel="peak effective learning rate", ylabel="runs that failed [%]")
+    axes.grid(color="#d9dce1", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    return figure
+
+
+def main(asked: Sequence[str]) -> None:
+    match list(asked):
+        case ["pack", *folders]:
+            pack([Path(folder) for folder in folders])
+            return
+        case [] | ["pictures", _]:
+            pass
+        case _:
+            sys.exit(__doc__)
+    rows = unpack()
+    studies: dict[str, Sequence[Any]] = {
+        name: of for study, name in PHASES.items() if (of := [row for row in rows if row.study == study])
+    }
+    studies["settings drawn at random"] = drawn()
+    if asked:
+        folder = Path(asked[1])
+        (folder / "article_phase.png").write_bytes(png(phase_picture(rows)))
+        (folder / "article_cliff.png").write_bytes(png(cliff_picture(studies)))
+        return
+    changes(rows)
+    print()
+    predictors(studies)
+    for study, name in PHASES.items():
+        print(f"\n{name}:\n")
+        phases(rows, study)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
