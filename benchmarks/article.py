@@ -174,6 +174,7 @@ def phases(rows: Sequence[Row], study: str) -> None:
         print(f"| {'yes' if row.bias_correction else 'no'} | {row.warmup_frac:g} | {row.lr:g} | {summary(cell)} |")
 
 
+TOO_SLOW = 1.5e-4  # below this peak the runs drawn at random fail since their few steps are too small
 Predictors = dict[str, Callable[[Any], float]]
 PREDICTORS: Predictors = {
     "peak effective rate": lambda row: row.peak,
@@ -210,6 +211,8 @@ class Drawn:
     """A run of the verdicts' study, with settings drawn at random."""
 
     failed: bool
+    layers: int
+    width: int
     lr: float
     warmup_frac: float
     peak: float
@@ -219,16 +222,33 @@ class Drawn:
 
 def drawn() -> list[Drawn]:
     """Those of benchmarks/verdict_grid.py that clearly failed or learned."""
-    return [
-        Drawn(
-            run.label == "failed",
-            float(run.history.plan.lr.max()),
-            run.history.plan.warmup_frac,
-            **rates(run.history.plan.effective_lr),
-        )
-        for run in verdicts.unpack()
-        if run.label != "between"
-    ]
+    found = []
+    for run in verdicts.unpack():
+        given = dict(override.split("=") for override in run.overrides.split())
+        if run.label != "between" and "model.hidden_size" in given:
+            found.append(
+                Drawn(
+                    run.label == "failed",
+                    int(given["model.num_hidden_layers"]),
+                    int(given["model.hidden_size"]),
+                    float(run.history.plan.lr.max()),
+                    run.history.plan.warmup_frac,
+                    **rates(run.history.plan.effective_lr),
+                )
+            )
+    return found
+
+
+def architectures(runs: Sequence[Drawn]) -> None:
+    """Where the cliff is for each size of model."""
+    print("| layers | width 64: cliff at | wrong | width 128: cliff at | wrong |\n|---|---|---|---|---|")
+    for layers in sorted({run.layers for run in runs}):
+        told = []
+        for width in (64, 128):
+            of = [run for run in runs if (run.layers, run.width) == (layers, width)]
+            at, wrong = best_threshold([run.peak for run in of], [run.failed for run in of])
+            told.append(f"{at:.1e} | {wrong} of {len(of)}")
+        print(f"| {layers} | {' | '.join(told)} |")
 
 
 # --- pictures ------------------------------------------------------------------------------------
@@ -270,11 +290,10 @@ def phase_picture(rows: Sequence[Row]) -> Figure:
         diagram(left, of, lambda row: row.lr)
         diagram(right, of, lambda row: row.peak)
         left.set_title(f"{PHASES[study]}: by the nominal rate", fontsize=10, loc="left")
-        right.set_title("the same runs, by the peak effective rate", fontsize=10, loc="left")
-        threshold, _ = best_threshold([row.peak for row in of], [row.failed for row in of])
+        threshold, wrong = best_threshold([row.peak for row in of], [row.failed for row in of])
+        title = f"by the peak effective rate: {wrong} of {len(of)} on the wrong side of {threshold:.1e}"
+        right.set_title(title, fontsize=10, loc="left")
         right.axhline(threshold, color="#D55E00", linewidth=1.2, linestyle="--", zorder=0)
-        right.text(len({row.warmup_frac for row in of}) - 0.5, threshold * 1.04, f"{threshold:.1e}", fontsize=8,
-                   color="#D55E00", ha="right", va="bottom")  # fmt: skip
         left.set_ylabel("learning rate", fontsize=8)
     colours = figure.colorbar(
         ScalarMappable(cmap=COLOURS), ax=panels, shrink=0.6, aspect=30, pad=0.01, label="share of seeds that failed"
@@ -303,7 +322,7 @@ def cliff_picture(studies: dict[str, Sequence[Any]]) -> Figure:
     axes.set(xscale="log", ylim=(-3, 103), xlabel="peak effective learning rate", ylabel="runs that failed [%]")
     axes.grid(color="#d9dce1", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(0.16, 0.75))
     return figure
 
 
@@ -320,7 +339,7 @@ def main(asked: Sequence[str]) -> None:
     studies: dict[str, Sequence[Any]] = {
         name: of for study, name in PHASES.items() if (of := [row for row in rows if row.study == study])
     }
-    studies["settings drawn at random"] = drawn()
+    studies["settings drawn at random"] = at_random = drawn()
     if asked:
         folder = Path(asked[1])
         (folder / "article_phase.png").write_bytes(png(phase_picture(rows)))
@@ -328,7 +347,10 @@ def main(asked: Sequence[str]) -> None:
         return
     changes(rows)
     print()
-    predictors(studies)
+    fast = [run for run in at_random if run.peak > TOO_SLOW]
+    predictors({**studies, f"those above {TOO_SLOW:g}": fast})
+    print()
+    architectures(fast)
     for study, name in PHASES.items():
         print(f"\n{name}:\n")
         phases(rows, study)

@@ -1,3 +1,4 @@
+import ast
 import json
 from pathlib import Path
 
@@ -99,6 +100,48 @@ def test_real_newsgroups(tmp_path):
     assert sum(map(len, bare.train.texts)) < 0.8 * sum(map(len, corpus.train.texts))
     two = data.load(NewsgroupsConfig(home=home, categories=["sci.med", "rec.autos"]), tmp_path)
     assert two.label_names == ("rec.autos", "sci.med")
+
+
+def test_docstrings_are_found_wherever_they_stand():
+    source = """
+class A:
+    async def b(self):
+        def c(): ...
+        if x:
+            for _ in y:
+                with z:
+                    def d(): ...
+        elif w:
+            def e(): ...
+        else:
+            while v:
+                def f(): ...
+            else:
+                def g(): ...
+try:
+    def h(): ...
+except E:
+    def i(): ...
+else:
+    def j(): ...
+finally:
+    def k(): ...
+match m:
+    case 1:
+        def n(): ...
+try:
+    pass
+except* E:
+    def o(): return lambda: 1
+"""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for tree in (
+        ast.parse(source),
+        *(ast.parse(path.read_text()) for path in Path(ast.__file__).parent.glob("[a-c]*.py")),
+    ):
+        found = list(data.docstrings._with_docstrings(tree))
+        assert set(found) == {node for node in ast.walk(tree) if isinstance(node, kinds)}
+        assert len(found) == len(set(found))
 
 
 def test_an_unknown_newsgroup(tmp_path):

@@ -86,11 +86,22 @@ def _docstrings_of(path: Path) -> Iterator[str]:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):  # a file meant for another Python version
             return
-    for node in ast.walk(tree):
+    for node in _with_docstrings(tree):
+        docstring = ast.get_docstring(node)
+        if docstring and len(docstring.split()) >= _SHORTEST:
+            yield docstring
+
+
+def _with_docstrings(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """The nodes of ast.walk that may have one. Goes through statements alone: most of a tree is expressions."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            docstring = ast.get_docstring(node)
-            if docstring and len(docstring.split()) >= _SHORTEST:
-                yield docstring
+            yield node
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            if isinstance(below := getattr(node, block, None), list):  # that of a lambda is an expression
+                waiting += below
 
 
 def _mask(packages: Sequence[str]) -> re.Pattern[str]:
