@@ -206,6 +206,27 @@ def predictors(studies: dict[str, Sequence[Any]]) -> None:
         print(f"| {name} | {' | '.join(told)} |")
 
 
+def by_warmup(rows: Sequence[Row], study: str) -> None:
+    """What warm-up does beside its part in the peak."""
+    print("| warm-up | cliff at a peak effective rate of | runs on the wrong side |\n|---|---|---|")
+    for warmup in sorted({row.warmup_frac for row in rows if row.study == study}):
+        of = [row for row in rows if row.study == study and row.warmup_frac == warmup]
+        at, wrong = best_threshold([row.peak for row in of], [row.failed for row in of])
+        print(f"| {warmup:g} | {at:.1e} | {wrong} of {len(of)} |")
+
+
+def verdicts_told(rows: Sequence[Row]) -> str:
+    """How the verdicts did on runs that were all trained to the end."""
+    failed = [row for row in rows if row.failed]
+    flags = [row.doomed_at for row in failed if row.doomed_at is not None]
+    false = [row for row in rows if not row.failed and row.doomed_at is not None]
+    share = np.median([100 * at / failed[0].steps_planned for at in flags])
+    return (
+        f"doomed by the verdict: {len(flags)} of {len(failed)} that failed, known after {share:.0f} % of the steps "
+        f"(median), and {len(false)} of {len(rows) - len(failed)} others"
+    )
+
+
 @dataclass(frozen=True)
 class Drawn:
     """A run of the verdicts' study, with settings drawn at random."""
@@ -351,9 +372,14 @@ def main(asked: Sequence[str]) -> None:
     predictors({**studies, f"those above {TOO_SLOW:g}": fast})
     print()
     architectures(fast)
-    for study, name in PHASES.items():
+    for name, study in ((name, study) for study, name in PHASES.items() if name in studies):
         print(f"\n{name}:\n")
         phases(rows, study)
+        print()
+        by_warmup(rows, study)
+        whole = [row for row in rows if row.study == study]
+        if not any(row.status == "stopped" for row in whole):
+            print(f"\n{verdicts_told(whole)}")
 
 
 if __name__ == "__main__":
