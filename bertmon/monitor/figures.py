@@ -260,11 +260,14 @@ def _bands(depths: Sequence[int | None]) -> list[tuple[float, float]]:
 
 
 def _decades(*values: npt.NDArray[np.float64]) -> tuple[int, int]:
-    """Exponents of the powers of ten between which every positive value lies, none of them at the edge."""
+    """Exponents of the powers of ten between which every positive value lies, none of them at the edge.
+
+    Multiples of three: steps are easier to compare on one axis, and few new sheets have to be drawn.
+    """
     joined = np.concatenate(values)
     positive = joined[np.isfinite(joined) & (joined > 0)]
     exponents = np.log10(positive) if len(positive) else np.array([-1.0, -0.5])
-    return int(np.floor(exponents.min() - 0.05)), int(np.ceil(exponents.max() + 0.02))
+    return 3 * int(np.floor((exponents.min() - 0.05) / 3)), 3 * int(np.ceil((exponents.max() + 0.02) / 3))
 
 
 def _log_axis(axes: Axes, low: int, high: int) -> None:
