@@ -322,8 +322,8 @@ class TrainConfig:
     precision: Precision = Precision.fp32
     """fp32, or bf16: autocast matrix products to bfloat16, weights and optimizer stay in float32."""
     compile: bool = False
-    """true: torch.compile the training pass, once for each shape of a batch. Sums are rounded otherwise than without. For
-    GPUs: on the CPU it needs a C++ compiler and gains nothing (docs/LOG.md)."""
+    """true: torch.compile the training pass, once for each shape of a batch. Sums are rounded otherwise than without.
+    For GPUs: on the CPU it needs a C++ compiler and gains nothing (docs/LOG.md)."""
     deterministic: bool = False
     """true: only kernels that give the same bits each time, on CUDA too, where they are slower; an operation that has
     none is an error. The CPU needs no such setting."""
