@@ -2,15 +2,17 @@
 
     python benchmarks/article.py                     the tables, from the stored runs, in seconds
     python benchmarks/article.py pictures docs       the figures
+    python benchmarks/article.py sweep cpu           the runs: three hours on two cores; or cuda, or names of studies
     python benchmarks/article.py pack FOLDER...      store what the sweeps in these folders came to
 
-The sweeps themselves are the commands in docs/article.md; a folder's name is its study's. Rates are effective ones:
-without bias correction the nominal rate times (1 - beta1^t) / sqrt(1 - beta2^t) at update t.
+A sweep's folder has the name of its study. Rates are effective ones: without bias correction the nominal rate times
+(1 - beta1^t) / sqrt(1 - beta2^t) at update t.
 """
 
 import csv
 import itertools
 import math
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -28,21 +30,81 @@ from matplotlib.patches import Rectangle
 from sklearn.metrics import roc_auc_score
 
 from bertmon import compare
-from bertmon.compare.charts import png
 
-STORE = Path(__file__).parent / "results" / "article_cpu.csv"
-PHASES = {"phase_docstrings": "docstrings, 32 tokens", "phase_newsgroups": "20 newsgroups, 64 tokens"}
-CHANGES = {  # study -> what differs from the run that fails, by cell
-    "change_warmup": "`schedule.warmup_frac={warmup_frac:g}`",
-    "change_bias_correction": "`optimizer.bias_correction=true`",
-    "change_lr": "`optimizer.lr={lr:g}`",
-    "change_lr_0.7": "`schedule.warmup_frac={warmup_frac:g} optimizer.lr={lr:g}`",
-    "change_no_decay": "`schedule={shape} schedule.warmup_frac={warmup_frac:g}`",
-    "change_clip": "`train.clip={clip}`",
-    "change_pre_ln": "`model.model_type={model_type}`",
-    "change_steps": "`train.epochs={epochs}`",
-    "change_steps_same_warmup": "`train.epochs={epochs} schedule.warmup_frac={warmup_frac:g}`",
+STORE = Path(__file__).parent / "results" / "article.csv"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A sweep: its name in a figure or its row in a table, and its overrides."""
+
+    words: str
+    overrides: str
+
+
+CPU = "device=cpu hydra/launcher=joblib monitor.figures=false"
+CUDA = "device=cuda monitor.figures=false experiment=article schedule.warmup_frac=0,0.05,0.1,0.3,0.5,0.7,0.9"
+NEWS = "experiment=article model=bert_small data.max_length=64 monitor.on_doomed=stop"
+BOTH = "optimizer.bias_correction=false,true"
+TEN = "seed=0,1,2,3,4,5,6,7,8,9"
+PHASES = {
+    "phase_docstrings": Study(
+        "docstrings, 32 tokens",
+        f"{CPU} experiment=quickstart model=bert_small seed=0,1,2 schedule.warmup_frac=0,0.1,0.3,0.5,0.7 "
+        f"optimizer.lr=2e-4,4e-4,7e-4,1.2e-3,2e-3 {BOTH}",
+    ),
+    "phase_newsgroups": Study(
+        "20 newsgroups, 64 tokens",
+        f"{CPU} {NEWS} seed=0,1,2 schedule.warmup_frac=0,0.1,0.7 optimizer.lr=2e-4,4e-4,7e-4,1.2e-3 {BOTH}",
+    ),
+    "warmup_bert_base": Study("20 newsgroups, BERT-base", f"{CUDA} {TEN} {BOTH}"),
+    "warmup_bert_base_bf16": Study("20 newsgroups, BERT-base in bf16", f"{CUDA} {TEN} {BOTH} train.precision=bf16"),
+    "cliff_bert_base": Study(
+        "20 newsgroups, BERT-base, five rates",
+        f"{CUDA} seed=0,1,2,3,4 optimizer.lr=1e-5,3e-5,1e-4,3e-4,1e-3 {BOTH} monitor.on_doomed=stop",
+    ),
 }
+ONE = f"{CPU} experiment=quickstart seed=0,1,2,3,4 monitor.on_doomed=stop"
+CHANGES = {  # what differs from the run that fails; in words, by cell
+    "change_warmup": Study("`schedule.warmup_frac={warmup_frac:g}`", f"{ONE} schedule.warmup_frac=0.1,0.3,0.7"),
+    "change_bias_correction": Study("`optimizer.bias_correction=true`", f"{ONE} optimizer.bias_correction=true"),
+    "change_lr": Study("`optimizer.lr={lr:g}`", f"{ONE} optimizer.lr=2.5e-4"),
+    "change_lr_smaller": Study("`optimizer.lr={lr:g}`", f"{ONE} optimizer.lr=1.8e-4"),
+    "change_lr_0.7": Study(
+        "`schedule.warmup_frac={warmup_frac:g} optimizer.lr={lr:g}`",
+        f"{ONE} schedule.warmup_frac=0.7 optimizer.lr=1.2e-3",
+    ),
+    "change_no_decay": Study(
+        "`schedule={shape} schedule.warmup_frac={warmup_frac:g}`",
+        f"{ONE} schedule=constant schedule.warmup_frac=0.1,0.7",
+    ),
+    "change_clip": Study("`train.clip={clip}`", f"{ONE} train.clip=null,0.1"),
+    "change_pre_ln": Study("`model.model_type={model_type}`", f"{ONE} model.model_type=roberta-prelayernorm"),
+    "change_dropout": Study(
+        "dropout of 0.1, `schedule.warmup_frac={warmup_frac:g}`",
+        f"{ONE} schedule.warmup_frac=0.1,0.7 model.hidden_dropout_prob=0.1 model.attention_probs_dropout_prob=0.1",
+    ),
+    "change_steps": Study("`train.epochs={epochs}`", f"{ONE} train.epochs=9"),
+    "change_steps_same_warmup": Study(
+        "`train.epochs={epochs} schedule.warmup_frac={warmup_frac:g}`",
+        f"{ONE} train.epochs=9 schedule.warmup_frac=0.0333",
+    ),
+}
+STUDIES = PHASES | CHANGES
+
+
+def sweep(asked: Sequence[str]) -> None:
+    """Run these studies, or all of a device; one whose folder is there goes on."""
+    if unknown := set(asked) - STUDIES.keys() - {"cpu", "cuda"}:
+        sys.exit(f"no study {', '.join(sorted(unknown))}; there are cpu, cuda, {', '.join(STUDIES)}")
+    of_a_device = tuple(f"device={each} " for each in asked)
+    names = [name for name, study in STUDIES.items() if name in asked or study.overrides.startswith(of_a_device)]
+    for name in names:
+        folder = Path("multirun", name)
+        where = f"resume={folder}" if folder.exists() else f"hydra.sweep.dir={folder}"
+        given = ["-m", "bertmon.run", "-m", *STUDIES[name].overrides.split(), where]
+        print("python", *given, flush=True)
+        subprocess.run([sys.executable, *given], check=True)
 
 
 @dataclass(frozen=True)
@@ -161,15 +223,15 @@ def summary(cell: Sequence[Row]) -> str:
 def changes(rows: Sequence[Row]) -> None:
     print("| change | peak effective rate | test accuracy [%] | failed (95 % interval) | known at step |")
     print("|---|---|---|---|---|")
-    for study, words in CHANGES.items():
-        for cell in cells([row for row in rows if row.study == study]):
-            print(f"| {words.format(**asdict(cell[0]))} | {summary(cell)} |")
+    for name, study in CHANGES.items():
+        for cell in cells([row for row in rows if row.study == name]):
+            print(f"| {study.words.format(**asdict(cell[0]))} | {summary(cell)} |")
 
 
-def phases(rows: Sequence[Row], study: str) -> None:
+def phases(rows: Sequence[Row]) -> None:
     print("| bias correction | warm-up | rate | peak effective rate | test accuracy [%] | failed | known at step |")
     print("|---|---|---|---|---|---|---|")
-    for cell in cells([row for row in rows if row.study == study]):
+    for cell in cells(rows):
         row = cell[0]
         print(f"| {'yes' if row.bias_correction else 'no'} | {row.warmup_frac:g} | {row.lr:g} | {summary(cell)} |")
 
@@ -206,11 +268,11 @@ def predictors(studies: dict[str, Sequence[Any]]) -> None:
         print(f"| {name} | {' | '.join(told)} |")
 
 
-def by_warmup(rows: Sequence[Row], study: str) -> None:
+def by_warmup(rows: Sequence[Row]) -> None:
     """What warm-up does beside its part in the peak."""
     print("| warm-up | cliff at a peak effective rate of | runs on the wrong side |\n|---|---|---|")
-    for warmup in sorted({row.warmup_frac for row in rows if row.study == study}):
-        of = [row for row in rows if row.study == study and row.warmup_frac == warmup]
+    for warmup in sorted({row.warmup_frac for row in rows}):
+        of = [row for row in rows if row.warmup_frac == warmup]
         at, wrong = best_threshold([row.peak for row in of], [row.failed for row in of])
         print(f"| {warmup:g} | {at:.1e} | {wrong} of {len(of)} |")
 
@@ -295,7 +357,8 @@ def diagram(axes: Axes, rows: Sequence[Row], height: Callable[[Row], float]) -> 
             fontsize=7,
             color="white" if share > 0.5 else "#1d2126",
         )
-    axes.set(yscale="log", xlim=(-0.55, len(warmups) - 0.45), ylim=(1.4e-4, 1.8e-2))
+    span = (min(row.lr for row in rows) / 1.4, 1.4 * max(row.peak for row in rows))
+    axes.set(yscale="log", xlim=(-0.55, len(warmups) - 0.45), ylim=span)
     axes.set_xticks(range(len(warmups)), [f"{warmup:g}" for warmup in warmups])
     axes.set_xlabel("warm-up, share of the steps (each left: no bias correction, right: with)", fontsize=8)
     axes.tick_params(labelsize=8)
@@ -310,15 +373,15 @@ def phase_picture(rows: Sequence[Row]) -> Figure:
         of = [row for row in rows if row.study == study]
         diagram(left, of, lambda row: row.lr)
         diagram(right, of, lambda row: row.peak)
-        left.set_title(f"{PHASES[study]}: by the nominal rate", fontsize=10, loc="left")
+        left.set_title(f"{PHASES[study].words}: by the nominal rate", fontsize=10, loc="left")
         threshold, wrong = best_threshold([row.peak for row in of], [row.failed for row in of])
         title = f"by the peak effective rate: {wrong} of {len(of)} on the wrong side of {threshold:.1e}"
         right.set_title(title, fontsize=10, loc="left")
         right.axhline(threshold, color="#D55E00", linewidth=1.2, linestyle="--", zorder=0)
         left.set_ylabel("learning rate", fontsize=8)
-    colours = figure.colorbar(
-        ScalarMappable(cmap=COLOURS), ax=panels, shrink=0.6, aspect=30, pad=0.01, label="share of seeds that failed"
-    )
+    colours = figure.colorbar(ScalarMappable(cmap=COLOURS), ax=panels, shrink=0.6, aspect=30, pad=0.01)
+    colours.set_label("share of seeds that failed (in the tiles: failed/seeds)", fontsize=8)
+    colours.ax.tick_params(labelsize=8)
     colours.outline.set_visible(False)
     return figure
 
@@ -343,7 +406,7 @@ def cliff_picture(studies: dict[str, Sequence[Any]]) -> Figure:
     axes.set(xscale="log", ylim=(-3, 103), xlabel="peak effective learning rate", ylabel="runs that failed [%]")
     axes.grid(color="#d9dce1", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(0.16, 0.75))
+    axes.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.38, 0.85))
     return figure
 
 
@@ -352,19 +415,22 @@ def main(asked: Sequence[str]) -> None:
         case ["pack", *folders]:
             pack([Path(folder) for folder in folders])
             return
+        case ["sweep", *names] if names:
+            sweep(names)
+            return
         case [] | ["pictures", _]:
             pass
         case _:
             sys.exit(__doc__)
     rows = unpack()
     studies: dict[str, Sequence[Any]] = {
-        name: of for study, name in PHASES.items() if (of := [row for row in rows if row.study == study])
+        study.words: of for name, study in PHASES.items() if (of := [row for row in rows if row.study == name])
     }
     studies["settings drawn at random"] = at_random = drawn()
     if asked:
         folder = Path(asked[1])
-        (folder / "article_phase.png").write_bytes(png(phase_picture(rows)))
-        (folder / "article_cliff.png").write_bytes(png(cliff_picture(studies)))
+        phase_picture(rows).savefig(folder / "article_phase.png", dpi=150)
+        cliff_picture(studies).savefig(folder / "article_cliff.png", dpi=150)
         return
     changes(rows)
     print()
@@ -372,12 +438,14 @@ def main(asked: Sequence[str]) -> None:
     predictors({**studies, f"those above {TOO_SLOW:g}": fast})
     print()
     architectures(fast)
-    for name, study in ((name, study) for study, name in PHASES.items() if name in studies):
-        print(f"\n{name}:\n")
-        phases(rows, study)
+    for name, study in PHASES.items():
+        whole = [row for row in rows if row.study == name]
+        if not whole:
+            continue
+        print(f"\n{study.words}:\n")
+        phases(whole)
         print()
-        by_warmup(rows, study)
-        whole = [row for row in rows if row.study == study]
+        by_warmup(whole)
         if not any(row.status == "stopped" for row in whole):
             print(f"\n{verdicts_told(whole)}")
 

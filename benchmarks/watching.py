@@ -1,9 +1,10 @@
 """What watching costs: the same run, from its first step to its last written byte, with watching on and off.
 
-    python benchmarks/watching.py [repeats]
+    python benchmarks/watching.py [repeats [override...]]
 
-bert_small on docstrings, one epoch of 225 steps, the same seed. Variants take turns, so that a machine whose speed
-drifts treats them alike; a ratio compares a variant with `off` of the same turn.
+One epoch of 225 steps on docstrings, the same seed, unless overrides say otherwise. On CUDA: BERT-base in bf16, texts
+of at most 256 tokens; on the CPU: bert_small, 32. Variants take turns, so that a machine whose speed drifts treats them
+alike; a ratio compares a variant with `off` of the same turn.
 """
 
 import platform
@@ -22,6 +23,12 @@ from bertmon.monitor import History
 from bertmon.monitor.writer import RunWriter
 from bertmon.run import _observer, assemble
 
+CUDA = torch.cuda.is_available()
+SETUP = [
+    "experiment=quickstart",
+    "train.epochs=1",
+    *(["model=bert_base", "data.max_length=256", "train.precision=bf16"] if CUDA else ["model=bert_small"]),
+]
 VARIANTS = {
     "off": ["monitor=off"],
     "every 30 steps, no figures": ["monitor.figures=false"],
@@ -32,9 +39,9 @@ VARIANTS = {
 
 def seconds(overrides: list[str]) -> float:
     with initialize_config_module("bertmon.conf", version_base="1.3"):
-        composed = compose("config", ["experiment=quickstart", "model=bert_small", "train.epochs=1", *overrides])
+        composed = compose("config", [*SETUP, *overrides])
     settings = config.from_hydra(composed)
-    corpus, parts = assemble(settings, torch.device("cpu"))
+    corpus, parts = assemble(settings, torch.device("cuda" if CUDA else "cpu"))
     history = History(train.plan(settings, len(parts.train), corpus.train.entropy()))
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
@@ -51,12 +58,11 @@ def seconds(overrides: list[str]) -> float:
         return time.perf_counter() - started
 
 
-def main(repeats: int) -> None:
+def main(repeats: int, given: list[str]) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {commit.stdout.strip()}"
-    )
-    turns = [{name: seconds(overrides) for name, overrides in VARIANTS.items()} for _ in range(repeats)]
+    where = torch.cuda.get_device_name() if CUDA else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    print(f"{where}, torch {torch.__version__}, {commit.stdout.strip()} {' '.join(given)}".rstrip())
+    turns = [{name: seconds([*given, *overrides]) for name, overrides in VARIANTS.items()} for _ in range(repeats)]
     print(f"\n| watching | seconds, median of {repeats} (least to most) | of `off` (least to most) |\n|---|---|---|")
     for name in VARIANTS:
         times = [turn[name] for turn in turns]
@@ -68,4 +74,4 @@ def main(repeats: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5, sys.argv[2:])
