@@ -30,6 +30,7 @@ from matplotlib.patches import Rectangle
 from sklearn.metrics import roc_auc_score
 
 from bertmon import compare
+from bertmon.monitor import History
 
 STORE = Path(__file__).parent / "results" / "article.csv"
 
@@ -126,14 +127,10 @@ class Row:
     accuracy: float
     failed: bool  # as the report has it: no better than the most frequent class, at the 99 % bound
     verdict: str
-    verdict_step: int
+    flagged: int  # the first step at which it was called doomed, as the rules are now; -1: never
     peak: float
     mean: float
     late: float  # mean of the second half of the steps
-
-    @property
-    def doomed_at(self) -> int | None:
-        return self.verdict_step if self.verdict in ("collapsed", "not learning", "diverged") else None
 
 
 def rates(effective: npt.NDArray[np.float64]) -> dict[str, float]:
@@ -142,6 +139,14 @@ def rates(effective: npt.NDArray[np.float64]) -> dict[str, float]:
 
 
 # --- the store -----------------------------------------------------------------------------------
+
+
+def flag(run: compare.Run, history: History) -> int:
+    """See Row.flagged; of a run that a flag has stopped, that one."""
+    if run.status == "stopped":
+        return int(run.result["verdict_step"])
+    told = verdicts.verdicts(history, 30)
+    return next((step for step, diagnosis in told if diagnosis.verdict.doomed), -1)
 
 
 def read(folders: Sequence[Path]) -> Iterator[Row]:
@@ -168,7 +173,7 @@ def read(folders: Sequence[Path]) -> Iterator[Row]:
                 accuracy=round(run.final("accuracy"), 6),
                 failed=bool(run.failed),
                 verdict=str(run.verdict),
-                verdict_step=run.result["verdict_step"],
+                flagged=flag(run, history),
                 **{name: float(f"{value:.5g}") for name, value in rates(history.plan.effective_lr).items()},
             )
 
@@ -211,7 +216,7 @@ def summary(cell: Sequence[Row]) -> str:
     accuracies = [100 * row.accuracy for row in cell]
     failed = sum(row.failed for row in cell)
     low, high = compare.wilson(failed, len(cell))
-    known = sorted(row.doomed_at for row in cell if row.failed and row.doomed_at is not None)
+    known = sorted(row.flagged for row in cell if row.failed and row.flagged >= 0)
     spread = f" ± {np.std(accuracies, ddof=1):.1f}" if len(cell) > 1 else ""
     first = f"{known[0]} to {known[-1]}" if known and known[0] < known[-1] else f"{known[0]}" if known else ""
     return (
@@ -280,12 +285,12 @@ def by_warmup(rows: Sequence[Row]) -> None:
 def verdicts_told(rows: Sequence[Row]) -> str:
     """How the verdicts did on runs that were all trained to the end."""
     failed = [row for row in rows if row.failed]
-    flags = [row.doomed_at for row in failed if row.doomed_at is not None]
-    false = [row for row in rows if not row.failed and row.doomed_at is not None]
-    share = np.median([100 * at / failed[0].steps_planned for at in flags])
+    flagged = [100 * row.flagged / row.steps_planned for row in failed if row.flagged >= 0]
+    others = sorted(row.accuracy for row in rows if not row.failed and row.flagged >= 0)
     return (
-        f"doomed by the verdict: {len(flags)} of {len(failed)} that failed, known after {share:.0f} % of the steps "
-        f"(median), and {len(false)} of {len(rows) - len(failed)} others"
+        f"called doomed at some step: {len(flagged)} of {len(failed)} that failed, first after "
+        f"{np.median(flagged):.0f} % of the steps (median), and {len(others)} of {len(rows) - len(failed)} others"
+        + (f", which ended at {100 * others[0]:.1f} to {100 * others[-1]:.1f} %" if others else "")
     )
 
 
@@ -368,7 +373,7 @@ def diagram(axes: Axes, rows: Sequence[Row], height: Callable[[Row], float]) -> 
 def phase_picture(rows: Sequence[Row]) -> Figure:
     studies = [study for study in PHASES if any(row.study == study for row in rows)]
     figure = Figure(figsize=(11, 4.2 * len(studies)), layout="constrained")
-    panels = figure.subplots(len(studies), 2, sharey=True, squeeze=False)
+    panels = figure.subplots(len(studies), 2, sharey="row", squeeze=False)
     for (left, right), study in zip(panels, studies, strict=True):
         of = [row for row in rows if row.study == study]
         diagram(left, of, lambda row: row.lr)

@@ -163,6 +163,18 @@ def test_the_same_logits_and_one_more_sign_are_a_collapse(signals):
     assert diagnose(history(steps, *shots), RULES).verdict is Verdict.collapsed
 
 
+def test_an_odd_batch_is_no_collapse_of_a_run_that_has_learned():
+    steps = plan()
+    shots = [*constant(steps, 300, spread=0.9, profile=1e-2), snapshot(steps, 330, **COLLAPSED)]
+    said = diagnose(history(steps, *shots[:-1], loss=1.1), RULES)
+    assert diagnose(history(steps, *shots, loss=1.1), RULES, said) is said
+    assert diagnose(history(steps, *shots, loss=CHANCE), RULES, said).verdict is Verdict.collapsed
+    for step in (360, 390):  # the loss cannot have said all: three batches in a row are not odd
+        assert diagnose(history(steps, *shots, loss=1.1), RULES, said) is said
+        shots.append(snapshot(steps, step, **COLLAPSED))
+    assert diagnose(history(steps, *shots, loss=1.1), RULES, said).verdict is Verdict.collapsed
+
+
 def test_a_collapse_is_withdrawn_when_the_logits_have_come_back_for_good():
     steps = plan()
     shots = [*constant(steps, 60), snapshot(steps, 90, **COLLAPSED)]

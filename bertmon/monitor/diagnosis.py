@@ -135,6 +135,8 @@ def _collapsed(history: History, rules: RulesConfig, before: Diagnosis | None) -
             return None  # some odd batches are no recovery
     elif not (snapshot.logit_spread < rules.logit_spread and (vanishing or resting)):
         return None
+    elif _learned(history, rules, before) and max(_last_spreads(history)) >= rules.logit_spread:
+        return None  # nor are some odd batches a collapse of a model that reads its texts
     profile, first = snapshot.depth_profile
     findings = []
     if profile < rules.depth_profile:
