@@ -2,7 +2,7 @@
 
     python benchmarks/article.py                     the tables, from the stored runs, in seconds
     python benchmarks/article.py pictures docs       the figures
-    python benchmarks/article.py sweep cpu           the runs: three hours on two cores; or cuda, or names of studies
+    python benchmarks/article.py sweep cpu           the runs: two hours on two cores; or cuda, or names of studies
     python benchmarks/article.py pack FOLDER...      store what the sweeps in these folders came to
 
 A sweep's folder has the name of its study. Rates are effective ones: without bias correction the nominal rate times

@@ -1,4 +1,4 @@
-"""What docs/article.md claims, from its stored runs."""
+"""What docs/article.md claims, from the stored runs of its study."""
 
 import importlib
 import sys
