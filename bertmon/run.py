@@ -284,7 +284,7 @@ def _task(composed: DictConfig) -> float:
     name, start = str(job.sweep.subdir), folders.start_folder(folder, str(job.sweep.subdir))
     differs = folders.differing(job.overrides.task, job.callbacks["bertmon"]["swept"])
     if distributed.rank() == 0:
-        _say_progress(start)
+        _say_progress(start, 0 if OmegaConf.is_missing(job.job, "num") else job.job.num)
     try:
         with launch.at_work(job, name):
             return run(settings, folder, name=name, differs=differs)
@@ -302,8 +302,10 @@ def _task(composed: DictConfig) -> float:
             page.refresh(start)
 
 
-def _say_progress(start: Path) -> None:
-    """One line on how far the sweep is. What goes wrong with it harms no run."""
+def _say_progress(start: Path, number: int) -> None:
+    """One line on how far the sweep is when its run of that number begins. What goes wrong with it harms no run."""
+    if number % (1 + len(record.plan(start).get("runs", [])) // 500):
+        return  # it takes a look at all runs: of a large sweep, only some of them do that
     try:
         if progress := words.progress(compare.read([start])):
             log.info(progress)

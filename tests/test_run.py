@@ -13,9 +13,9 @@ import pytest
 from conftest import SHARED, needs_newsgroups, write_texts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bertmon import batches, data
+from bertmon import batches, compare, data
 from bertmon.monitor import History
-from bertmon.run import run
+from bertmon.run import _say_progress, run
 
 TINY = [
     "model.num_hidden_layers=2",
@@ -117,6 +117,17 @@ def test_the_sweep_trains_both_runs_and_leaves_everything_beside_each_other(bert
     }
     assert "Layers over the steps" in (folder / "report.html").read_text()
     assert list((folder / "side by side").glob("events.out.tfevents.*"))
+
+
+def test_of_a_large_sweep_only_some_runs_look_at_all_others(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(compare, "read", lambda folders: looked.append(number) or compare.Sweep((), ()))
+    for count, expected in ((2, [0, 1, 2, 3, 4, 5, 6]), (1000, [0, 3, 6])):
+        (tmp_path / "sweep.json").write_text(json.dumps({"runs": [f"seed={seed}" for seed in range(count)]}))
+        looked.clear()
+        for number in range(7):
+            _say_progress(tmp_path, number)
+        assert looked == expected
 
 
 def test_a_single_run_and_then_the_same_again_give_the_same_numbers(bertmon, files, tmp_path):

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bertmon.cache import write_atomic
 from bertmon.compare import Sweep, charts, read, shown, words
+from bertmon.record import plan
 from bertmon.terminal import line
 
 log = logging.getLogger(__name__)
@@ -41,12 +42,10 @@ def refresh(folder: Path) -> None:
     What goes wrong with it is told in the log and harms no run.
     """
     try:
-        sweep = read([folder])
-        if not any(run.status in ("waiting", "running") for run in sweep.runs):
-            return  # the launch writes the last one
-        page = folder / HTML
-        takes = 2 + len(sweep.runs) / 150  # seconds, about
-        if not page.exists() or not 0 <= time.time() - page.stat().st_mtime < 20 * takes:
+        page, takes = folder / HTML, 2 + len(plan(folder).get("runs", [])) / 150  # seconds, about
+        if page.exists() and 0 <= time.time() - page.stat().st_mtime < 20 * takes:
+            return
+        if any(run.status in ("waiting", "running") for run in read([folder]).runs):  # the launch writes the last one
             write([folder], folder)
     except OSError as error:
         log.error(f"{folder / HTML} could not be written: {error}")
