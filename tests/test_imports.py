@@ -67,7 +67,7 @@ ALLOWED = {
     "compare.words": {"compare", "record", "terminal"},
     "compare.shown": {"compare", "monitor"},
     "compare.charts": {"compare", "compare.shown", "monitor", "terminal"},
-    "compare.page": {"cache", "compare", "compare.charts", "compare.shown", "compare.words", "terminal"},
+    "compare.page": {"cache", "compare", "compare.charts", "compare.shown", "compare.words", "record", "terminal"},
     "compare.events": {"compare", "compare.charts", "compare.shown", "monitor.eventfile"},
     "compare.__main__": {"compare.events", "compare.page", "compare.words", "config", "terminal"},
     "sweep": {"config", "distributed"},

@@ -178,7 +178,7 @@ def test_a_verdict_is_told_once_for_each_change(caplog):
     caplog.set_level(logging.INFO)
     for step, spread in enumerate([1, 1, 1e-6, 1e-6, 1e-6] + 20 * [1]):
         parameter.grad = torch.ones(2, 2)
-        history.losses.append(0.5)
+        history.losses.append(0.5 if step > 4 else 1.0)  # from chance to learned
         history.grad_norms.append(1.0)
         with observer.update(step):
             parameter.data -= 0.1
