@@ -44,16 +44,24 @@ def came(*numbers):
         return [repr(each) for each in signals]
 
 
-def test_slurms_two_signals_both_wait_and_the_one_that_queues_again_comes_first():
-    before = signal.signal(signal.SIGUSR2, lambda number, frame: None)
-    try:
-        assert came(signal.SIGTERM, signal.SIGUSR2) == ["TerminatedError(140)", "TerminatedError(143)"]
-        assert came(signal.SIGUSR2, signal.SIGTERM) == ["TerminatedError(140)", "TerminatedError(143)"]
-        assert came(signal.SIGINT) == ["KeyboardInterrupt()"]
-        with pytest.raises(KeyboardInterrupt):
-            came(signal.SIGINT, signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGUSR2, before)
+@pytest.fixture
+def handlers():
+    """Those of a job of Slurm; in the background of a shell SIGINT would do nothing."""
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGUSR2: signal.signal(signal.SIGUSR2, lambda number, frame: None),
+    }
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_slurms_two_signals_both_wait_and_the_one_that_queues_again_comes_first(handlers):
+    assert came(signal.SIGTERM, signal.SIGUSR2) == ["TerminatedError(140)", "TerminatedError(143)"]
+    assert came(signal.SIGUSR2, signal.SIGTERM) == ["TerminatedError(140)", "TerminatedError(143)"]
+    assert came(signal.SIGINT) == ["KeyboardInterrupt()"]
+    with pytest.raises(KeyboardInterrupt):
+        came(signal.SIGINT, signal.SIGINT)
 
 
 def test_a_run_that_was_ended_by_submitits_signal_is_queued_again_once_it_is_written():
