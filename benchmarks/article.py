@@ -30,6 +30,7 @@ from matplotlib.patches import Rectangle
 from sklearn.metrics import roc_auc_score
 
 from bertmon import compare
+from bertmon.config import InputError
 from bertmon.monitor import History
 
 STORE = Path(__file__).parent / "results" / "article.csv"
@@ -45,7 +46,7 @@ class Study:
 
 CPU = "device=cpu hydra/launcher=joblib monitor.figures=false"
 CUDA = "device=cuda monitor.figures=false experiment=article schedule.warmup_frac=0,0.05,0.1,0.3,0.5,0.7,0.9"
-NEWS = "experiment=article model=bert_small data.max_length=64 monitor.on_doomed=stop"
+NEWS = "experiment=article model=bert_small data.max_length=64"
 BOTH = "optimizer.bias_correction=false,true"
 TEN = "seed=0,1,2,3,4,5,6,7,8,9"
 PHASES = {
@@ -56,7 +57,8 @@ PHASES = {
     ),
     "phase_newsgroups": Study(
         "20 newsgroups, 64 tokens",
-        f"{CPU} {NEWS} seed=0,1,2 schedule.warmup_frac=0,0.1,0.7 optimizer.lr=2e-4,4e-4,7e-4,1.2e-3 {BOTH}",
+        f"{CPU} {NEWS} seed=0,1,2 schedule.warmup_frac=0,0.1,0.7 optimizer.lr=2e-4,4e-4,7e-4,1.2e-3 {BOTH} "
+        "monitor.on_doomed=stop",
     ),
     "warmup_bert_base": Study("20 newsgroups, BERT-base", f"{CUDA} {TEN} {BOTH}"),
     "warmup_bert_base_bf16": Study("20 newsgroups, BERT-base in bf16", f"{CUDA} {TEN} {BOTH} train.precision=bf16"),
@@ -91,13 +93,21 @@ CHANGES = {  # what differs from the run that fails; in words, by cell
         f"{ONE} train.epochs=9 schedule.warmup_frac=0.0333",
     ),
 }
-STUDIES = PHASES | CHANGES
+TO_THE_END = {  # runs that were stopped though they had learned something, not stopped
+    "flag_to_the_end": Study(
+        "docstrings, `train.epochs=9`, seed 4", f"{CPU} experiment=quickstart seed=4 train.epochs=9"
+    ),
+    "flag_news_to_the_end": Study(
+        "20 newsgroups, warm-up 0.1, 7e-4, bias correction, seed 2",
+        f"{CPU} {NEWS} seed=2 schedule.warmup_frac=0.1 optimizer.lr=7e-4 optimizer.bias_correction=true",
+    ),
+}
+STUDIES = PHASES | CHANGES | TO_THE_END
 
 
 def sweep(asked: Sequence[str]) -> None:
     """Run these studies, or all of a device; one whose folder is there goes on."""
-    if unknown := set(asked) - STUDIES.keys() - {"cpu", "cuda"}:
-        sys.exit(f"no study {', '.join(sorted(unknown))}; there are cpu, cuda, {', '.join(STUDIES)}")
+    _known(asked, "cpu", "cuda")
     of_a_device = tuple(f"device={each} " for each in asked)
     names = [name for name, study in STUDIES.items() if name in asked or study.overrides.startswith(of_a_device)]
     for name in names:
@@ -106,6 +116,11 @@ def sweep(asked: Sequence[str]) -> None:
         given = ["-m", "bertmon.run", "-m", *STUDIES[name].overrides.split(), where]
         print("python", *given, flush=True)
         subprocess.run([sys.executable, *given], check=True)
+
+
+def _known(names: Sequence[str], *others: str) -> None:
+    if unknown := set(names) - STUDIES.keys() - set(others):
+        sys.exit(f"no study {', '.join(sorted(unknown))}; there are {', '.join([*others, *STUDIES])}")
 
 
 @dataclass(frozen=True)
@@ -180,6 +195,7 @@ def read(folders: Sequence[Path]) -> Iterator[Row]:
 
 def pack(folders: Sequence[Path]) -> None:
     """Rows of other studies stay."""
+    _known([folder.name for folder in folders])
     packed = {folder.name for folder in folders}
     kept = [row for row in unpack() if row.study not in packed] if STORE.exists() else []
     rows = sorted([*kept, *read(folders)], key=lambda row: (row.study, *map(str, asdict(row).values())))
@@ -239,6 +255,30 @@ def phases(rows: Sequence[Row]) -> None:
     for cell in cells(rows):
         row = cell[0]
         print(f"| {'yes' if row.bias_correction else 'no'} | {row.warmup_frac:g} | {row.lr:g} | {summary(cell)} |")
+
+
+def bands(rows: Sequence[Row]) -> None:
+    """Failures by the peak effective rate alone."""
+    print("| peak effective rate | failed |\n|---|---|")
+    for low, high, words in ((0, 1e-3, "below 1e-3"), (1e-3, 1.9e-3, "1e-3 to 1.9e-3"), (1.9e-3, 1, "above 1.9e-3")):
+        inside = [row.failed for row in rows if low <= row.peak < high]
+        print(f"| {words} | {sum(inside)} of {len(inside)} |")
+
+
+def same_peak(rows: Sequence[Row], lr: float) -> None:
+    """Failures by warm-up alone: with bias correction the peak is the rate, whatever the warm-up."""
+    of = [row for row in rows if row.bias_correction and row.lr == lr]
+    print(f"| warm-up, all with a peak of {lr:g} | failed |\n|---|---|")
+    for warmup in sorted({row.warmup_frac for row in of}):
+        failed = [row.failed for row in of if row.warmup_frac == warmup]
+        print(f"| {warmup:g} | {sum(failed)} of {len(failed)} |")
+
+
+def to_the_end(rows: Sequence[Row]) -> None:
+    print("| stopped once, and now not | test accuracy [%] |\n|---|---|")
+    for row in rows:
+        if row.study in TO_THE_END:
+            print(f"| {TO_THE_END[row.study].words} | {100 * row.accuracy:.1f} |")
 
 
 TOO_SLOW = 1.5e-4  # below this peak the runs drawn at random fail since their few steps are too small
@@ -418,7 +458,10 @@ def cliff_picture(studies: dict[str, Sequence[Any]]) -> Figure:
 def main(asked: Sequence[str]) -> None:
     match list(asked):
         case ["pack", *folders]:
-            pack([Path(folder) for folder in folders])
+            try:
+                pack([Path(folder) for folder in folders])
+            except InputError as error:
+                sys.exit(str(error))
             return
         case ["sweep", *names] if names:
             sweep(names)
@@ -434,10 +477,18 @@ def main(asked: Sequence[str]) -> None:
     studies["settings drawn at random"] = at_random = drawn()
     if asked:
         folder = Path(asked[1])
+        folder.mkdir(parents=True, exist_ok=True)
         phase_picture(rows).savefig(folder / "article_phase.png", dpi=150)
         cliff_picture(studies).savefig(folder / "article_cliff.png", dpi=150)
         return
+    small = [row for row in rows if row.study in ("phase_docstrings", "phase_newsgroups")]
     changes(rows)
+    print()
+    to_the_end(rows)
+    print()
+    bands(small)
+    print()
+    same_peak(small, 1.2e-3)
     print()
     fast = [run for run in at_random if run.peak > TOO_SLOW]
     predictors({**studies, f"those above {TOO_SLOW:g}": fast})
@@ -451,8 +502,8 @@ def main(asked: Sequence[str]) -> None:
         phases(whole)
         print()
         by_warmup(whole)
-        if not any(row.status == "stopped" for row in whole):
-            print(f"\n{verdicts_told(whole)}")
+        stopped = sum(row.status == "stopped" for row in whole)
+        print(f"\nstopped when called doomed: {stopped} of {len(whole)}" if stopped else f"\n{verdicts_told(whole)}")
 
 
 if __name__ == "__main__":

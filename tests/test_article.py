@@ -44,10 +44,10 @@ def test_every_run_of_the_store_peaked_where_the_formula_says(study):
 
 
 def test_every_study_can_be_started(study):
-    for name, each in study.STUDIES.items():
+    for each in study.STUDIES.values():
         first = [override.split(",")[0] for override in each.overrides.split() if not override.startswith("hydra/")]
         with initialize_config_module("bertmon.conf", version_base="1.3"):
-            config.from_hydra(compose("config", first)), name
+            config.from_hydra(compose("config", first))
 
 
 def test_a_sweep_is_told_and_goes_on_where_its_folder_is(study, capsys, tmp_path, monkeypatch):
@@ -69,3 +69,5 @@ def test_a_sweep_is_told_and_goes_on_where_its_folder_is(study, capsys, tmp_path
     ]
     with pytest.raises(SystemExit, match="no study change_rl; there are cpu, cuda, phase_docstrings"):
         study.main(["sweep", "change_rl"])
+    with pytest.raises(SystemExit, match="no study 2026-11-23; there are phase_docstrings"):
+        study.main(["pack", "multirun/2026-11-23"])
