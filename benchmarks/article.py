@@ -30,8 +30,8 @@ from matplotlib.patches import Rectangle
 from sklearn.metrics import roc_auc_score
 
 from bertmon import compare
-from bertmon.config import InputError
-from bertmon.monitor import History
+from bertmon.errors import InputError
+from bertmon.monitor.history import History
 
 STORE = Path(__file__).parent / "results" / "article.csv"
 
@@ -81,7 +81,7 @@ CHANGES = {  # what differs from the run that fails; in words, by cell
         "`schedule={shape} schedule.warmup_frac={warmup_frac:g}`",
         f"{ONE} schedule=constant schedule.warmup_frac=0.1,0.7",
     ),
-    "change_clip": Study("`train.clip={clip}`", f"{ONE} train.clip=null,0.1"),
+    "change_clip": Study("`train.max_grad_norm={clip}`", f"{ONE} train.max_grad_norm=null,0.1"),
     "change_pre_ln": Study("`model.model_type={model_type}`", f"{ONE} model.model_type=roberta-prelayernorm"),
     "change_dropout": Study(
         "dropout of 0.1, `schedule.warmup_frac={warmup_frac:g}`",
@@ -166,7 +166,7 @@ def flag(run: compare.Run, history: History) -> int:
 
 def read(folders: Sequence[Path]) -> Iterator[Row]:
     for folder in folders:
-        for run in compare.read([folder]).runs:
+        for run in read_sweep([folder]).runs:
             history = run.history()
             if not run.finished or history is None:
                 print(f"{run.folder}: {run.status}, left out", file=sys.stderr)
@@ -231,7 +231,7 @@ def summary(cell: Sequence[Row]) -> str:
     """Accuracy, failures and when they were known, as columns."""
     accuracies = [100 * row.accuracy for row in cell]
     failed = sum(row.failed for row in cell)
-    low, high = compare.wilson(failed, len(cell))
+    low, high = wilson_interval(failed, len(cell))
     known = sorted(row.flagged for row in cell if row.failed and row.flagged >= 0)
     spread = f" ± {np.std(accuracies, ddof=1):.1f}" if len(cell) > 1 else ""
     first = f"{known[0]} to {known[-1]}" if known and known[0] < known[-1] else f"{known[0]}" if known else ""
@@ -443,7 +443,7 @@ def cliff_picture(studies: dict[str, Sequence[Any]]) -> Figure:
             if len(inside) >= 3:
                 failed = sum(row.failed for row in inside)
                 points.append(
-                    (math.sqrt(low * high), failed / len(inside), *compare.wilson(failed, len(inside)), len(inside))
+                    (math.sqrt(low * high), failed / len(inside), *wilson_interval(failed, len(inside)), len(inside))
                 )
         x, share, least, most, _ = map(np.array, zip(*points, strict=True))
         axes.fill_between(x, 100 * least, 100 * most, color=colour, alpha=0.13, linewidth=0)

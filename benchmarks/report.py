@@ -16,9 +16,9 @@ from pathlib import Path
 
 import verdicts
 
-from bertmon.config import RulesConfig
-from bertmon.monitor import HISTORY
+from bertmon.config import VerdictThresholds
 from bertmon.monitor.diagnosis import diagnose
+from bertmon.monitor.history import HISTORY_FILE
 
 COMPARE = """
 import re, sys
@@ -31,7 +31,7 @@ print(re.search("VmHWM.*", open("/proc/self/status").read())[0])  # rusage would
 def leave(runs: list[verdicts.Run], count: int, folder: Path) -> None:
     """Runs as a sweep over settings and seeds leaves them."""
     stored = [run.history.to_bytes() for run in runs]
-    said = [diagnose(run.history, RulesConfig()) for run in runs]
+    said = [diagnose(run.history, VerdictThresholds()) for run in runs]
     for number in range(count):
         at = number % len(runs)
         run, diagnosis = runs[at], said[at]
@@ -48,7 +48,7 @@ def leave(runs: list[verdicts.Run], count: int, folder: Path) -> None:
             "metrics": {"final": evaluation, "best": evaluation},
             "evaluations": [evaluation],
             "verdict": diagnosis.verdict,
-            "verdict_step": diagnosis.step,
+            "verdict_step": diagnosis.since_step,
             "cause": diagnosis.cause,
             "advice": diagnosis.advice,
             "seconds": 30.0,
@@ -56,7 +56,7 @@ def leave(runs: list[verdicts.Run], count: int, folder: Path) -> None:
         target = folder / f"setting={at}/seed={seed}"
         target.mkdir(parents=True)
         (target / "result.json").write_text(json.dumps(result))
-        (target / HISTORY).write_bytes(stored[at])
+        (target / HISTORY_FILE).write_bytes(stored[at])
 
 
 def main(most: int) -> None:

@@ -20,9 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from faults import SWEEP, contents
+from fault_injection import SWEEP, contents
 
-from bertmon import checkpoint
+from bertmon.training import checkpoint
 
 INSTALL = "apt-get install slurm-wlm munge"
 INSTALLED = all(map(shutil.which, ("munged", "slurmctld", "slurmd"))) and os.geteuid() == 0
@@ -134,7 +134,7 @@ class Sweep:
         _wait(names.exists, f"{self._log}: no run has begun")
         _wait(lambda: names.read_text().strip(), "")
         run = self.folder / json.loads(names.read_text())["runs"][number]
-        _wait((run / checkpoint.NAME).exists, f"{self._log}: run {number} has no checkpoint")
+        _wait((run / checkpoint.CHECKPOINT_FILE).exists, f"{self._log}: run {number} has no checkpoint")
         return f"{_told('squeue', '-h', '-o', '%F').split()[0]}_{number}"
 
     def go_on(self) -> None:

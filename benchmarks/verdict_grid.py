@@ -26,7 +26,7 @@ from hydra import compose, initialize_config_module
 from verdicts import CALIBRATION_SETTINGS, read_folder, verdicts
 
 from bertmon import config
-from bertmon.run import run
+from bertmon.run import run_training
 
 SETTINGS = 237
 
@@ -88,7 +88,7 @@ def train(done: Path, setting: list[str], seed: int) -> str:
     with initialize_config_module("bertmon.conf", version_base="1.3"):
         settings = config.from_hydra(compose("config", ["experiment=quickstart", *overrides]))
     started = time.perf_counter()
-    accuracy = run(settings, work, name=str(done))
+    accuracy = run_training(settings, work, name=str(done))
     for events in work.glob("events*"):
         events.unlink()
     (work / "overrides.txt").write_text("\n".join(setting) + "\n")

@@ -27,10 +27,10 @@ from matplotlib.lines import Line2D
 from scipy.stats import binom
 
 from bertmon import optimizer, schedule
-from bertmon.compare.charts import png
-from bertmon.config import OptimizerConfig, RulesConfig
-from bertmon.monitor import STATISTICS, History, Layers, Plan, Snapshot
+from bertmon.compare.plots import to_png
+from bertmon.config import OptimizerConfig, VerdictThresholds
 from bertmon.monitor.diagnosis import Diagnosis, diagnose
+from bertmon.monitor.history import STATISTICS, History, RunPlan, Snapshot, WeightTable
 
 STORE = Path(__file__).parent / "results" / "verdict_histories.npz.xz"
 ADVICE = STORE.with_name("verdict_advice.json")
@@ -118,7 +118,7 @@ def pack(runs: list[Run]) -> None:
         layers = history.snapshots[0].layers
         values = np.stack([shot.values[:, kept] for shot in history.snapshots])
         arrays[f"values{number}"] = _coarse(values).transpose(2, 1, 0)  # neighbours in time lie side by side
-        arrays[f"spread{number}"] = _coarse(np.array([shot.logit_spread for shot in history.snapshots]))
+        arrays[f"spread{number}"] = _coarse(np.array([shot.logit_std for shot in history.snapshots]))
         arrays[f"loss{number}"] = np.round(1e4 * np.nan_to_num(history.losses, nan=1e5)).astype(np.int32)
         arrays[f"norm{number}"] = _coarse(np.array(history.grad_norms))
         about.append(
@@ -137,7 +137,7 @@ def unpack() -> list[Run]:
     with np.load(io.BytesIO(lzma.decompress(STORE.read_bytes())), allow_pickle=False) as stored:
         for number, about in enumerate(json.loads(str(stored["about"]))):
             plan = _plan(about)
-            layers = Layers(*(tuple(about[key]) for key in ("labels", "kinds", "depths")))
+            layers = WeightTable(*(tuple(about[key]) for key in ("labels", "kinds", "depths")))
             kept = _fine(stored[f"values{number}"].transpose(2, 1, 0))
             values = np.full((*kept.shape[:2], len(STATISTICS)), np.nan)
             values[:, :, [STATISTICS.index(name) for name in KEPT]] = kept
@@ -153,16 +153,16 @@ def unpack() -> list[Run]:
     return runs
 
 
-def _plan(about: dict[str, Any]) -> Plan:
+def _plan(about: dict[str, Any]) -> RunPlan:
     """All stored runs have the linear schedule and the default betas."""
     total, config = about["total"], OptimizerConfig(bias_correction=about["bias_correction"])
     factors = [
-        schedule.factor(step, shape="linear", warmup_frac=about["warmup_frac"], total_steps=total)
+        schedule.lr_factor(step, shape="linear", warmup_frac=about["warmup_frac"], total_steps=total)
         for step in range(total)
     ]
     lr = about["peak"] * np.array(factors)
-    effective = lr * np.array([optimizer.effective_factor(config, step) for step in range(total)])
-    return Plan(lr, effective, about["chance"], about["warmup_frac"], about["bias_correction"])
+    effective = lr * np.array([optimizer.bias_correction_gain(config, step) for step in range(total)])
+    return RunPlan(lr, effective, about["chance"], about["warmup_frac"], about["bias_correction"])
 
 
 _ZERO, _NAN, _INFINITE = -32768, -32767, 32767
@@ -197,7 +197,7 @@ def verdicts(history: History, every: int) -> Iterator[tuple[int, Diagnosis]]:
     for number, shot in enumerate(shots, start=1):
         done = shot.step + 1
         so_far = History(history.plan, history.losses[:done], history.grad_norms[:done], shots[:number])
-        said = diagnose(so_far, RulesConfig(), said)
+        said = diagnose(so_far, VerdictThresholds(), said)
         yield shot.step, said
 
 
@@ -322,8 +322,8 @@ def picture(runs: list[Run], path: Path) -> None:
             if run.label == name:
                 shots = run.history.snapshots
                 at = [100 * shot.step / len(run.history.plan) for shot in shots]
-                left.plot(at, [shot.logit_spread for shot in shots], color=colours[name], linewidth=0.7, alpha=0.45)
-    left.axhline(RulesConfig().logit_spread, color="#222222", linewidth=1, linestyle=(0, (4, 3)))
+                left.plot(at, [shot.logit_std for shot in shots], color=colours[name], linewidth=0.7, alpha=0.45)
+    left.axhline(VerdictThresholds().min_logit_std, color="#222222", linewidth=1, linestyle=(0, (4, 3)))
     left.set(
         yscale="log", ylim=(1e-10, 10), xlim=(0, 100), xlabel="steps [% of the run]", ylabel="spread of the logits"
     )
@@ -353,7 +353,7 @@ def picture(runs: list[Run], path: Path) -> None:
         axes.grid(color="#D5D7DB", linewidth=0.5)
         axes.set_axisbelow(True)
     figure.tight_layout(w_pad=2.5)
-    path.write_bytes(png(figure))
+    path.write_bytes(to_png(figure))
 
 
 def misses(runs: list[Run], every: int) -> None:

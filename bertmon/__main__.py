@@ -25,13 +25,13 @@ def main() -> None:
 
 def _resume(arguments: list[str]) -> None:
     """bertmon resume FOLDER: make the command line that of the launch in the folder, which goes on there."""
-    from bertmon.config import InputError
-    from bertmon.folders import command_of
+    from bertmon.errors import InputError
+    from bertmon.launch.run_dirs import resume_argv
 
     if len(arguments) != 1:
         sys.exit("usage: bertmon resume FOLDER, such as multirun/2026-11-23_07-17-49")
     try:
-        directory, *command = command_of(Path(arguments[0]))
+        directory, *command = resume_argv(Path(arguments[0]))
     except InputError as error:
         sys.exit(str(error))
     os.chdir(directory)

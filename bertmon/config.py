@@ -9,52 +9,23 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
-from enum import Enum, StrEnum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.errors import CompactHydraException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from bertmon import terminal
+from bertmon import sanitize
+from bertmon.errors import InputError, require
 
-
-class InputError(CompactHydraException):
-    """A user's mistake: names the key or file, what was given and what is allowed. Shown without a traceback."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(terminal.lines(message))
-
-
-class StorageError(InputError):
-    """A file of a run that cannot be written: no room, no right, no disk. Ends the launch: no run could go on there."""
-
-
-@contextmanager
-def storing(path: Path) -> Iterator[None]:
-    """Inside, an OSError becomes a StorageError that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}.") from None
-
-
-def require(ok: bool, key: str, given: object, allowed: str) -> None:
-    """Raise InputError unless `ok`. `allowed` completes the sentence "give ..."."""
-    if not ok:
-        shown = given.value if isinstance(given, Enum) else given
-        raise InputError(f"{key}={terminal.line(shown)} is not possible: give {allowed}.")
-
-
-LARGEST = 10_000_000
+MAX_INT = 10_000_000
 """Of any whole number but the seed: beyond it libraries overflow, or take all the memory there is."""
 
 
-def _require_whole(key: str, given: object, least: int = 1, most: int = LARGEST) -> None:
+def _require_int(key: str, given: object, least: int = 1, most: int = MAX_INT) -> None:
     ok = isinstance(given, int) and least <= given <= most
     require(ok, key, given, f"a whole number of at least {least} and at most {most}")
 
@@ -76,7 +47,7 @@ class Init(StrEnum):
     pretrained = "pretrained"
 
 
-class Shape(StrEnum):
+class Decay(StrEnum):
     linear = "linear"
     cosine = "cosine"
     constant = "constant"
@@ -87,7 +58,7 @@ class OnDoomed(StrEnum):
     stop = "stop"
 
 
-class Part(StrEnum):
+class PostPart(StrEnum):
     headers = "headers"
     footers = "footers"
     quotes = "quotes"
@@ -99,20 +70,20 @@ class DataConfig:
 
     max_length: int = 256
     """Tokens a text is cut to, [CLS] and [SEP] included. At least 8."""
-    pad_lengths: list[int] | None = None
+    bucket_lengths: list[int] | None = None
     """Lengths in tokens that a batch may be padded to, ascending, the last equal to max_length. A batch takes the
     first one that holds its longest text. null: the quarters of max_length, rounded up to a multiple of 8."""
 
     def __post_init__(self) -> None:
-        _require_whole("data.max_length", self.max_length, least=8)
-        if self.pad_lengths is not None:
-            lengths = list(self.pad_lengths)
+        _require_int("data.max_length", self.max_length, least=8)
+        if self.bucket_lengths is not None:
+            lengths = list(self.bucket_lengths)
             require(
                 all(isinstance(length, int) for length in lengths)  # OmegaConf lets lists in lists pass
                 and lengths == sorted(set(lengths))
                 and lengths[:1] > [0]
                 and lengths[-1] == self.max_length,
-                "data.pad_lengths",
+                "data.bucket_lengths",
                 lengths,
                 f"ascending whole numbers above 0 that end with data.max_length={self.max_length}",
             )
@@ -126,9 +97,9 @@ class NewsgroupsConfig(DataConfig):
         default_factory=lambda: ["alt.atheism", "comp.graphics", "sci.space", "talk.religion.misc"]
     )
     """Newsgroups to tell apart, at least two of the twenty. The default four are the article's."""
-    remove: list[Part] = field(default_factory=list)
+    remove: list[PostPart] = field(default_factory=list)
     """Parts of each post to leave out: headers, footers, quotes. The article keeps them all."""
-    home: str | None = None
+    data_home: str | None = None
     """Folder that holds scikit-learn's own cache of the data. null: $SCIKIT_LEARN_DATA or ~/scikit_learn_data."""
 
     def __post_init__(self) -> None:
@@ -151,7 +122,7 @@ class DocstringsConfig(DataConfig):
         DataConfig.__post_init__(self)
         _require_distinct("data.packages", self.packages)
         for name in ("train_per_package", "test_per_package"):
-            _require_whole(f"data.{name}", getattr(self, name))
+            _require_int(f"data.{name}", getattr(self, name))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -169,7 +140,7 @@ class FilesConfig(DataConfig):
 
     def __post_init__(self) -> None:
         DataConfig.__post_init__(self)
-        other = f"another column than data.text_column={terminal.line(self.text_column)}"
+        other = f"another column than data.text_column={sanitize.sanitize_line(self.text_column)}"
         require(self.label_column != self.text_column, "data.label_column", self.label_column, other)
 
 
@@ -208,7 +179,7 @@ class ModelConfig:
         for key in ("name", "tokenizer", "model_type"):
             require(getattr(self, key) != "", f"model.{key}", "", "a name, or null")
         if self.vocab_size is not None:
-            _require_whole("model.vocab_size", self.vocab_size, least=100, most=1_000_000)
+            _require_int("model.vocab_size", self.vocab_size, least=100, most=1_000_000)
             if self.tokenizer or self.name:
                 raise InputError("model.vocab_size is not possible beside model.tokenizer or model.name: leave it out.")
         if self.model_type is not None and self.name is not None:
@@ -217,7 +188,7 @@ class ModelConfig:
             if key.endswith("_prob"):
                 require(0 <= value < 1, f"model.{key}", value, "a number of at least 0 and below 1")
             else:
-                _require_whole(f"model.{key}", value, most=1000 if key == "num_hidden_layers" else LARGEST)
+                _require_int(f"model.{key}", value, most=1000 if key == "num_hidden_layers" else MAX_INT)
         if self.hidden_size and self.num_attention_heads:
             require(
                 self.hidden_size % self.num_attention_heads == 0,
@@ -289,7 +260,7 @@ class OptimizerConfig:
 class ScheduleConfig:
     """The learning rate over the run."""
 
-    shape: Shape = Shape.linear
+    decay: Decay = Decay.linear
     """What follows the warm-up: linear (down to 0), cosine (down to 0) or constant."""
     warmup_frac: float = 0.1
     """Share of all steps over which the learning rate rises linearly from 0 to its peak, in [0, 1]."""
@@ -312,7 +283,7 @@ class TrainConfig:
     """Evaluate every so many steps, besides each epoch's end. At least 1; null: at each epoch's end alone."""
     log_every: int = 10
     """Steps between two points of loss/train, the learning rates, grad_norm and clipped. At least 1."""
-    clip: float | None = 1.0
+    max_grad_norm: float | None = 1.0
     """Largest global L2 norm of the gradient; a larger one is scaled down to it. Above 0; null: no clipping."""
     checkpoint_every: int | None = None
     """Write a checkpoint every so many steps. At least 1; null: by the clock alone."""
@@ -331,46 +302,46 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for key in ("epochs", "batch_size", "eval_batch_size", "eval_every", "log_every", "checkpoint_every"):
             if (value := getattr(self, key)) is not None:
-                _require_whole(f"train.{key}", value)
-        for key in ("clip", "checkpoint_minutes"):
+                _require_int(f"train.{key}", value)
+        for key in ("max_grad_norm", "checkpoint_minutes"):
             number = getattr(self, key)
             require(number is None or 0 < number < math.inf, f"train.{key}", number, "a finite number above 0, or null")
 
 
 @dataclass(kw_only=True, slots=True)
-class RulesConfig:
+class VerdictThresholds:
     """Thresholds of the verdicts. Their source is bertmon's own study of labelled runs: docs/verdicts.md."""
 
-    logit_spread: float = 3e-5
+    min_logit_std: float = 3e-5
     """Below this spread of the logits over a batch's texts the model ignores what it reads. Fresh models of width 64
     and 128 stand at 5e-5 to 1e-3, those that learn at about 1, collapsed ones mostly at 1e-6 and less. Above 0."""
-    depth_profile: float = 3e-2
+    min_depth_ratio: float = 3e-2
     """Below this ratio of mean |gradient|, first over last encoder layer, gradients vanish towards the input. Runs
     that learn stand between 0.1 and 10 but for one snapshot in a hundred, collapsed ones below 1e-2. Above 0."""
-    update_per_lr: float = 1e-2
+    min_update_per_lr: float = 1e-2
     """Below this size of Adam's step in units of the effective learning rate weights have stopped to move. Runs that
     learn stand between 0.05 and 1. Above 0."""
-    learned: float = 0.95
+    learned_loss_ratio: float = 0.95
     """A smoothed training loss below this share of the entropy of the labels has used the texts. In (0, 1)."""
-    spread_at_end: float = 3e-3
+    min_final_logit_std: float = 3e-3
     """Below this spread of the logits, the largest to expect at the last step, a run will not learn: log(spread) is
     followed as a line over the effective learning rates added up. Above 0."""
-    patience: float = 0.3
+    min_lr_used: float = 0.3
     """Share of the effective learning rates, added up over the run, that has to be used before that line's own slope is
     trusted. In (0, 1)."""
-    growth: float = 600.0
+    max_logit_std_growth: float = 600.0
     """Slope that is assumed until then, that of the fastest run known: log(spread) per unit of learning rate. Above
     0."""
-    slow: float = 0.3
+    slow_after: float = 0.3
     """Share of all steps after which a run that has not learned yet is called slow. In (0, 1)."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name in ("learned", "patience", "slow"):
-                require(0 < value < 1, f"monitor.rules.{f.name}", value, "a number between 0 and 1")
+            if f.name in ("learned_loss_ratio", "min_lr_used", "slow_after"):
+                require(0 < value < 1, f"monitor.thresholds.{f.name}", value, "a number between 0 and 1")
             else:
-                require(0 < value < math.inf, f"monitor.rules.{f.name}", value, "a finite number above 0")
+                require(0 < value < math.inf, f"monitor.thresholds.{f.name}", value, "a finite number above 0")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -383,7 +354,7 @@ class MonitorConfig:
     """Steps between two measurements; step 0 is the first. At least 1."""
     figures: bool = True
     """Draw gradient_flow and update_ratio at each measurement."""
-    biases: bool = False
+    include_biases: bool = False
     """Watch biases beside weights."""
     skip_prob: float = 0.0
     """Share of layers left out, drawn at random but the same for every run; the first and the last always stay.
@@ -392,10 +363,10 @@ class MonitorConfig:
     """What happens to a run whose verdict is collapsed or not learning: warn (it goes on), or stop (a last evaluation,
     everything is written, and status is "stopped"): a verdict that would have been withdrawn later is final then. One
     that diverged always ends."""
-    rules: RulesConfig = field(default_factory=RulesConfig)
+    thresholds: VerdictThresholds = field(default_factory=VerdictThresholds)
 
     def __post_init__(self) -> None:
-        _require_whole("monitor.every", self.every)
+        _require_int("monitor.every", self.every)
         require(0 <= self.skip_prob < 1, "monitor.skip_prob", self.skip_prob, "a number of at least 0 and below 1")
 
 
@@ -409,7 +380,7 @@ class RunConfig:
     """Seeds weights, order of the texts, dropout. From 0 to 2**32 - 1."""
     device: Device = Device.auto
     """cuda, cpu, mps, or auto: the first of cuda and mps that is there, else cpu."""
-    cache: str | None = None
+    cache_dir: str | None = None
     """Folder for what is made once and used by many runs: corpora, vocabularies, tokens. Safe to delete.
     null: bertmon in $XDG_CACHE_HOME, else in ~/.cache."""
     resume: str | None = None
@@ -424,7 +395,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
-        require(self.cache != "", "cache", "", "a folder, or null")
+        require(self.cache_dir != "", "cache_dir", "", "a folder, or null")
         require(self.resume != "", "resume", "", "the folder of an earlier launch, or null")
         positions = self.model.max_position_embeddings
         if positions is not None:
@@ -435,18 +406,18 @@ class RunConfig:
                 f"at most model.max_position_embeddings={positions}",
             )
 
-    def cache_folder(self) -> Path:
-        """Where `cache` is, absolute."""
-        named = self.cache or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bertmon")
+    def cache_path(self) -> Path:
+        """Where `cache_dir` is, absolute."""
+        named = self.cache_dir or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bertmon")
         folder = os.path.expanduser(named)
-        require(not folder.startswith("~"), "cache", named, "a folder: there is no such user")
+        require(not folder.startswith("~"), "cache_dir", named, "a folder: there is no such user")
         return Path(folder).absolute()
 
 
-_NO_IDENTITY = ("resume", "cache", "device", "experiment")
+_NO_IDENTITY = ("resume", "cache_dir", "device", "experiment")
 
 
-def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+def run_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of a RunConfig as a dict, what makes it this run and no other, by dotted key, as JSON has it."""
     flat: dict[str, Any] = {}
 
@@ -461,13 +432,13 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def require_same(here: Mapping[str, Any], there: Mapping[str, Any], folder: Path) -> None:
+def require_same_run(here: Mapping[str, Any], there: Mapping[str, Any], folder: Path) -> None:
     """Raise InputError with all differences unless both identities are the same; when checkpoints come is no matter."""
     free = ("train.checkpoint_every", "train.checkpoint_minutes")
     keys = [key for key in {**there, **here} if key not in free and there.get(key) != here.get(key)]
     if keys:
         shown = ", ".join(
-            f"{terminal.line(key)}={terminal.line(there.get(key))} there and {terminal.line(here.get(key))} here"
+            f"{sanitize.sanitize_line(key)}={sanitize.sanitize_line(there.get(key))} there and {sanitize.sanitize_line(here.get(key))} here"
             for key in keys[:20]
         )
         raise InputError(f"{folder} cannot go on with other settings than it was begun with: {shown}.")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 
-def join() -> None:
+def init() -> None:
     """Meet the other processes, if torchrun has started any."""
     if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
@@ -28,7 +28,7 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def size() -> int:
+def world_size() -> int:
     """R."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -43,42 +43,42 @@ def local_rank() -> int:
     return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
 
 
-def share(texts: int) -> int:
+def local_count(texts: int) -> int:
     """How many of the texts of a batch are this process's: those at rank, rank + R, ..."""
-    return len(range(rank(), texts, size()))
+    return len(range(rank(), texts, world_size()))
 
 
-def wrapped(model: nn.Module) -> nn.Module:
+def wrap_ddp(model: nn.Module) -> nn.Module:
     """The model as it has to be called in training: after a backward pass its gradients are those of all processes."""
-    if size() == 1:
+    if world_size() == 1:
         return model
     devices = [local_rank()] if next(model.parameters()).is_cuda else None
     return nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
-def summed(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over all processes."""
-    if size() > 1:
+    if world_size() > 1:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
     return tensor
 
 
-def gathered(rows: Tensor, texts: int) -> Tensor:
+def all_gather_rows(rows: Tensor, texts: int) -> Tensor:
     """The rows of all processes [B, ...], in the order of the batch's texts; `rows` are those of this one's share."""
-    if size() == 1:
+    if world_size() == 1:
         return rows
-    most = -(-texts // size())
+    most = -(-texts // world_size())
     padded = rows.new_zeros(most, *rows.shape[1:])
-    padded[: share(texts)] = rows[: share(texts)]
-    parts = [torch.empty_like(padded) for _ in range(size())]
+    padded[: local_count(texts)] = rows[: local_count(texts)]
+    parts = [torch.empty_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded)
     return torch.stack(parts, dim=1).flatten(0, 1)[:texts]
 
 
-def agreed(value: T) -> T:
+def broadcast(value: T) -> T:
     """What the first process has."""
-    if size() == 1:
+    if world_size() == 1:
         return value
     told = [value]
     dist.broadcast_object_list(told, src=0)

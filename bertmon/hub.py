@@ -4,10 +4,10 @@ import os
 import socket
 from urllib.parse import urlsplit
 
-from bertmon.config import InputError
+from bertmon.errors import InputError
 
 
-def only_local(key: str, name: str) -> bool:
+def local_files_only(key: str, name: str) -> bool:
     """True where files of `name` must come from this machine: a folder, or the cache of a hub out of reach.
 
     Raises InputError where the hub is out of reach and the cache lacks the model. Asked by one look-up of the hub's

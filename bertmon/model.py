@@ -13,15 +13,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from bertmon.config import Init, InputError, ModelConfig
-from bertmon.hub import only_local
-from bertmon.terminal import line
+from bertmon.config import Init, ModelConfig
+from bertmon.errors import InputError
+from bertmon.hub import local_files_only
+from bertmon.sanitize import sanitize_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-class Layer(NamedTuple):
+class NamedWeight(NamedTuple):
     """A watched parameter."""
 
     parameter: nn.Parameter
@@ -29,7 +30,7 @@ class Layer(NamedTuple):
     depth: int | None  # number of the encoder layer that it belongs to, from the input; None outside of them
 
 
-def build(
+def build_model(
     config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, pad_id: int, max_length: int
 ) -> nn.Module:
     """The classifier on the CPU, in train mode; fresh weights come from torch's global random state.
@@ -39,7 +40,9 @@ def build(
     """
     from transformers import AutoModelForSequenceClassification
 
-    planned = architecture(config, label_names=label_names, vocab_size=vocab_size, pad_id=pad_id, max_length=max_length)
+    planned = build_model_config(
+        config, label_names=label_names, vocab_size=vocab_size, pad_id=pad_id, max_length=max_length
+    )
     if config.init is Init.random:
         model = AutoModelForSequenceClassification.from_config(planned)
     else:
@@ -48,11 +51,15 @@ def build(
     return trained
 
 
-def check(config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, pad_id: int, max_length: int) -> None:
+def check_model(
+    config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, pad_id: int, max_length: int
+) -> None:
     """Raise InputError for what would make `build` fail or not fit the data, at the cost of no weights."""
     from transformers import AutoModelForSequenceClassification
 
-    planned = architecture(config, label_names=label_names, vocab_size=vocab_size, pad_id=pad_id, max_length=max_length)
+    planned = build_model_config(
+        config, label_names=label_names, vocab_size=vocab_size, pad_id=pad_id, max_length=max_length
+    )
     try:
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(planned)
@@ -75,7 +82,7 @@ def check(config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, p
         _check_weights(Path(str(config.name)))
 
 
-def architecture(
+def build_model_config(
     config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, pad_id: int, max_length: int
 ) -> "PretrainedConfig":
     """The transformers config of the model that `build` makes. Raises InputError where it does not fit the data."""
@@ -93,7 +100,7 @@ def architecture(
                 "such as bert or roberta-prelayernorm."
             ) from None
     else:
-        local = only_local("model.name", config.name)
+        local = local_files_only("model.name", config.name)
         try:
             planned = AutoConfig.from_pretrained(
                 config.name, trust_remote_code=False, local_files_only=local, **wanted, **labels
@@ -145,7 +152,7 @@ def _load(name: str, planned: "PretrainedConfig") -> nn.Module:
             name,
             config=planned,
             dtype=torch.float32,
-            local_files_only=only_local("model.name", name),
+            local_files_only=local_files_only("model.name", name),
             use_safetensors=True,  # never a pickle from somewhere else
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # of a classifier for another number of classes; others raise below
@@ -164,7 +171,7 @@ def _load(name: str, planned: "PretrainedConfig") -> nn.Module:
     return loaded
 
 
-def layers(model: nn.Module, *, biases: bool = False) -> dict[str, Layer]:
+def named_weights(model: nn.Module, *, biases: bool = False) -> dict[str, NamedWeight]:
     """The model's trainable weights, and on request its biases, by short label, from input to output.
 
     `bert.encoder.layer.0.attention.self.query.weight` has the label `enc.l.0.attention.query`.
@@ -179,7 +186,7 @@ def layers(model: nn.Module, *, biases: bool = False) -> dict[str, Layer]:
         label = re.sub(r"\bencoder\.layers?\.", "enc.l.", label).replace(".self.", ".")
         kind = "bias" if role == "bias" else _kind(model.get_submodule(owner))
         number = re.search(r"\blayers?\.(\d+)\.", name)
-        found[label] = Layer(parameter, kind, int(number[1]) if number else None)
+        found[label] = NamedWeight(parameter, kind, int(number[1]) if number else None)
     return found
 
 
@@ -193,12 +200,12 @@ def _kind(module: nn.Module) -> str:
 
 def _reason(error: Exception) -> str:
     """Its first line: libraries add advice of their own, or where in their source it was."""
-    return line(str(error).strip().split("\n")[0] or type(error).__name__)
+    return sanitize_line(str(error).strip().split("\n")[0] or type(error).__name__)
 
 
 def _unloadable(name: str, error: Exception) -> str:
     return (
-        f"model.name={line(name)}: no model can be loaded ({_reason(error)}).\n"
+        f"model.name={sanitize_line(name)}: no model can be loaded ({_reason(error)}).\n"
         "Give the name of a model on the hub (needs a network the first time), or a local folder with config.json and, "
         "for init=pretrained, model.safetensors."
     )

@@ -8,11 +8,11 @@ from torch import nn
 
 from bertmon.config import OptimizerConfig
 
-_FAR = 2.0**24
+_UNBIASED_STEP = 2.0**24
 """A step count at which both of Adam's corrections are exactly 1, and which float32 cannot count past."""
 
 
-def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
     """AdamW over the parameters that train; its rate is 0 until the schedule sets it.
 
     With g the gradient, t = 1, 2, ... and everything per element:
@@ -43,14 +43,14 @@ def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.
     if not config.bias_correction:
         for parameter in trained:
             optimizer.state[parameter] = {
-                "step": torch.tensor(_FAR, device=parameter.device),
+                "step": torch.tensor(_UNBIASED_STEP, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
     return optimizer
 
 
-def effective_factor(config: OptimizerConfig, step: int) -> float:
+def bias_correction_gain(config: OptimizerConfig, step: int) -> float:
     """What a missing bias correction multiplies the learning rate of `step`, counted from 0, by.
 
     (1 - beta1^t) / sqrt(1 - beta2^t) at the t-th step, t = step + 1; 1 with bias correction.

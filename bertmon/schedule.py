@@ -8,7 +8,7 @@ def warmup_steps(warmup_frac: float, total_steps: int) -> int:
     return math.floor(warmup_frac * total_steps + 0.5)
 
 
-def factor(step: int, *, shape: str, warmup_frac: float, total_steps: int) -> float:
+def lr_factor(step: int, *, shape: str, warmup_frac: float, total_steps: int) -> float:
     """What the peak learning rate is multiplied by at `step`, counted from 0 to total_steps - 1; in [0, 1].
 
     With W = warmup_steps(...) and N = total_steps:

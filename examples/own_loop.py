@@ -13,7 +13,7 @@ import torch
 from modules import LENGTH, MODULES, lines
 from transformers import BertConfig, BertForSequenceClassification, get_linear_schedule_with_warmup
 
-from bertmon.watch import Watch
+from bertmon.integrations.own_loop import Watch
 
 parser = argparse.ArgumentParser()
 parser.add_argument("folder")

@@ -39,7 +39,7 @@ def settings(tmp_path: Path) -> RunConfig:
     return RunConfig(
         seed=1,
         device=config.Device.cpu,
-        cache=str(tmp_path / "cache"),
+        cache_dir=str(tmp_path / "cache"),
         data=FilesConfig(
             train=str(write_texts(tmp_path / "train.csv", 44, seed=1)),
             test=str(write_texts(tmp_path / "test.csv", 10, seed=2)),

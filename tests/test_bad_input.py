@@ -21,14 +21,14 @@ from test_compare import LEARNS, comparison
 
 import bertmon.run
 from bertmon.__main__ import main as program
-from bertmon.compare import charts, shown
+from bertmon.compare import plots, selection
 from bertmon.compare.__main__ import main as compare
-from bertmon.folders import cell_name
-from bertmon.monitor import HISTORY
+from bertmon.launch.run_dirs import setting_dir_name
+from bertmon.monitor.history import HISTORY_FILE
 
 Make = Callable[[], object]
 
-FILES = ["data=files", "data.train=train.csv", "data.test=test.csv", "cache=cache"]
+FILES = ["data=files", "data.train=train.csv", "data.test=test.csv", "cache_dir=cache"]
 TINY = ["model.num_hidden_layers=2", "model.hidden_size=16", "model.intermediate_size=32", "data.max_length=32"]
 TINY += ["train.batch_size=2"]
 LONG = "x" * 5000
@@ -56,8 +56,8 @@ VALUES = [  # an override, what is said of it
     ("train.batch_size=1000000000000000000000", "train.batch_size=1000000000000000000000 is not possible"),
     ("train.eval_batch_size=-1", "train.eval_batch_size=-1 is not possible"),
     ("train.eval_every=99999999999999999999", "train.eval_every=99999999999999999999 is not possible"),
-    ("train.clip=inf", "train.clip=inf is not possible: give a finite number above 0, or null"),
-    ("train.clip=1e-400", "train.clip=0.0 is not possible"),
+    ("train.max_grad_norm=inf", "train.max_grad_norm=inf is not possible: give a finite number above 0, or null"),
+    ("train.max_grad_norm=1e-400", "train.max_grad_norm=0.0 is not possible"),
     ("train.checkpoint_minutes=inf", "train.checkpoint_minutes=inf is not possible"),
     ("optimizer.lr=1e400", "optimizer.lr=inf is not possible: give a finite number above 0"),
     ("optimizer.lr=[1]", "full_key: optimizer.lr"),
@@ -66,12 +66,12 @@ VALUES = [  # an override, what is said of it
     ("schedule.warmup_frac=0x10", "Value '0x10' of type 'str' could not be converted to Float"),
     ("schedule.warmup_frac=1_0", "schedule.warmup_frac=10.0 is not possible: give a number from 0 to 1"),
     ("monitor.every=99999999999999999999", "monitor.every=99999999999999999999 is not possible"),
-    ("monitor.rules.slow=null", "field 'monitor.rules.slow' is not Optional"),
+    ("monitor.thresholds.slow_after=null", "field 'monitor.thresholds.slow_after' is not Optional"),
     ("data.max_length=999999999999", "data.max_length=999999999999 is not possible"),
-    ("data.pad_lengths=[1e5]", "full_key: data.pad_lengths[0]"),
-    ("data.pad_lengths=7", "data.pad_lengths"),
-    ("data.pad_lengths=[8,a,32]", "Value 'a' of type 'str' could not be converted to Integer"),
-    ("data.pad_lengths=[[8],32]", "data.pad_lengths=[[8], 32] is not possible: give ascending whole numbers"),
+    ("data.bucket_lengths=[1e5]", "full_key: data.bucket_lengths[0]"),
+    ("data.bucket_lengths=7", "data.bucket_lengths"),
+    ("data.bucket_lengths=[8,a,32]", "Value 'a' of type 'str' could not be converted to Integer"),
+    ("data.bucket_lengths=[[8],32]", "data.bucket_lengths=[[8], 32] is not possible: give ascending whole numbers"),
     # a model that cannot be
     ("model.hidden_size=100000000", "model.hidden_size=100000000 is not possible"),
     ("model.num_hidden_layers=100000000", "give a whole number of at least 1 and at most 1000."),
@@ -99,7 +99,7 @@ VALUES = [  # an override, what is said of it
     ("hydra=null", "Got NoneType"),
     ("train=null", "field 'train' is not Optional"),
     ("train=5", "full_key: train"),
-    ("monitor.rules=5", "full_key: monitor.rules"),
+    ("monitor.thresholds=5", "full_key: monitor.thresholds"),
     ("~seed", "Interpolation key 'seed' not found"),
     ("~optimizer.lr", "does not support deletion"),
     ("+hack.__class__=1", "hack is not a known key: there are experiment, seed"),
@@ -110,7 +110,7 @@ VALUES = [  # an override, what is said of it
     ("justaword", "Error parsing override 'justaword'"),
     ("--nonsense", "unrecognized arguments: --nonsense"),
     (f"{LONG}=1", "No run can be made of"),
-    (f"schedule.shape={LONG}", "expected one of [linear, cosine, constant]"),
+    (f"schedule.decay={LONG}", "expected one of [linear, cosine, constant]"),
     (f"data.text_column='{LONG}'", "data.train: train.csv, line 2 has no 'xxxx"),
     # interpolations
     ("seed=${seed}", "Recursive interpolation"),
@@ -118,8 +118,8 @@ VALUES = [  # an override, what is said of it
     ("cache=${nope:1}", "Unsupported interpolation type nope"),
     # control characters, odd encodings
     ("seed=1\x1b[31m", "seed=1\\x1b[31m"),
-    ("schedule.shape='\x1b[2J'", "Invalid value '\\x1b[2J', expected one of"),
-    ("schedule.shape='\udce9'", "schedule.shape='\\udce9' is not possible: give UTF-8"),
+    ("schedule.decay='\x1b[2J'", "Invalid value '\\x1b[2J', expected one of"),
+    ("schedule.decay='\udce9'", "schedule.decay='\\udce9' is not possible: give UTF-8"),
     ("data.train='a\x1b]0;title\x07.csv'", "data.train=a\\x1b]0;title\\x07.csv: there is no such file"),
     ("data.train='a\nb.csv'", "data.train=a\\nb.csv: there is no such file"),
     ("data.train='a\u202eb.csv'", "data.train=a\\u202eb.csv: there is no such file"),
@@ -131,7 +131,7 @@ VALUES = [  # an override, what is said of it
     ("data.train=/dev/zero", "data.train=/dev/zero is not possible: give a file that ends in"),
     ("data.train=''", "data.train= is not possible"),
     ("data.train='~nobody-here/x.csv'", "data.train=~nobody-here/x.csv: there is no such file"),
-    ("cache='~nobody-here'", "cache=~nobody-here is not possible: give a folder: there is no such user"),
+    ("cache_dir='~nobody-here'", "cache_dir=~nobody-here is not possible: give a folder: there is no such user"),
     (f"model.tokenizer={LONG}", "no tokenizer can be loaded"),
     (f"resume={LONG}", "is not possible as a folder: give names of at most 255 bytes"),
     ("data.label_column=text", "data.label_column=text is not possible: give another column than data.text_column"),
@@ -319,7 +319,7 @@ def measured(**changes) -> Make:
     def make() -> None:
         with np.load(io.BytesIO(LEARNS)) as stored:
             arrays = dict(stored) | changes
-        with Path("sweep", RUN, HISTORY).open("wb") as file:
+        with Path("sweep", RUN, HISTORY_FILE).open("wb") as file:
             np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
 
     return make
@@ -332,7 +332,7 @@ def about(**changes) -> Make:
 
 RUN = "warmup_frac=0.7/seed=0"
 UNREADABLE = "Not in the numbers: 1 unreadable."
-NO_CURVES = f"sweep/{RUN}/{HISTORY} cannot be read"
+NO_CURVES = f"sweep/{RUN}/{HISTORY_FILE} cannot be read"
 LABELS = ["$\\frac{\x1b[31m", "<script>alert(1)</script>", "a\nb", "x" * 9000, "\x07", "\u6f22"]
 
 FOREIGN = [  # id, what is made of a whole sweep, what `bertmon compare` says: it goes on with the rest
@@ -368,8 +368,8 @@ FOREIGN = [  # id, what is made of a whole sweep, what `bertmon compare` says: i
     ("plan has an escape", plan({"runs": ["a\x1b[31m/b"]}), "Best: "),
     ("folder has an escape", lambda: Path("sweep/warmup_frac=0.7").rename("sweep/\x1b[31m"), "Best: "),
     ("folder is not UTF-8", lambda: os.rename("sweep/warmup_frac=0.7", b"sweep/caf\xe9"), "Best: "),
-    ("history is a pipe", instead(f"{RUN}/{HISTORY}", pipe), f"{NO_CURVES} (it is no file)"),
-    ("history is a folder", instead(f"{RUN}/{HISTORY}", lambda n: lambda: os.mkdir(n)), NO_CURVES),
+    ("history is a pipe", instead(f"{RUN}/{HISTORY_FILE}", pipe), f"{NO_CURVES} (it is no file)"),
+    ("history is a folder", instead(f"{RUN}/{HISTORY_FILE}", lambda n: lambda: os.mkdir(n)), NO_CURVES),
     ("history has pickles", measured(lr=np.array([{}], dtype=object)), "Object arrays cannot be loaded"),
     ("history has words", measured(lr=np.array(["a"] * 100)), "its parts do not fit together"),
     ("history has no rates", measured(lr=None), NO_CURVES),
@@ -378,7 +378,7 @@ FOREIGN = [  # id, what is made of a whole sweep, what `bertmon compare` says: i
     ("history is bent", measured(lr=np.ones((100, 2))), "its parts do not fit together"),
     ("rates are not finite", measured(lr=np.full(100, np.nan), effective_lr=np.full(100, np.inf)), "Best: "),
     ("losses are huge", measured(loss=np.full(100, 1e308)), "Best: "),
-    ("spread is huge", measured(logit_spread=np.full(5, 1e300)), "Best: "),
+    ("spread is huge", measured(logit_std=np.full(5, 1e300)), "Best: "),
     ("values are negative", measured(values=np.full((5, 6, 6), -1.0)), "Best: "),
     ("labels are odd", about(labels=LABELS), "Best: "),
     ("labels are no list", about(labels=7), NO_CURVES),
@@ -404,11 +404,11 @@ def compared(capfd, *arguments) -> tuple[object, str]:
 def test_what_is_no_runs_costs_itself_alone(folder, capfd, caplog, monkeypatch, name, make, message):
     comparison(folder / "sweep", seeds=1, measured=False)
     if name.split()[0] not in ("result", "plan", "status", "error"):
-        Path("sweep", RUN, HISTORY).write_bytes(LEARNS)
+        Path("sweep", RUN, HISTORY_FILE).write_bytes(LEARNS)
     make()
     # Slow, and drawn like the others.
-    monkeypatch.setattr(charts, "heat_map", lambda *arguments: charts.Figure())
-    monkeypatch.setattr(shown, "steps", lambda beside: [0] if beside else [])
+    monkeypatch.setattr(plots, "heat_map", lambda *arguments: plots.Figure())
+    monkeypatch.setattr(selection, "steps", lambda beside: [0] if beside else [])
     code, said = compared(capfd, "sweep")
     assert code is None, said
     assert message in said + caplog.text
@@ -468,7 +468,7 @@ def test_a_folder_that_cannot_be_resumed(monkeypatch, content, message):
     Path("launch/quickstart/seed=0").mkdir(parents=True)
     if content is not None:
         Path("launch/sweep.json").write_text(content if isinstance(content, str) else json.dumps(content))
-    for name in ("quickstart/seed=0", cell_name([*FILES, *TINY], None, "quickstart") + "/seed=0"):
+    for name in ("quickstart/seed=0", setting_dir_name([*FILES, *TINY], None, "quickstart") + "/seed=0"):
         Path("launch", name).mkdir(parents=True, exist_ok=True)
         settings = {"settings": {"optimizer": {"lr": "\x1b[31m"}, LONG: 1}}
         Path("launch", name, "result.json").write_text(json.dumps(settings))

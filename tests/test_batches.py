@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from bertmon import batches
-from bertmon.batches import Batches, pad_lengths
-from bertmon.tokens import Tokens
+from bertmon.data import batches
+from bertmon.data.batches import BatchLoader, bucket_lengths
+from bertmon.data.tokenize import TokenizedTexts
 
 PAD = 9
 LENGTHS = [5, 2, 8, 3, 1, 7, 4]
@@ -20,8 +20,8 @@ def texts():
 
 @pytest.fixture
 def made(texts):
-    tokens = Tokens(np.concatenate(texts).astype(np.int32), np.cumsum([0, *LENGTHS]))
-    return Batches(tokens, list(range(7)), batch_size=3, lengths=[4, 8], pad_id=PAD, device=torch.device("cpu"))
+    tokens = TokenizedTexts(np.concatenate(texts).astype(np.int32), np.cumsum([0, *LENGTHS]))
+    return BatchLoader(tokens, list(range(7)), batch_size=3, lengths=[4, 8], pad_id=PAD, device=torch.device("cpu"))
 
 
 @pytest.fixture
@@ -33,30 +33,30 @@ def streamed(texts, monkeypatch):
     def tokens_of(indices):
         asked.append(indices.tolist())
         some = [texts[index] for index in indices]
-        return Tokens(np.concatenate(some).astype(np.int32), np.cumsum([0, *map(len, some)]))
+        return TokenizedTexts(np.concatenate(some).astype(np.int32), np.cumsum([0, *map(len, some)]))
 
-    made = Batches(tokens_of, list(range(7)), batch_size=2, lengths=[4, 8], pad_id=PAD, device=torch.device("cpu"))
+    made = BatchLoader(tokens_of, list(range(7)), batch_size=2, lengths=[4, 8], pad_id=PAD, device=torch.device("cpu"))
     return made, asked
 
 
 @pytest.mark.parametrize("first", [0, 1, 3, 4])
 def test_tokens_made_on_demand_give_the_same_batches(texts, streamed, first):
-    tokens = Tokens(np.concatenate(texts).astype(np.int32), np.cumsum([0, *LENGTHS]))
-    whole = Batches(tokens, list(range(7)), batch_size=2, lengths=[4, 8], pad_id=PAD, device=torch.device("cpu"))
+    tokens = TokenizedTexts(np.concatenate(texts).astype(np.int32), np.cumsum([0, *LENGTHS]))
+    whole = BatchLoader(tokens, list(range(7)), batch_size=2, lengths=[4, 8], pad_id=PAD, device=torch.device("cpu"))
     made, asked = streamed
     assert len(made) == len(whole) == 4
     assert asked == []
-    found, expected = list(made.shuffled(1, 2, first)), list(whole.shuffled(1, 2, first))
+    found, expected = list(made.epoch_batches(1, 2, first)), list(whole.epoch_batches(1, 2, first))
     assert len(found) == len(expected) == 4 - first
     for one, other in zip(found, expected, strict=True):
-        assert one.texts == other.texts
+        assert one.texts == other.global_size
         assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(one[:3], other[:3], strict=True))
     assert [len(portion) for portion in asked] == {0: [4, 3], 1: [4, 1], 3: [1], 4: []}[first]
 
 
 def test_an_epoch_that_is_left_early_leaves_no_thread(streamed):
     before = threading.active_count()
-    epoch = streamed[0].shuffled(0, 0)
+    epoch = streamed[0].epoch_batches(0, 0)
     next(epoch)
     epoch.close()
     assert threading.active_count() == before
@@ -66,21 +66,21 @@ def test_a_text_that_cannot_be_read_is_an_error_in_the_loop(streamed):
     made, _ = streamed
     made._tokens_of = lambda indices: {}[7]
     with pytest.raises(KeyError):
-        next(made.shuffled(0, 0))
+        next(made.epoch_batches(0, 0))
 
 
 @pytest.mark.parametrize(
     ("max_length", "lengths"), [(64, [16, 32, 48, 64]), (256, [64, 128, 192, 256]), (30, [8, 16, 24, 30]), (8, [8])]
 )
 def test_undeclared_lengths_are_quarters(max_length, lengths):
-    assert pad_lengths(max_length, None) == lengths
-    assert pad_lengths(max_length, [3, max_length]) == [3, max_length]
+    assert bucket_lengths(max_length, None) == lengths
+    assert bucket_lengths(max_length, [3, max_length]) == [3, max_length]
 
 
-@pytest.mark.parametrize("order", ["shuffled", "by_length"])
+@pytest.mark.parametrize("order", ["epoch_batches", "sorted_by_length"])
 def test_every_text_comes_once_padded_to_a_declared_length(made, texts, order):
     seen = []
-    found = list(made.shuffled(seed=3, epoch=1) if order == "shuffled" else made.by_length())
+    found = list(made.epoch_batches(seed=3, epoch=1) if order == "epoch_batches" else made.sorted_by_length())
     assert len(found) == len(made) == 3
     for batch in found:
         longest = max(LENGTHS[label] for label in batch.labels)
@@ -91,13 +91,13 @@ def test_every_text_comes_once_padded_to_a_declared_length(made, texts, order):
             assert batch.attention_mask[row].tolist() == [1] * LENGTHS[label] + [0] * (width - LENGTHS[label])
             seen.append(label)
     assert sorted(seen) == list(range(7))
-    if order == "by_length":
+    if order == "sorted_by_length":
         assert [LENGTHS[label] for label in seen] == sorted(LENGTHS)
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(made):
     def order(seed, epoch):
-        return [label for batch in made.shuffled(seed, epoch) for label in batch.labels.tolist()]
+        return [label for batch in made.epoch_batches(seed, epoch) for label in batch.labels.tolist()]
 
     first = order(0, 0)
     torch.manual_seed(5)
@@ -107,6 +107,6 @@ def test_the_order_depends_on_seed_and_epoch_alone(made):
 
 
 def test_a_text_longer_than_the_lengths_is_our_own_bug(texts):
-    tokens = Tokens(np.concatenate(texts).astype(np.int32), np.cumsum([0, *LENGTHS]))
+    tokens = TokenizedTexts(np.concatenate(texts).astype(np.int32), np.cumsum([0, *LENGTHS]))
     with pytest.raises(AssertionError):
-        Batches(tokens, list(range(7)), batch_size=3, lengths=[4], pad_id=PAD, device=torch.device("cpu"))
+        BatchLoader(tokens, list(range(7)), batch_size=3, lengths=[4], pad_id=PAD, device=torch.device("cpu"))

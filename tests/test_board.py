@@ -15,12 +15,12 @@ def launch(folder, age):
 
 
 def test_the_newest_is_the_one_that_was_started_last_whatever_its_name(tmp_path):
-    assert board.newest(tmp_path) is None
-    assert board.newest(tmp_path / "nowhere") is None
+    assert board.latest_sweep(tmp_path) is None
+    assert board.latest_sweep(tmp_path / "nowhere") is None
     (tmp_path / "zzz").mkdir()
     newer = launch(tmp_path / "2026-11-23_07-17-49", age=10)
     launch(tmp_path / "study", age=20)
-    assert board.newest(tmp_path) == newer
+    assert board.latest_sweep(tmp_path) == newer
 
 
 def test_it_becomes_tensorboard_on_this_machine_alone(tmp_path, monkeypatch, capsys):

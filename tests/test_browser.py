@@ -3,8 +3,8 @@
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bertmon.compare import events, page, words
-from bertmon.run import run
+from bertmon.compare import report, summary, tensorboard
+from bertmon.run import run_training
 
 pictures = pytest.importorskip("pictures", reason="selenium is not installed")
 pytestmark = pytest.mark.skipif(
@@ -21,8 +21,8 @@ def sweep(settings, tmp_path):
         (folder / name).mkdir(parents=True)
         settings.schedule.warmup_frac = warmup_frac
         settings.monitor.every = 4
-        run(settings, folder / name, name=name, differs={"schedule.warmup_frac": str(warmup_frac)})
-    events.write(page.write([folder], folder), folder)
+        run_training(settings, folder / name, name=name, differs={"schedule.warmup_frac": str(warmup_frac)})
+    tensorboard.write_comparison(report.write_report([folder], folder), folder)
     return folder
 
 
@@ -46,7 +46,7 @@ def loaded_images(driver):
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_report(sweep, dark):
-    said = words.sentences(page.read([sweep]))
+    said = summary.conclusions(report.read_sweep([sweep]))
     with pictures.browser(dark=dark) as driver:
         text = pictures.shows(driver, (sweep / "report.html").as_uri(), "training loss", *said)
         for word in ("spread of the logits", "depth profile of the gradients", "enc.l.1.output.dense", *NAMES):
@@ -86,6 +86,6 @@ def test_tensorboard(sweep):
         pictures.shows(driver, f"{address}#hparams", *columns)
         pictures.shows(driver, f"{address}#text", *NAMES, "config")
         groups = {tag.split("/")[0] for tag in tags["scalars"]}
-        assert groups >= {"loss", "accuracy", "grad_mean", "update_ratio", "weight_rms", "logit_spread"}
+        assert groups >= {"loss", "accuracy", "grad_mean", "update_ratio", "weight_rms", "logit_std"}
         pictures.shows(driver, f"{address}#timeseries", *NAMES, *groups)
         assert complaints(driver) == []

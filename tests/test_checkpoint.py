@@ -20,13 +20,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from test_run import TINY, bertmon, files  # noqa: F401  # the program as a user starts it
 
-from bertmon import checkpoint, config, model, train
-from bertmon.checkpoint import Checkpoint, CheckpointError
-from bertmon.config import InputError, Precision
-from bertmon.monitor import History
+from bertmon import config, model
+from bertmon.config import Precision
+from bertmon.errors import InputError
 from bertmon.monitor.diagnosis import Diagnosis
-from bertmon.monitor.observer import Observer
-from bertmon.run import assemble, run, seed_everything
+from bertmon.monitor.history import History
+from bertmon.monitor.monitor import Monitor
+from bertmon.run import build_task, run_training, seed_everything
+from bertmon.training import checkpoint, trainer
+from bertmon.training.checkpoint import Checkpoint, CorruptCheckpointError
 
 
 class EndedError(Exception):
@@ -35,19 +37,19 @@ class EndedError(Exception):
 
 def begun(settings):
     """Everything that a run has before its first step."""
-    corpus, parts = assemble(settings, torch.device("cpu"))
-    history = History(train.plan(settings, len(parts.train), corpus.train.entropy()))
-    return parts, history, train.Outcome()
+    corpus, parts = build_task(settings, torch.device("cpu"))
+    history = History(trainer.plan_run(settings, len(parts.train), corpus.train.label_entropy()))
+    return parts, history, trainer.TrainState()
 
 
 def trained(settings, parts, history, outcome, points, *, diagnosis=None, keep=None):
-    observer = Observer(model.layers(parts.classifier), history, settings.monitor, unittest.mock.Mock())
+    observer = Monitor(model.named_weights(parts.classifier), history, settings.monitor, unittest.mock.Mock())
     observer.diagnosis = diagnosis or observer.diagnosis
 
     def record(step, values):
         points.update({(tag, step): value for tag, value in values.items()})
 
-    train.fit(
+    trainer.fit(
         parts,
         settings,
         history,
@@ -76,7 +78,7 @@ def test_going_on_is_bit_for_bit_the_same(settings, tmp_path, steps, variant):
     whole_points = {}
     whole_observer = trained(settings, whole, whole_history, whole_outcome, whole_points)
 
-    path = tmp_path / checkpoint.NAME
+    path = tmp_path / checkpoint.CHECKPOINT_FILE
     parts, history, outcome = begun(settings)
     points = {}
 
@@ -93,7 +95,7 @@ def test_going_on_is_bit_for_bit_the_same(settings, tmp_path, steps, variant):
     seed_everything(1234)  # whatever other runs have left behind
     kept = Checkpoint(path)
     kept.restore(parts.classifier, parts.optimizer)
-    history, outcome = History.from_bytes(kept.more("history")), train.Outcome.from_dict(kept.about["outcome"])
+    history, outcome = History.from_bytes(kept.blob("history")), trainer.TrainState.from_dict(kept.about["outcome"])
     assert outcome.steps == steps
     diagnosis = Diagnosis.from_dict(kept.about["diagnosis"])
     observer = trained(settings, parts, history, outcome, points, diagnosis=diagnosis)
@@ -144,10 +146,10 @@ def test_a_file_that_is_not_whole_is_named(tmp_path):
     bad = tmp_path / "bad"
     for broken in broken_files((tmp_path / "whole").read_bytes()):
         bad.write_bytes(broken)
-        with pytest.raises(CheckpointError, match=f"{bad} is (no whole checkpoint|damaged)"):
+        with pytest.raises(CorruptCheckpointError, match=f"{bad} is (no whole checkpoint|damaged)"):
             Checkpoint(bad)
     save_file({"weight": torch.ones(2)}, bad)  # whole, and somebody else's
-    with pytest.raises(CheckpointError, match="is no whole checkpoint"):
+    with pytest.raises(CorruptCheckpointError, match="is no whole checkpoint"):
         Checkpoint(bad)
     with pytest.raises(FileNotFoundError):
         Checkpoint(tmp_path / "nowhere")
@@ -175,7 +177,7 @@ def test_a_failed_write_leaves_the_last_one(tmp_path, monkeypatch):
 def broken_off(settings, folder, monkeypatch, at):
     """A run that dies right after its checkpoint of step `at`, with points behind it in the event file."""
     settings.train.checkpoint_every = 5
-    original, died = train.evaluate, []
+    original, died = trainer.evaluate, []
 
     def die(*arguments, step, **rest):
         if step >= at and not died:
@@ -184,9 +186,9 @@ def broken_off(settings, folder, monkeypatch, at):
         return original(*arguments, step=step, **rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "evaluate", die)
+        patched.setattr(trainer, "evaluate", die)
         with pytest.raises(KeyboardInterrupt):
-            run(settings, folder, name="run")
+            run_training(settings, folder, name="run")
 
 
 def test_a_run_goes_on_where_it_was_broken_off(settings, tmp_path, monkeypatch, caplog):
@@ -194,22 +196,22 @@ def test_a_run_goes_on_where_it_was_broken_off(settings, tmp_path, monkeypatch, 
     settings.monitor.every, settings.train.log_every = 2, 1
     for name in ("whole", "broken"):
         (tmp_path / name).mkdir()
-    run(settings, tmp_path / "whole", name="run")
+    run_training(settings, tmp_path / "whole", name="run")
     broken_off(settings, tmp_path / "broken", monkeypatch, at=6)
     assert json.loads((tmp_path / "broken/result.json").read_text())["status"] == "interrupted"
-    assert (tmp_path / "broken" / checkpoint.NAME).exists()
+    assert (tmp_path / "broken" / checkpoint.CHECKPOINT_FILE).exists()
     settings.resume = str(tmp_path)
-    run(settings, tmp_path / "broken", name="run")
+    run_training(settings, tmp_path / "broken", name="run")
     assert "goes on at step 5 of 12" in caplog.text
     result = json.loads((tmp_path / "broken/result.json").read_text())
     assert 0 < result["seconds_before"] < result["seconds"]
     assert result["timings"]["train_seconds"] > result["seconds_before"] / 2
     settings.train.checkpoint_every = None
     assert content(tmp_path / "broken") == content(tmp_path / "whole")
-    assert not (tmp_path / "broken" / checkpoint.NAME).exists()
+    assert not (tmp_path / "broken" / checkpoint.CHECKPOINT_FILE).exists()
 
     before = (tmp_path / "broken/result.json").read_bytes()
-    accuracy = run(settings, tmp_path / "broken", name="run")
+    accuracy = run_training(settings, tmp_path / "broken", name="run")
     assert "has ended before" in caplog.messages[-1]
     assert accuracy == json.loads(before)["metrics"]["final"]["accuracy"]
     assert (tmp_path / "broken/result.json").read_bytes() == before
@@ -222,10 +224,10 @@ def test_on_cuda_a_run_goes_on_bit_for_bit_with_deterministic_kernels(settings, 
     for name in ("whole", "broken"):
         (tmp_path / name).mkdir()
     settings.train.checkpoint_every = 5
-    run(settings, tmp_path / "whole", name="run")
+    run_training(settings, tmp_path / "whole", name="run")
     broken_off(settings, tmp_path / "broken", monkeypatch, at=6)
     settings.resume = str(tmp_path)
-    run(settings, tmp_path / "broken", name="run")
+    run_training(settings, tmp_path / "broken", name="run")
     assert content(tmp_path / "broken") == content(tmp_path / "whole")
 
 
@@ -233,12 +235,12 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_begins_anew(settings, tmp
     for name in ("whole", "broken"):
         (tmp_path / name).mkdir()
     settings.train.checkpoint_every = 5
-    run(settings, tmp_path / "whole", name="run")
+    run_training(settings, tmp_path / "whole", name="run")
     broken_off(settings, tmp_path / "broken", monkeypatch, at=6)
-    path = tmp_path / "broken" / checkpoint.NAME
+    path = tmp_path / "broken" / checkpoint.CHECKPOINT_FILE
     path.write_bytes(path.read_bytes()[:-9])
     settings.resume = str(tmp_path)
-    run(settings, tmp_path / "broken", name="run")
+    run_training(settings, tmp_path / "broken", name="run")
     assert "is no whole checkpoint" in caplog.text
     assert "It is now checkpoint.damaged, and the run begins anew." in caplog.text
     assert content(tmp_path / "broken") == content(tmp_path / "whole")
@@ -252,7 +254,7 @@ def test_a_full_disk_costs_the_checkpoint_alone(settings, tmp_path, monkeypatch,
     (tmp_path / "run").mkdir()
     settings.train.checkpoint_every = 5
     monkeypatch.setattr(checkpoint, "save_file", full)
-    run(settings, tmp_path / "run", name="run")
+    run_training(settings, tmp_path / "run", name="run")
     assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "ok"
     told = [message for message in caplog.messages if "could not be written" in message]
     assert [message.split(":")[0] for message in told] == ["step 5", "step 10"]
@@ -267,13 +269,13 @@ def test_other_settings_and_other_texts_are_refused(settings, tmp_path, monkeypa
     with pytest.raises(
         InputError, match=r"run cannot go on with other settings .*: optimizer\.lr=0\.001 there and 0\.0007 here"
     ):
-        run(settings, tmp_path / "run", name="run")
+        run_training(settings, tmp_path / "run", name="run")
     settings.optimizer.lr = 1e-3
     with open(settings.data.test, "a") as file:
         file.write("one more,sea\n")
     with pytest.raises(InputError, match="the texts or labels are not those that this run was begun with"):
-        run(settings, tmp_path / "run", name="run")
-    assert (tmp_path / "run" / checkpoint.NAME).exists()
+        run_training(settings, tmp_path / "run", name="run")
+    assert (tmp_path / "run" / checkpoint.CHECKPOINT_FILE).exists()
 
 
 def test_two_processes_never_share_a_run(settings, tmp_path):
@@ -283,7 +285,7 @@ def test_two_processes_never_share_a_run(settings, tmp_path):
         time.sleep(0.5)
         settings.resume = str(tmp_path)
         with pytest.raises(InputError, match="run: another process is running this run"):
-            run(settings, tmp_path / "run", name="run")
+            run_training(settings, tmp_path / "run", name="run")
     finally:
         holder.kill()
         holder.wait()
@@ -337,10 +339,10 @@ def test_a_signal_leaves_a_checkpoint(bertmon, files, tmp_path, number):  # noqa
     assert running.returncode == 128 + number
     assert "ending after this step, with a checkpoint; once more ends at once" in output
     steps = json.loads((tmp_path / "run/result.json").read_text())["steps"]
-    kept = Checkpoint(tmp_path / "run" / checkpoint.NAME)
+    kept = Checkpoint(tmp_path / "run" / checkpoint.CHECKPOINT_FILE)
     assert kept.about["outcome"]["steps"] == steps
     assert not math.isnan(steps)
-    assert os.listdir(tmp_path / "run").count(checkpoint.NAME) == 1
+    assert os.listdir(tmp_path / "run").count(checkpoint.CHECKPOINT_FILE) == 1
 
     again = bertmon(*long, "resume=run", wait=False)
     while f"goes on at step {steps} of 500000" not in log.read_text():

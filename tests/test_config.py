@@ -7,17 +7,18 @@ import pytest
 from omegaconf import OmegaConf
 
 from bertmon import config
-from bertmon.config import InputError, from_hydra
+from bertmon.config import from_hydra
+from bertmon.errors import InputError
 
 WRONG = [  # key, value, what is allowed
     ("seed", -1, "a whole number from 0 to 4294967295"),
     ("seed", 2**32, "a whole number from 0 to 4294967295"),
     ("data.max_length", 7, "a whole number of at least 8"),
     ("data.max_length", 600, "at most model.max_position_embeddings=512"),
-    ("data.pad_lengths", [], "ascending whole numbers above 0 that end with data.max_length=32"),
-    ("data.pad_lengths", [0, 32], "ascending"),
-    ("data.pad_lengths", [32, 16], "ascending"),
-    ("data.pad_lengths", [16, 31], "ascending"),
+    ("data.bucket_lengths", [], "ascending whole numbers above 0 that end with data.max_length=32"),
+    ("data.bucket_lengths", [0, 32], "ascending"),
+    ("data.bucket_lengths", [32, 16], "ascending"),
+    ("data.bucket_lengths", [16, 31], "ascending"),
     ("data.packages", [], "a list of at least two names"),
     ("data.packages", ["numpy"], "a list of at least two names"),
     ("data.packages", ["numpy", "numpy"], "each name once"),
@@ -46,18 +47,18 @@ WRONG = [  # key, value, what is allowed
     ("train.eval_batch_size", 0, "a whole number of at least 1"),
     ("train.eval_every", 0, "a whole number of at least 1"),
     ("train.log_every", -1, "a whole number of at least 1"),
-    ("train.clip", 0.0, "a finite number above 0, or null"),
-    ("train.clip", float("nan"), "a finite number above 0, or null"),
+    ("train.max_grad_norm", 0.0, "a finite number above 0, or null"),
+    ("train.max_grad_norm", float("nan"), "a finite number above 0, or null"),
     ("monitor.every", 0, "a whole number of at least 1"),
     ("monitor.skip_prob", 1.0, "a number of at least 0 and below 1"),
-    ("monitor.rules.logit_spread", 0.0, "a finite number above 0"),
-    ("monitor.rules.depth_profile", float("nan"), "a finite number above 0"),
-    ("monitor.rules.update_per_lr", float("inf"), "a finite number above 0"),
-    ("monitor.rules.spread_at_end", -1.0, "a finite number above 0"),
-    ("monitor.rules.growth", 0.0, "a finite number above 0"),
-    ("monitor.rules.learned", 1.0, "a number between 0 and 1"),
-    ("monitor.rules.patience", 0.0, "a number between 0 and 1"),
-    ("monitor.rules.slow", 1.5, "a number between 0 and 1"),
+    ("monitor.thresholds.min_logit_std", 0.0, "a finite number above 0"),
+    ("monitor.thresholds.min_depth_ratio", float("nan"), "a finite number above 0"),
+    ("monitor.thresholds.min_update_per_lr", float("inf"), "a finite number above 0"),
+    ("monitor.thresholds.min_final_logit_std", -1.0, "a finite number above 0"),
+    ("monitor.thresholds.max_logit_std_growth", 0.0, "a finite number above 0"),
+    ("monitor.thresholds.learned_loss_ratio", 1.0, "a number between 0 and 1"),
+    ("monitor.thresholds.min_lr_used", 0.0, "a number between 0 and 1"),
+    ("monitor.thresholds.slow_after", 1.5, "a number between 0 and 1"),
 ]
 
 
@@ -107,7 +108,7 @@ def test_a_missing_key_is_named():
     with pytest.raises(InputError, match=r"data\.test is missing: give data\.test=\.\.\."):
         from_hydra(composed("data=files", "data.train=a.csv"))
     with pytest.raises(InputError, match=r"model\.name is missing"):
-        from_hydra(composed("model=hub"))
+        from_hydra(composed("model=pretrained"))
 
 
 def test_an_architecture_key_with_pretrained_weights():
@@ -125,23 +126,23 @@ def test_an_architecture_key_with_pretrained_weights():
 )
 def test_keys_that_a_named_model_would_ignore_are_refused(override, message):
     with pytest.raises(InputError, match=message):
-        from_hydra(composed("model=hub", "model.name=x", override))
+        from_hydra(composed("model=pretrained", "model.name=x", override))
 
 
 def test_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "")  # as good as unset
-    assert from_hydra(composed()).cache_folder() == tmp_path / ".cache" / "bertmon"
+    assert from_hydra(composed()).cache_path() == tmp_path / ".cache" / "bertmon"
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert str(from_hydra(composed()).cache_folder()) == "/elsewhere/bertmon"
-    assert from_hydra(composed("cache='~/mine'")).cache_folder() == tmp_path / "mine"
+    assert str(from_hydra(composed()).cache_path()) == "/elsewhere/bertmon"
+    assert from_hydra(composed("cache_dir='~/mine'")).cache_path() == tmp_path / "mine"
 
 
 def test_settings_become_plain_dataclasses():
     settings = from_hydra(composed("data=files", "data.train=a.csv", "data.test=b.csv", "schedule=cosine"))
     assert type(settings) is config.RunConfig
     assert type(settings.data) is config.FilesConfig
-    assert settings.schedule.shape is config.Shape.cosine
+    assert settings.schedule.decay is config.Decay.cosine
     assert type(from_hydra(composed()).data) is config.DocstringsConfig
 
 
@@ -150,7 +151,7 @@ def test_the_article_is_the_published_set_up():
     assert settings.experiment == "article"
     assert (settings.optimizer.lr, settings.optimizer.eps, settings.optimizer.weight_decay) == (3e-5, 1e-6, 0)
     assert settings.optimizer.bias_correction is False
-    assert (settings.train.epochs, settings.train.batch_size, settings.train.clip) == (5, 16, 1.0)
+    assert (settings.train.epochs, settings.train.batch_size, settings.train.max_grad_norm) == (5, 16, 1.0)
     assert dict(settings.model.architecture()) == {
         "num_hidden_layers": 12,
         "hidden_size": 768,
@@ -160,7 +161,7 @@ def test_the_article_is_the_published_set_up():
     }
     assert (settings.model.init.value, settings.model.tokenizer) == ("random", "bert-base-uncased")
     assert settings.monitor.every == 30
-    assert settings.schedule.shape is config.Shape.linear
+    assert settings.schedule.decay is config.Decay.linear
 
 
 @pytest.mark.parametrize("experiment", ["quickstart", "article", "finetune"])
@@ -184,17 +185,19 @@ GROUPS = {"data", "model", "optimizer", "schedule", "train", "monitor", "rules"}
 
 
 def test_the_identity_of_a_run_is_all_that_makes_its_numbers():
-    here = config.identity(dataclasses.asdict(config.RunConfig()))
+    here = config.run_identity(dataclasses.asdict(config.RunConfig()))
     assert here["optimizer.lr"] == 1e-3
-    assert here["schedule.shape"] == "linear"
-    assert here["monitor.rules.slow"] == 0.3
+    assert here["schedule.decay"] == "linear"
+    assert here["monitor.thresholds.slow_after"] == 0.3
     assert not here.keys() & {"resume", "cache", "device", "experiment"}
-    config.require_same(here, json.loads(json.dumps(here)), Path("sweep"))
-    config.require_same({**here, "train.checkpoint_every": 5, "train.checkpoint_minutes": None}, here, Path("sweep"))
+    config.require_same_run(here, json.loads(json.dumps(here)), Path("sweep"))
+    config.require_same_run(
+        {**here, "train.checkpoint_every": 5, "train.checkpoint_minutes": None}, here, Path("sweep")
+    )
     other = {**here, "optimizer.lr": 0.5, "train.epochs": 7}
     message = (
         "sweep cannot go on with other settings than it was begun with: "
         "optimizer.lr=0.001 there and 0.5 here, train.epochs=3 there and 7 here."
     )
-    with pytest.raises(config.InputError, match=re.escape(message)):
-        config.require_same(other, here, Path("sweep"))
+    with pytest.raises(errors.InputError, match=re.escape(message)):
+        config.require_same_run(other, here, Path("sweep"))

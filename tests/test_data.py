@@ -7,7 +7,8 @@ import pytest
 from conftest import SHARED, needs_newsgroups
 
 from bertmon import data
-from bertmon.config import DocstringsConfig, FilesConfig, InputError, NewsgroupsConfig, Part
+from bertmon.config import DocstringsConfig, FilesConfig, NewsgroupsConfig, PostPart
+from bertmon.errors import InputError
 
 
 def small_docstrings(**changes):
@@ -37,23 +38,23 @@ def two_packages(tmp_path, monkeypatch):
 
 
 def test_docstrings_are_balanced_disjoint_and_the_same_each_time(tmp_path):
-    first = data.load(small_docstrings(), tmp_path / "one")
-    again = data.load(small_docstrings(), tmp_path / "one")
-    anew = data.load(small_docstrings(), tmp_path / "two")
+    first = data.load_corpus(small_docstrings(), tmp_path / "one")
+    again = data.load_corpus(small_docstrings(), tmp_path / "one")
+    anew = data.load_corpus(small_docstrings(), tmp_path / "two")
     assert first == again == anew
     assert first.fingerprint() == again.fingerprint() == anew.fingerprint()
     assert first.label_names == ("sklearn", "matplotlib")
     assert [first.train.labels.count(label) for label in (0, 1)] == [20, 20]
     assert [first.test.labels.count(label) for label in (0, 1)] == [5, 5]
-    assert first.majority() == 0.5
+    assert first.majority_share() == 0.5
     texts = first.train.texts + first.test.texts
     assert len(set(texts)) == len(texts)
-    other = data.load(small_docstrings(train_per_package=21), tmp_path / "one")
+    other = data.load_corpus(small_docstrings(train_per_package=21), tmp_path / "one")
     assert other.fingerprint() != first.fingerprint()
 
 
 def test_names_of_all_packages_are_masked_in_all_texts(two_packages, tmp_path):
-    corpus = data.load(two_packages, tmp_path / "cache")
+    corpus = data.load_corpus(two_packages, tmp_path / "cache")
     texts = corpus.train.texts + corpus.test.texts
     assert len(texts) == 14
     assert not any("seaside" in text.lower() or "skyward" in text.lower() for text in texts)
@@ -62,10 +63,10 @@ def test_names_of_all_packages_are_masked_in_all_texts(two_packages, tmp_path):
 
 
 def test_docstrings_are_read_anew_when_a_package_changes(two_packages, tmp_path):
-    before = data.load(two_packages, tmp_path / "cache")
+    before = data.load_corpus(two_packages, tmp_path / "cache")
     source = tmp_path / "skyward" / "__init__.py"
     source.write_text(source.read_text().replace("number", "figure"))
-    assert data.load(two_packages, tmp_path / "cache") != before
+    assert data.load_corpus(two_packages, tmp_path / "cache") != before
 
 
 def test_distributions_and_short_forms_are_masked_too():
@@ -85,20 +86,20 @@ def test_distributions_and_short_forms_are_masked_too():
 )
 def test_packages_that_will_not_do(packages, message, tmp_path):
     with pytest.raises(InputError, match=f"data.packages: {message}"):
-        data.load(DocstringsConfig(packages=packages, train_per_package=30), tmp_path)
+        data.load_corpus(DocstringsConfig(packages=packages, train_per_package=30), tmp_path)
 
 
 @needs_newsgroups
 def test_real_newsgroups(tmp_path):
     home = str(SHARED / "scikit_learn_data")
-    corpus = data.load(NewsgroupsConfig(home=home), tmp_path)
+    corpus = data.load_corpus(NewsgroupsConfig(home=home), tmp_path)
     assert (len(corpus.train), len(corpus.test)) == (2034, 1353)
     assert corpus.label_names == ("alt.atheism", "comp.graphics", "sci.space", "talk.religion.misc")
-    assert corpus.majority() == pytest.approx(0.291, abs=5e-4)
-    assert data.load(NewsgroupsConfig(home=home), tmp_path) == corpus
-    bare = data.load(NewsgroupsConfig(home=home, remove=list(Part)), tmp_path)
+    assert corpus.majority_share() == pytest.approx(0.291, abs=5e-4)
+    assert data.load_corpus(NewsgroupsConfig(home=home), tmp_path) == corpus
+    bare = data.load_corpus(NewsgroupsConfig(home=home, remove=list(PostPart)), tmp_path)
     assert sum(map(len, bare.train.texts)) < 0.8 * sum(map(len, corpus.train.texts))
-    two = data.load(NewsgroupsConfig(home=home, categories=["sci.med", "rec.autos"]), tmp_path)
+    two = data.load_corpus(NewsgroupsConfig(home=home, categories=["sci.med", "rec.autos"]), tmp_path)
     assert two.label_names == ("rec.autos", "sci.med")
 
 
@@ -148,12 +149,12 @@ def test_an_unknown_newsgroup(tmp_path):
     with pytest.raises(
         InputError, match=r"data\.categories: there is no newsgroup sci\.magic\. There are alt\.atheism, "
     ):
-        data.load(NewsgroupsConfig(categories=["sci.med", "sci.magic"]), tmp_path)
+        data.load_corpus(NewsgroupsConfig(categories=["sci.med", "sci.magic"]), tmp_path)
 
 
 def test_a_home_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match=r"data\.home=.*nowhere is not possible"):
-        data.load(NewsgroupsConfig(home=str(tmp_path / "nowhere")), tmp_path)
+        data.load_corpus(NewsgroupsConfig(home=str(tmp_path / "nowhere")), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -165,7 +166,7 @@ def test_no_network_says_what_to_do_instead(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sklearn.datasets, "fetch_20newsgroups", offline)
     with pytest.raises(InputError, match=r"no route to host(.|\n)*data\.home=(.|\n)*experiment=quickstart"):
-        data.load(NewsgroupsConfig(), tmp_path)
+        data.load_corpus(NewsgroupsConfig(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,7 +191,7 @@ def test_files(tmp_path, suffix):
         Path(written(tmp_path / "train.csv")).rename(tmp_path / "train.CSV")
     train = str(tmp_path / "train.CSV") if suffix == ".CSV" else written(tmp_path / f"train{suffix}")
     test = written(tmp_path / "test.jsonl", ROWS[:2])
-    corpus = data.load(FilesConfig(train=train, test=test), tmp_path)
+    corpus = data.load_corpus(FilesConfig(train=train, test=test), tmp_path)
     assert corpus.label_names == ("sea", "sky")
     assert list(zip(corpus.train.texts, corpus.train.labels, strict=True)) == [
         (ROWS[0][0], 0),
@@ -203,17 +204,17 @@ def test_files(tmp_path, suffix):
 def test_named_columns_and_labels_of_other_types(tmp_path):
     rows = [("one", 10), ("two", 9), ("three", 10)]
     train = written(tmp_path / "train.jsonl", rows, text="body", label="class")
-    corpus = data.load(FilesConfig(train=train, test=train, text_column="body", label_column="class"), tmp_path)
+    corpus = data.load_corpus(FilesConfig(train=train, test=train, text_column="body", label_column="class"), tmp_path)
     assert corpus.label_names == ("9", "10")  # by number, not by letters
     train = written(tmp_path / "zeros.jsonl", [("one", "2"), ("two", "01"), ("three", "1")])
-    assert data.load(FilesConfig(train=train, test=train), tmp_path).label_names == ("01", "1", "2")
+    assert data.load_corpus(FilesConfig(train=train, test=train), tmp_path).label_names == ("01", "1", "2")
     train = written(tmp_path / "bool.jsonl", [("one", True), ("two", False)])
-    assert data.load(FilesConfig(train=train, test=train), tmp_path).label_names == ("False", "True")
+    assert data.load_corpus(FilesConfig(train=train, test=train), tmp_path).label_names == ("False", "True")
 
 
 def test_a_document_longer_than_the_csv_module_likes(tmp_path):
     train = written(tmp_path / "train.csv", [("word " * 50_000, "a"), ("short", "b")])
-    assert len(data.load(FilesConfig(train=train, test=train), tmp_path).train.texts[0]) == 250_000
+    assert len(data.load_corpus(FilesConfig(train=train, test=train), tmp_path).train.texts[0]) == 250_000
 
 
 MANY_ROWS = [*ROWS, ("two\r\nlines, and ''\"quotes\"''", "sky"), ("☃" * 70, "7"), ("last", "sea")]
@@ -225,10 +226,10 @@ def test_texts_that_stay_in_their_file_are_those_in_memory(tmp_path, monkeypatch
     if suffix == ".jsonl":
         Path(train).write_bytes(b"\xef\xbb\xbf" + Path(train).read_bytes())
     asked = FilesConfig(train=train, test=written(tmp_path / "test.jsonl"))
-    here = data.load(asked, tmp_path)
-    monkeypatch.setattr(data.files, "_LARGE", Path(train).stat().st_size)
-    there = data.load(asked, tmp_path)
-    assert isinstance(there.train.texts, data.FileTexts)
+    here = data.load_corpus(asked, tmp_path)
+    monkeypatch.setattr(data.text_files, "_LARGE", Path(train).stat().st_size)
+    there = data.load_corpus(asked, tmp_path)
+    assert isinstance(there.train.texts, data.LazyTexts)
     assert isinstance(here.train.texts, list)
     assert isinstance(there.test.texts, list)
     assert len(there.train.texts) == len(MANY_ROWS)
@@ -241,20 +242,22 @@ def test_texts_that_stay_in_their_file_are_those_in_memory(tmp_path, monkeypatch
 
 
 def test_a_large_file_is_gone_through_once_for_each_of_its_contents(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.files, "_LARGE", 0)
+    monkeypatch.setattr(data.text_files, "_LARGE", 0)
     passes = []
     monkeypatch.setattr(
-        data.files.rows, "read", lambda path, read=data.files.rows.read: passes.append(path) or read(path)
+        data.text_files.table_rows,
+        "read",
+        lambda path, read=data.text_files.table_rows.read_rows: passes.append(path) or read(path),
     )
     train, test = written(tmp_path / "train.csv"), written(tmp_path / "test.jsonl")
-    first = data.load(FilesConfig(train=train, test=test), tmp_path)
-    again = data.load(FilesConfig(train=train, test=test), tmp_path)
+    first = data.load_corpus(FilesConfig(train=train, test=test), tmp_path)
+    again = data.load_corpus(FilesConfig(train=train, test=test), tmp_path)
     assert len(passes) == 2
     assert first.fingerprint() == again.fingerprint()
     written(tmp_path / "train.csv", [*ROWS, ("more", "sky")])
     with pytest.raises(InputError, match=r"train\.csv has been changed while it was trained on"):
         first.train.texts[0]
-    assert len(data.load(FilesConfig(train=train, test=test), tmp_path).train) == 4
+    assert len(data.load_corpus(FilesConfig(train=train, test=test), tmp_path).train) == 4
     Path(train).unlink()
     with pytest.raises(InputError, match=r"train\.csv cannot be read: No such file"):
         list(again.train.texts)
@@ -292,12 +295,12 @@ BAD_FILES = [  # name, content, what the message says
 @pytest.mark.parametrize(("name", "content", "message"), BAD_FILES)
 def test_bad_files_are_named_with_their_line(tmp_path, monkeypatch, name, content, message, large):
     if large:
-        monkeypatch.setattr(data.files, "_LARGE", 0)
+        monkeypatch.setattr(data.text_files, "_LARGE", 0)
     test = written(tmp_path / "test.jsonl")
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        data.load(FilesConfig(train=str(path), test=test), tmp_path)
+        data.load_corpus(FilesConfig(train=str(path), test=test), tmp_path)
     assert message in str(caught.value)
     assert str(caught.value).startswith("data.train")
     assert str(path) in str(caught.value)
@@ -306,7 +309,7 @@ def test_bad_files_are_named_with_their_line(tmp_path, monkeypatch, name, conten
 def test_missing_files_and_labels_that_training_lacks(tmp_path):
     train = written(tmp_path / "train.csv")
     with pytest.raises(InputError, match=r"data\.test=.*none\.csv: there is no such file"):
-        data.load(FilesConfig(train=train, test=str(tmp_path / "none.csv")), tmp_path)
+        data.load_corpus(FilesConfig(train=train, test=str(tmp_path / "none.csv")), tmp_path)
     test = written(tmp_path / "test.csv", [("x", "land")])
     with pytest.raises(InputError, match=r"data\.test: .*test\.csv has the label land, which .*train\.csv lacks"):
-        data.load(FilesConfig(train=train, test=test), tmp_path)
+        data.load_corpus(FilesConfig(train=train, test=test), tmp_path)

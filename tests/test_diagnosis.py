@@ -8,13 +8,13 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from bertmon import optimizer, schedule
-from bertmon.config import OptimizerConfig, RulesConfig
-from bertmon.monitor import STATISTICS, History, Layers, Plan, Snapshot
+from bertmon.config import OptimizerConfig, VerdictThresholds
 from bertmon.monitor.diagnosis import Diagnosis, Verdict, diagnose
+from bertmon.monitor.history import STATISTICS, History, RunPlan, Snapshot, WeightTable
 
-RULES = RulesConfig()
+RULES = VerdictThresholds()
 CHANCE = math.log(4)
-LAYERS = Layers(
+LAYERS = WeightTable(
     ("word", *(f"enc.l.{depth}.{name}" for depth in range(4) for name in ("query", "output.dense")), "classifier"),
     ("embedding", *["linear"] * 8, "linear"),
     (None, *(depth for depth in range(4) for _ in range(2)), None),
@@ -23,21 +23,21 @@ LAYERS = Layers(
 
 def plan(steps=600, lr=1e-3, warmup_frac=0.1, bias_correction=True):
     rates = lr * np.array(
-        [schedule.factor(step, shape="linear", warmup_frac=warmup_frac, total_steps=steps) for step in range(steps)]
+        [schedule.lr_factor(step, shape="linear", warmup_frac=warmup_frac, total_steps=steps) for step in range(steps)]
     )
     config = OptimizerConfig(bias_correction=bias_correction)
-    factors = np.array([optimizer.effective_factor(config, step) for step in range(steps)])
-    return Plan(rates, rates * factors, CHANCE, warmup_frac, bias_correction)
+    factors = np.array([optimizer.bias_correction_gain(config, step) for step in range(steps)])
+    return RunPlan(rates, rates * factors, CHANCE, warmup_frac, bias_correction)
 
 
-def snapshot(plan, step, *, spread=1e-3, profile=1.0, per_lr=0.2, layers=LAYERS):
+def snapshot(plan, step, *, logit_std=1e-3, profile=1.0, per_lr=0.2, layers=LAYERS):
     """A measurement with the given signals: gradients grow evenly from the first to the last encoder layer."""
     values = np.ones((len(layers), len(STATISTICS)))
     depths = np.array([3 if depth is None else depth for depth in layers.depths])
     values[:, STATISTICS.index("grad_mean")] = 1e-3 * profile ** ((3 - depths) / 3)
     values[:, STATISTICS.index("weight_rms")] = 0.02
     values[:, STATISTICS.index("update_ratio")] = per_lr * plan.effective_lr[step] / 0.02
-    return Snapshot(step, plan.lr[step], plan.effective_lr[step], spread, layers, values)
+    return Snapshot(step, plan.lr[step], plan.effective_lr[step], logit_std, layers, values)
 
 
 def history(plan, *snapshots, loss=CHANCE):
@@ -52,30 +52,30 @@ def constant(plan, until, every=30, **signals):
 
 def test_signals_are_what_they_say():
     steps = plan()
-    signals = snapshot(steps, 30, spread=2e-3, profile=1e-4, per_lr=0.3).signals
+    signals = snapshot(steps, 30, logit_std=2e-3, profile=1e-4, per_lr=0.3).signals
     assert signals == pytest.approx(
-        {"logit_spread": 2e-3, "depth_profile": 1e-4, "update_per_lr/embedding": 0.3, "update_per_lr/linear": 0.3}
+        {"logit_std": 2e-3, "depth_ratio": 1e-4, "update_per_lr/embedding": 0.3, "update_per_lr/linear": 0.3}
     )
-    assert set(snapshot(steps, 0).signals) == {"logit_spread", "depth_profile"}  # the rate is 0
-    one_layer = Layers(("enc.l.0.query", "classifier"), ("linear", "linear"), (0, None))
-    assert "depth_profile" not in snapshot(steps, 30, layers=one_layer).signals
+    assert set(snapshot(steps, 0).signals) == {"logit_std", "depth_ratio"}  # the rate is 0
+    one_layer = WeightTable(("enc.l.0.query", "classifier"), ("linear", "linear"), (0, None))
+    assert "depth_ratio" not in snapshot(steps, 30, layers=one_layer).signals
 
 
-def test_the_depth_profile_is_that_of_the_worst_family():
+def test_the_depth_ratio_is_that_of_the_worst_family():
     shot = snapshot(plan(), 30)
     shot.values[LAYERS.labels.index("enc.l.0.output.dense"), 0] = 1e-7
-    value, label = shot.depth_profile
+    value, label = shot.depth_ratio
     assert value == pytest.approx(1e-4)
     assert label == "enc.l.0.output.dense"
 
     again = snapshot(plan(), 30, profile=1e-2)
     again.values[LAYERS.labels.index("enc.l.3.output.dense"), 0] = 0  # no ratio there
-    assert again.depth_profile == (pytest.approx(1e-2), "enc.l.0.query")
+    assert again.depth_ratio == (pytest.approx(1e-2), "enc.l.0.query")
 
 
 def test_a_plateau_is_healthy_at_first_and_slow_later():
     steps = plan(warmup_frac=0.7)
-    growing = [snapshot(steps, step, spread=1e-3 * math.exp(step / 100)) for step in range(0, 600, 30)]
+    growing = [snapshot(steps, step, logit_std=1e-3 * math.exp(step / 100)) for step in range(0, 600, 30)]
     early, late = history(steps, *growing[:4]), history(steps, *growing[:8])
     assert diagnose(early, RULES).verdict is Verdict.healthy
     said = diagnose(late, RULES)
@@ -89,7 +89,7 @@ def test_a_plateau_is_healthy_at_first_and_slow_later():
 
 def test_a_loss_below_chance_is_healthy_whatever_else():
     steps = plan()
-    found = history(steps, *constant(steps, 300, spread=1e-3), loss=1.2)
+    found = history(steps, *constant(steps, 300, logit_std=1e-3), loss=1.2)
     said = diagnose(found, RULES)
     assert str(said) == "step 300: healthy - the loss is below chance (1.20 < 1.32)."
     young = Diagnosis(Verdict.healthy, 0)
@@ -100,13 +100,13 @@ def test_a_loss_below_chance_is_healthy_whatever_else():
 def test_losses_that_scatter_have_not_learned():
     steps = plan()
     losses = [0.0, 2.6] * 150 + [0.0]  # mean 1.3, standard error 0.24
-    said = diagnose(history(steps, *constant(steps, 300, spread=1e-2), loss=losses), RULES)
+    said = diagnose(history(steps, *constant(steps, 300, logit_std=1e-2), loss=losses), RULES)
     assert said.verdict is Verdict.slow
 
 
 def test_what_has_learned_a_little_does_not_go_to_and_fro():
     steps = plan()
-    shots = [snapshot(steps, step, spread=1e-2 * math.exp(step / 50)) for step in range(0, 301, 30)]
+    shots = [snapshot(steps, step, logit_std=1e-2 * math.exp(step / 50)) for step in range(0, 301, 30)]
     said = diagnose(history(steps, *shots), RULES)
     assert said.verdict is Verdict.slow
     assert diagnose(history(steps, *shots, loss=0.96 * CHANCE), RULES, said) is said
@@ -124,11 +124,11 @@ def test_a_collapsed_run_is_called_so_at_its_first_snapshot_with_all_that_was_se
     said = diagnose(history(steps, *constant(steps, 60), snapshot(steps, 90, **COLLAPSED)), RULES)
     assert said.verdict is Verdict.collapsed
     assert said.verdict.doomed
-    assert said.step == 90
+    assert said.since_step == 90
     assert [(f.signal, f.layer, f.threshold, f.step) for f in said.findings] == [
-        ("depth_profile", "enc.l.0.query", 3e-2, 90),
+        ("depth_ratio", "enc.l.0.query", 3e-2, 90),
         ("update_per_lr/linear", None, 1e-2, 90),
-        ("logit_spread", None, 3e-5, 90),
+        ("logit_std", None, 3e-5, 90),
     ]
     assert [f.value for f in said.findings] == pytest.approx([1e-4, 5e-3, 1e-6])
     assert str(said) == (
@@ -159,13 +159,13 @@ def test_one_odd_signal_is_no_collapse(signals):
 @pytest.mark.parametrize("signals", [{"profile": 1e-4}, {"per_lr": 5e-3}])
 def test_the_same_logits_and_one_more_sign_are_a_collapse(signals):
     steps = plan()
-    shots = [*constant(steps, 60), snapshot(steps, 90, spread=1e-6, **signals)]
+    shots = [*constant(steps, 60), snapshot(steps, 90, logit_std=1e-6, **signals)]
     assert diagnose(history(steps, *shots), RULES).verdict is Verdict.collapsed
 
 
 def test_an_odd_batch_is_no_collapse_of_a_run_that_has_learned():
     steps = plan()
-    shots = [*constant(steps, 300, spread=0.9, profile=1e-2), snapshot(steps, 330, **COLLAPSED)]
+    shots = [*constant(steps, 300, logit_std=0.9, profile=1e-2), snapshot(steps, 330, **COLLAPSED)]
     said = diagnose(history(steps, *shots[:-1], loss=1.1), RULES)
     assert diagnose(history(steps, *shots, loss=1.1), RULES, said) is said
     assert diagnose(history(steps, *shots, loss=CHANCE), RULES, said).verdict is Verdict.collapsed
@@ -180,9 +180,9 @@ def test_a_collapse_is_withdrawn_when_the_logits_have_come_back_for_good():
     shots = [*constant(steps, 60), snapshot(steps, 90, **COLLAPSED)]
     said = diagnose(history(steps, *shots), RULES)
     for step in (120, 150):
-        shots.append(snapshot(steps, step, spread=1e-2))
+        shots.append(snapshot(steps, step, logit_std=1e-2))
         assert diagnose(history(steps, *shots), RULES, said) is said
-    shots.append(snapshot(steps, 180, spread=1e-2))
+    shots.append(snapshot(steps, 180, logit_std=1e-2))
     assert diagnose(history(steps, *shots), RULES, said).verdict is Verdict.slow
 
 
@@ -193,7 +193,7 @@ def test_a_collapse_is_not_withdrawn_sooner_because_it_is_watched_more_closely()
     said = diagnose(history(steps, snapshot(steps, 0), snapshot(steps, 60, **COLLAPSED)), RULES)
     shots = [snapshot(steps, 0), snapshot(steps, 60, **COLLAPSED)]
     for step in range(61, 61 + window):
-        shots.append(snapshot(steps, step, spread=1e-2 if step % 10 == 1 else math.nan))  # a pass every tenth step
+        shots.append(snapshot(steps, step, logit_std=1e-2 if step % 10 == 1 else math.nan))  # a pass every tenth step
         kept = diagnose(history(steps, *shots), RULES, said)
         assert (kept is said) == (step < 60 + window)
     assert kept.verdict is Verdict.healthy
@@ -251,9 +251,9 @@ def test_no_rate_is_advised_that_mostly_fails():
 
 def test_a_noisy_spread_has_the_benefit_of_the_doubt():
     steps = plan(lr=1e-4)
-    shots = [snapshot(steps, 30 * number, spread=2e-4 * math.exp(2 * (-1) ** number)) for number in range(10)]
+    shots = [snapshot(steps, 30 * number, logit_std=2e-4 * math.exp(2 * (-1) ** number)) for number in range(10)]
     assert diagnose(history(steps, *shots), RULES).verdict is Verdict.slow
-    assert diagnose(history(steps, *constant(steps, 270, spread=2e-4)), RULES).verdict is Verdict.not_learning
+    assert diagnose(history(steps, *constant(steps, 270, logit_std=2e-4)), RULES).verdict is Verdict.not_learning
 
 
 def test_a_spread_that_grows_fast_enough_is_given_its_time():
@@ -261,7 +261,7 @@ def test_a_spread_that_grows_fast_enough_is_given_its_time():
     clock = np.cumsum(steps.effective_lr)
     for target, verdict in ((1e-3, Verdict.not_learning), (1.0, Verdict.healthy)):
         rate = math.log(target / 1e-4) / clock[-1]
-        shots = [snapshot(steps, step, spread=1e-4 * math.exp(rate * clock[step])) for step in range(0, 170, 10)]
+        shots = [snapshot(steps, step, logit_std=1e-4 * math.exp(rate * clock[step])) for step in range(0, 170, 10)]
         assert diagnose(history(steps, *shots), RULES).verdict is verdict
 
 
@@ -302,8 +302,8 @@ def test_diverged_at_the_very_first_step_has_no_snapshot_and_no_cause():
 
 def test_thresholds_are_settings():
     steps = plan()
-    found = history(steps, *constant(steps, 30, spread=1e-3))
-    strict = dataclasses.replace(RULES, logit_spread=1e-2, depth_profile=2.0)
+    found = history(steps, *constant(steps, 30, logit_std=1e-3))
+    strict = dataclasses.replace(RULES, logit_std=1e-2, depth_ratio=2.0)
     assert diagnose(found, RULES).verdict is Verdict.healthy
     assert diagnose(found, strict).verdict is Verdict.collapsed
 

@@ -12,8 +12,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_run import TINY, files, results  # noqa: F401
 
-from bertmon import checkpoint
-from bertmon.monitor import HISTORY, STATISTICS, History
+from bertmon.monitor.history import HISTORY_FILE, STATISTICS, History
+from bertmon.training import checkpoint
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def assert_close(there, expected):
     assert [shot.step for shot in there.snapshots] == [shot.step for shot in expected.snapshots]
     for shot, other in zip(there.snapshots, expected.snapshots, strict=True):
         assert shot.layers == other.layers
-        assert shot.logit_spread == pytest.approx(other.logit_spread, rel=1e-2, nan_ok=True)
+        assert shot.logit_std == pytest.approx(other.logit_std, rel=1e-2, nan_ok=True)
         for statistic in STATISTICS:
             tolerance = {"rtol": 1e-2, "atol": 1e-6 * np.nanmax(other[statistic])}
             np.testing.assert_allclose(shot[statistic], other[statistic], **tolerance)
@@ -67,7 +67,7 @@ def test_two_processes_come_to_what_one_comes_to(bertmon, files, tmp_path):  # n
     assert list(one) == list(two)
     for name in one:
         assert (one[name]["processes"], two[name]["processes"]) == (1, 2)
-        histories = [History.load(tmp_path / sweep / name / HISTORY) for sweep in ("two", "one")]
+        histories = [History.load(tmp_path / sweep / name / HISTORY_FILE) for sweep in ("two", "one")]
         assert_close(*histories)
         for evaluation, other in zip(two[name]["evaluations"], one[name]["evaluations"], strict=True):
             assert evaluation["loss"] == pytest.approx(other["loss"], rel=1e-4)
@@ -91,10 +91,10 @@ def test_two_processes_go_on_where_a_signal_ended_them(bertmon, files, tmp_path)
     broken.send_signal(signal.SIGTERM)  # torchrun hands it on
     broken.communicate(timeout=60)
     assert json.loads((tmp_path / "broken/result.json").read_text())["status"] == "interrupted"
-    assert (tmp_path / "broken" / checkpoint.NAME).exists()
+    assert (tmp_path / "broken" / checkpoint.CHECKPOINT_FILE).exists()
     ended(bertmon(2, *long, "hydra.run.dir=broken", "resume=broken"))
     assert "goes on at step" in log.read_text()
-    assert (tmp_path / "broken" / HISTORY).read_bytes() == (tmp_path / "whole" / HISTORY).read_bytes()
+    assert (tmp_path / "broken" / HISTORY_FILE).read_bytes() == (tmp_path / "whole" / HISTORY_FILE).read_bytes()
 
 
 def test_a_mistake_is_told_once_and_ends_both(bertmon, files, tmp_path):  # noqa: F811

@@ -9,12 +9,12 @@ import time
 import pytest
 from test_monitor import bert_snapshot
 
-from bertmon.monitor.drawer import Drawer, pictures
+from bertmon.monitor.figure_process import FigureProcess, render
 
 
 @pytest.fixture
 def drawer():
-    drawer = Drawer()
+    drawer = FigureProcess()
     yield drawer
     drawer.close()
 
@@ -37,7 +37,7 @@ def wait_until(condition):
 def test_the_pictures_are_those_drawn_here(drawer):
     snapshots = [bert_snapshot(2), bert_snapshot(1)]
     drawn = [drawer.draw(snapshot) for snapshot in snapshots]
-    assert [each.result() for each in drawn] == [pictures(snapshot) for snapshot in snapshots]
+    assert [each.result() for each in drawn] == [render(snapshot) for snapshot in snapshots]
 
 
 def test_asking_waits_for_nothing_and_closing_for_everything(drawer):
@@ -57,8 +57,8 @@ def test_a_process_that_dies_costs_no_picture(drawer, caplog):
     os.kill(drawer._process.pid, signal.SIGSTOP)
     waiting = [drawer.draw(snapshot) for _ in range(3)]
     os.kill(drawer._process.pid, signal.SIGKILL)
-    assert [each.result() for each in waiting] == 3 * [pictures(snapshot)]
-    assert drawer.draw(snapshot).result() == pictures(snapshot)
+    assert [each.result() for each in waiting] == 3 * [render(snapshot)]
+    assert drawer.draw(snapshot).result() == render(snapshot)
     assert [record.getMessage().partition(" has died")[0] for record in caplog.records] == [
         "The process that draws figures"
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bertmon.monitor import HISTORY, History
+from bertmon.monitor.history import HISTORY_FILE, History
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -19,6 +19,6 @@ def test_example(name, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert ": collapsed - gradients vanish towards the input" in done.stdout
     assert done.stdout.splitlines()[-1] in done.stderr  # told when it was known, and again at the end
-    history = History.load(tmp_path / "run" / HISTORY)
+    history = History.load(tmp_path / "run" / HISTORY_FILE)
     assert 31 <= len(history.losses) < 400
     assert list((tmp_path / "run").glob("events.out.tfevents.*"))

@@ -9,8 +9,8 @@ from faults import SPOILED, content
 from test_checkpoint import broken_off
 from test_run import bertmon, files, results  # noqa: F401  # the program as a user starts it
 
-from bertmon import checkpoint, compare
-from bertmon.run import run
+from bertmon.run import run_training
+from bertmon.training import checkpoint
 
 
 def test_of_eight_runs_one_raises_one_exits_and_one_needs_a_petabyte(bertmon, files, tmp_path, monkeypatch):  # noqa: F811
@@ -63,9 +63,9 @@ def test_a_disk_without_room_ends_the_launch_and_with_room_it_goes_on(bertmon, f
     first = disk / "sweep/warmup_frac=0.1/seed=0"
     told = next(line for line in done.stderr.splitlines() if "go on:" in line)
     assert "cannot be written: No space left on device." in told
-    assert f"{first / checkpoint.NAME} stands." in told
+    assert f"{first / checkpoint.CHECKPOINT_FILE} stands." in told
     assert told.endswith(f"go on: python -m bertmon resume {disk / 'sweep'}")
-    checkpoint.Checkpoint(first / checkpoint.NAME)
+    checkpoint.Checkpoint(first / checkpoint.CHECKPOINT_FILE)
 
     remount("size=64m")
     again = bertmon(*LONG, f"resume={disk / 'sweep'}", *files)
@@ -86,7 +86,7 @@ def test_a_damaged_event_file_is_set_aside(settings, tmp_path, monkeypatch, capl
     for name in ("whole", "broken"):
         (tmp_path / name).mkdir()
     settings.train.checkpoint_every = 5
-    run(settings, tmp_path / "whole", name="run")
+    run_training(settings, tmp_path / "whole", name="run")
     broken_off(settings, tmp_path / "broken", monkeypatch, at=6)
     (file,) = (tmp_path / "broken").glob("events.out.tfevents.*")
     damaged = bytearray(file.read_bytes())
@@ -94,7 +94,7 @@ def test_a_damaged_event_file_is_set_aside(settings, tmp_path, monkeypatch, capl
     file.write_bytes(damaged)
     (tmp_path / "broken/events.out.tfevents.1.foreign").write_bytes(b"of somebody else")
     settings.resume = str(tmp_path)
-    run(settings, tmp_path / "broken", name="run")
+    run_training(settings, tmp_path / "broken", name="run")
     assert f"{file} is damaged, and is now damaged." in caplog.text
     assert (tmp_path / "broken" / f"damaged.{file.name.replace('tfevents', 'events')}").read_bytes() == damaged
     there, expected = content(tmp_path / "broken"), content(tmp_path / "whole")
@@ -104,17 +104,17 @@ def test_a_damaged_event_file_is_set_aside(settings, tmp_path, monkeypatch, capl
 
 def test_a_run_that_was_killed_is_not_shown_as_running(tmp_path):
     code = f"import os, pathlib\nwith recorded(pathlib.Path({str(tmp_path)!r})): os.kill(os.getpid(), 9)"
-    code = f"from bertmon.record import recorded\n{code}"
+    code = f"from bertmon.result import recorded\n{code}"
     subprocess.run([sys.executable, "-c", code], check=False)
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "running"
-    (told,) = compare.read([tmp_path]).runs
+    (told,) = read_sweep([tmp_path]).runs
     assert (told.status, told.result["error"]) == ("interrupted", "killed: its process has ended without a word")
 
 
 def test_processes_that_make_the_same_cache_at_once_all_have_it(tmp_path):
     code = (
         "import pathlib, sys, time\n"
-        "from bertmon.cache import cached\n"
+        "from bertmon.storage import cached\n"
         "def make():\n"
         "    time.sleep(0.5)\n"
         "    return bytes(10**7)\n"

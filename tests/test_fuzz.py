@@ -20,14 +20,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_compare import LEARNS, comparison
 
-from bertmon import checkpoint, compare, record
-from bertmon.cache import cached
-from bertmon.checkpoint import Checkpoint, CheckpointError
-from bertmon.compare import words
-from bertmon.config import FilesConfig, InputError
-from bertmon.data import Corpus, load
-from bertmon.folders import command_of
-from bertmon.monitor import History
+from bertmon import result
+from bertmon.compare import summary
+from bertmon.config import FilesConfig
+from bertmon.data import Corpus, load_corpus
+from bertmon.errors import InputError
+from bertmon.launch.run_dirs import resume_argv
+from bertmon.monitor.history import History
+from bertmon.storage import cached_bytes
+from bertmon.training import checkpoint
+from bertmon.training.checkpoint import Checkpoint, CorruptCheckpointError
 
 MORE = int(os.environ.get("BERTMON_FUZZ", "0"))
 fuzzed = settings(
@@ -91,7 +93,7 @@ def check_texts(content: bytes, suffix: str) -> None:
     path = folder() / f"train{suffix}"
     path.write_bytes(content)
     try:
-        corpus = load(FilesConfig(train=str(path), test=str(path)), folder())
+        corpus = load_corpus(FilesConfig(train=str(path), test=str(path)), folder())
     except InputError as error:
         message = str(error)
         assert message.startswith("data.train")
@@ -143,12 +145,12 @@ def test_checkpoints(content):
     path.write_bytes(content)
     try:
         kept = Checkpoint(path)
-    except CheckpointError as error:
+    except CorruptCheckpointError as error:
         message = str(error)
         assert str(path) in message
         return
     assert kept.about["outcome"] == {"steps": 100}
-    assert kept.more("history") == b"history"
+    assert kept.blob("history") == b"history"
     layer = torch.nn.Linear(3, 2)
     kept.restore(layer, torch.optim.AdamW(layer.parameters()))
 
@@ -157,13 +159,13 @@ def test_what_a_checkpoint_tells_has_a_checksum_too(tmp_path):
     changed = whole_checkpoint().replace(b'\\"steps\\": 100', b'\\"steps\\": 900')
     assert changed != whole_checkpoint()
     (tmp_path / "c").write_bytes(changed)
-    with pytest.raises(CheckpointError, match="its checksums do not match"):
+    with pytest.raises(CorruptCheckpointError, match="its checksums do not match"):
         Checkpoint(tmp_path / "c")
 
 
 @cache
 def whole_cache() -> bytes:
-    cached(folder() / "cache", "whole", lambda: b"what was made once")
+    cached_bytes(folder() / "cache", "whole", lambda: b"what was made once")
     return (folder() / "cache" / "whole").read_bytes()
 
 
@@ -173,7 +175,7 @@ def test_caches(content):
     (folder() / "cache").mkdir(exist_ok=True)
     (folder() / "cache" / "file").write_bytes(content)
     expected = b"made again" if content != whole_cache() else b"what was made once"
-    assert cached(folder() / "cache", "file", lambda: b"made again") == expected
+    assert cached_bytes(folder() / "cache", "file", lambda: b"made again") == expected
 
 
 def bomb(size: int) -> bytes:
@@ -230,7 +232,7 @@ def test_histories(content):
         return
     assert len(history.losses) == len(history.grad_norms) <= len(history.plan)
     for shot in history.snapshots:
-        assert shot.depth_profile is not None
+        assert shot.depth_ratio is not None
         assert shot.signals is not None
     assert history.to_bytes()
 
@@ -281,11 +283,16 @@ def changed_results(draw):
 def test_results(content):
     """One that is no run's costs itself alone; the words are said all the same."""
     (sweep() / RESULT).write_bytes(content)
-    found = compare.read([sweep()])
-    said = words.told(found) + words.runs(found).markdown() + words.errors(found).markdown() + words.progress(found)
+    found = read_sweep([sweep()])
+    said = (
+        summary.console_summary(found)
+        + summary.runs_table(found).markdown()
+        + summary.unfinished_table(found).markdown()
+        + summary.progress_line(found)
+    )
     assert "warmup_frac=0.1" in said
     assert not any(ord(character) < 32 and character != "\n" for character in said)
-    ended = record.finished((sweep() / RESULT).parent)
+    ended = result.read_finished((sweep() / RESULT).parent)
     assert ended is None or isinstance(float(ended["metrics"]["final"]["accuracy"]), float)
 
 
@@ -298,12 +305,12 @@ PLAN = b'{"runs": ["warmup_frac=0.1/seed=0", "a/seed=1"], "command": ["seed=1,2"
 @example(b'{"runs": ["/x"]}')
 @example(json.dumps({"runs": [], "command": [], "directory": "x" * 5000}).encode())  # found: its name is too long
 def test_plans(content):
-    (folder() / record.SWEEP).write_bytes(content)
-    plan = record.plan(folder())
+    (folder() / result.SWEEP_FILE).write_bytes(content)
+    plan = result.read_sweep_file(folder())
     for name in plan.get("runs", []):
         assert (folder() / name).resolve().is_relative_to(folder().resolve())
     try:
-        assert all(isinstance(word, str) for word in command_of(folder()))
+        assert all(isinstance(word, str) for word in resume_argv(folder()))
     except InputError as error:
         message = str(error)
         assert "is no launch" in message or "is not there any more" in message

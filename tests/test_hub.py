@@ -3,8 +3,8 @@ import socket
 import huggingface_hub
 import pytest
 
-from bertmon.config import InputError
-from bertmon.hub import only_local
+from bertmon.errors import InputError
+from bertmon.hub import local_files_only
 
 
 @pytest.fixture(autouse=True)
@@ -23,24 +23,24 @@ def offline(monkeypatch):
 
 
 def test_a_folder_needs_no_network(offline, tmp_path):
-    assert only_local("model.name", str(tmp_path))
-    assert only_local("model.name", "./no/such/folder")  # the loader's own message says so
+    assert local_files_only("model.name", str(tmp_path))
+    assert local_files_only("model.name", "./no/such/folder")  # the loader's own message says so
 
 
 def test_out_of_reach_is_said_at_once_with_what_to_do(offline):
     with pytest.raises(
         InputError, match=r"model\.name=no-such/model is not on this machine(.|\n)*model\.name=<local folder>"
     ):
-        only_local("model.name", "no-such/model")
+        local_files_only("model.name", "no-such/model")
 
 
 def test_out_of_reach_the_cache_will_do(offline, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: f"/cache/{name}/{file}")
-    assert only_local("model.name", "some/model")
+    assert local_files_only("model.name", "some/model")
 
 
 def test_within_reach_or_behind_a_proxy_the_hub_is_asked(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *address: [])
-    assert not only_local("model.name", "some/model")
+    assert not local_files_only("model.name", "some/model")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    assert not only_local("model.name", "some/model")
+    assert not local_files_only("model.name", "some/model")

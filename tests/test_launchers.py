@@ -14,7 +14,7 @@ from faults import SPOILED, contents
 from omegaconf import OmegaConf
 from test_run import TINY, bertmon, files, results  # noqa: F401  # the program as a user starts it
 
-from bertmon import checkpoint
+from bertmon.training import checkpoint
 
 SWEEP = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=2"]
 
@@ -64,7 +64,7 @@ def test_a_sweep_on_joblib_leaves_checkpoints_and_goes_on(bertmon, files, tmp_pa
     assert bertmon(*long, "hydra.sweep.dir=plain").returncode == 0
     running = bertmon(*long, *beside, wait=False)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(f"beside/*/*/{checkpoint.NAME}")):
+    while not list(tmp_path.glob(f"beside/*/*/{checkpoint.CHECKPOINT_FILE}")):
         assert running.poll() is None, running.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -75,7 +75,7 @@ def test_a_sweep_on_joblib_leaves_checkpoints_and_goes_on(bertmon, files, tmp_pa
     statuses = [run["status"] for run in results(tmp_path / "beside").values()]
     assert "interrupted" in statuses
     assert "running" not in statuses
-    assert len(list(tmp_path.glob(f"beside/*/*/{checkpoint.NAME}"))) == statuses.count("interrupted")
+    assert len(list(tmp_path.glob(f"beside/*/*/{checkpoint.CHECKPOINT_FILE}"))) == statuses.count("interrupted")
 
     done = bertmon(*long, *beside, "resume=beside")
     assert done.returncode == 0, done.stderr

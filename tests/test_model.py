@@ -5,7 +5,8 @@ import torch
 from conftest import TINY
 
 from bertmon import model
-from bertmon.config import Init, InputError, ModelConfig
+from bertmon.config import Init, ModelConfig
+from bertmon.errors import InputError
 
 TASK = {"label_names": ("no", "yes"), "vocab_size": 120, "pad_id": 0, "max_length": 32}
 BERT_BASE_LAYER = [
@@ -23,7 +24,7 @@ BERT_BASE_LAYER = [
 def test_fresh_weights_depend_on_the_seed_alone():
     def weights(seed):
         torch.manual_seed(seed)
-        return torch.cat([p.flatten() for p in model.build(TINY, **TASK).parameters()])
+        return torch.cat([p.flatten() for p in model.build_model(TINY, **TASK).parameters()])
 
     assert torch.equal(weights(0), weights(0))
     assert not torch.equal(weights(0), weights(1))
@@ -33,7 +34,7 @@ def test_the_102_weights_of_bert_base_have_short_labels():
     config = dataclasses.replace(
         TINY, num_hidden_layers=12, hidden_size=12, num_attention_heads=12, intermediate_size=12
     )
-    layers = model.layers(model.build(config, **TASK))
+    layers = model.named_weights(model.build_model(config, **TASK))
     assert list(layers) == [
         "embeddings.word_embeddings",
         "embeddings.position_embeddings",
@@ -57,23 +58,23 @@ def test_the_102_weights_of_bert_base_have_short_labels():
 @pytest.mark.parametrize("family", ["distilbert", "roberta-prelayernorm", "electra"])
 def test_other_families_have_depths_too(family):
     config = model.ModelConfig(model_type=family, num_hidden_layers=3, hidden_size=12, num_attention_heads=2)
-    layers = model.layers(model.build(config, **TASK))
+    layers = model.named_weights(model.build_model(config, **TASK))
     assert {layer.depth for layer in layers.values()} == {None, 0, 1, 2}
 
 
 def test_the_numbers_of_a_head_are_no_depths():
     head = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
-    assert {layer.depth for layer in model.layers(torch.nn.ModuleDict({"classifier": head})).values()} == {None}
+    assert {layer.depth for layer in model.named_weights(torch.nn.ModuleDict({"classifier": head})).values()} == {None}
 
 
 def test_biases_and_frozen_weights():
-    built = model.build(TINY, **TASK)
+    built = model.build_model(TINY, **TASK)
     built.classifier.weight.requires_grad_(False)
-    layers = model.layers(built, biases=True)
+    layers = model.named_weights(built, biases=True)
     assert layers["enc.l.0.attention.query.bias"].kind == "bias"
     assert layers["classifier.bias"].parameter is built.classifier.bias
     assert "classifier" not in layers
-    assert not any(label.endswith(".bias") for label in model.layers(built))
+    assert not any(label.endswith(".bias") for label in model.named_weights(built))
 
 
 def saved(folder, **changes):
@@ -96,7 +97,7 @@ def saved(folder, **changes):
 
 def test_pretrained_weights_are_loaded_under_a_fresh_classifier(tmp_path):
     weights = saved(tmp_path)
-    built = model.build(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **TASK)
+    built = model.build_model(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **TASK)
     assert built.training
     for name, tensor in built.bert.state_dict().items():
         assert torch.equal(tensor, weights[name]), name
@@ -106,7 +107,7 @@ def test_pretrained_weights_are_loaded_under_a_fresh_classifier(tmp_path):
 
 def test_a_named_architecture_with_random_weights(tmp_path):
     weights = saved(tmp_path)
-    built = model.build(ModelConfig(name=str(tmp_path)), **TASK)
+    built = model.build_model(ModelConfig(name=str(tmp_path)), **TASK)
     name = "encoder.layer.0.attention.self.query.weight"
     assert built.bert.state_dict()[name].shape == weights[name].shape
     assert not torch.equal(built.bert.state_dict()[name], weights[name])
@@ -114,7 +115,7 @@ def test_a_named_architecture_with_random_weights(tmp_path):
 
 def test_another_family_by_its_name():
     config = dataclasses.replace(TINY, model_type="roberta-prelayernorm", max_position_embeddings=64)
-    labels = list(model.layers(model.build(config, **TASK)))
+    labels = list(model.named_weights(model.build_model(config, **TASK)))
     assert "enc.l.1.attention.query" in labels
     assert len(labels) == len(set(labels))
 
@@ -135,12 +136,12 @@ def test_incomplete_weights_are_refused(tmp_path, save, lost):
 
     save(tmp_path)
     pretrained = ModelConfig(init=Init.pretrained, name=str(tmp_path))
-    model.build(pretrained, **TASK)
+    model.build_model(pretrained, **TASK)
     weights = load_file(tmp_path / "model.safetensors")
     del weights[lost]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=f"lack .*{lost}"):
-        model.build(pretrained, **TASK)
+        model.build_model(pretrained, **TASK)
 
 
 def test_a_checkpoint_that_was_tuned_for_other_classes_gets_a_fresh_classifier(tmp_path):
@@ -148,11 +149,11 @@ def test_a_checkpoint_that_was_tuned_for_other_classes_gets_a_fresh_classifier(t
 
     saved(tmp_path / "bert")
     three = dict(TASK, label_names=("a", "b", "c"))
-    model.build(ModelConfig(init=Init.pretrained, name=str(tmp_path / "bert")), **three).save_pretrained(
+    model.build_model(ModelConfig(init=Init.pretrained, name=str(tmp_path / "bert")), **three).save_pretrained(
         tmp_path / "three"
     )
     tuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "three")
-    built = model.build(ModelConfig(init=Init.pretrained, name=str(tmp_path / "three")), **TASK)
+    built = model.build_model(ModelConfig(init=Init.pretrained, name=str(tmp_path / "three")), **TASK)
     assert built.classifier.weight.shape == (2, 16)
     assert torch.equal(built.bert.pooler.dense.weight, tuned.bert.pooler.dense.weight)
 
@@ -160,9 +161,9 @@ def test_a_checkpoint_that_was_tuned_for_other_classes_gets_a_fresh_classifier(t
 @pytest.mark.parametrize(("key", "value"), [("intermediate_size", 8), ("hidden_dropout_prob", 0.5)])
 def test_a_key_that_the_family_does_not_know_is_refused(key, value):
     config = ModelConfig(model_type="distilbert", num_hidden_layers=1, hidden_size=24, num_attention_heads=2)
-    assert len(model.build(config, **TASK).distilbert.transformer.layer) == 1
+    assert len(model.build_model(config, **TASK).distilbert.transformer.layer) == 1
     with pytest.raises(InputError, match=rf"model\.{key} is not possible: distilbert has no such key"):
-        model.build(dataclasses.replace(config, **{key: value}), **TASK)
+        model.build_model(dataclasses.replace(config, **{key: value}), **TASK)
 
 
 @pytest.mark.parametrize(
@@ -181,16 +182,16 @@ def test_what_would_fail_later_is_found_without_weights(tmp_path, config, messag
     (tmp_path / "CORRUPT" / "model.safetensors").write_bytes(b"no header here")
     if config.name:
         config = dataclasses.replace(config, name=str(tmp_path / config.name))
-    model.check(TINY, **TASK)
+    model.check_model(TINY, **TASK)
     with pytest.raises(InputError, match=message):
-        model.check(config, **TASK)
+        model.check_model(config, **TASK)
 
 
 def test_corrupt_weights_are_one_clear_error(tmp_path):
     saved(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"no header here")
     with pytest.raises(InputError, match="no model can be loaded"):
-        model.build(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **TASK)
+        model.build_model(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **TASK)
 
 
 def test_a_pickle_is_never_loaded(tmp_path):
@@ -198,7 +199,7 @@ def test_a_pickle_is_never_loaded(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     torch.save(weights, tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match="no model can be loaded"):
-        model.build(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **TASK)
+        model.build_model(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **TASK)
 
 
 @pytest.mark.parametrize(
@@ -211,10 +212,10 @@ def test_a_pickle_is_never_loaded(tmp_path):
 )
 def test_what_does_not_fit_is_one_clear_error(changes, task, message):
     with pytest.raises(InputError, match=message):
-        model.build(dataclasses.replace(TINY, **changes), **(TASK | task))
+        model.build_model(dataclasses.replace(TINY, **changes), **(TASK | task))
 
 
 def test_a_vocabulary_larger_than_the_embeddings(tmp_path):
     saved(tmp_path)
     with pytest.raises(InputError, match=r"model\.tokenizer has 121 entries"):
-        model.build(ModelConfig(name=str(tmp_path)), **(TASK | {"vocab_size": 121}))
+        model.build_model(ModelConfig(name=str(tmp_path)), **(TASK | {"vocab_size": 121}))

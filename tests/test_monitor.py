@@ -16,11 +16,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bertmon import model
-from bertmon.config import MonitorConfig, RulesConfig
-from bertmon.monitor import STATISTICS, History, Layers, Plan, Snapshot, figures, stats
+from bertmon.config import MonitorConfig, VerdictThresholds
+from bertmon.monitor import figures, stats
 from bertmon.monitor.diagnosis import Verdict
-from bertmon.monitor.observer import Observer, thinned
-from bertmon.monitor.writer import RunWriter
+from bertmon.monitor.history import STATISTICS, History, RunPlan, Snapshot, WeightTable
+from bertmon.monitor.monitor import Monitor, subsample
+from bertmon.monitor.tensorboard import RunWriter
 
 # --- stats ---------------------------------------------------------------------------------------
 
@@ -32,10 +33,10 @@ def plain_statistics(gradient):
 
 
 def in_passes(gradients):
-    return stats.in_passes(gradients, stats.Scratch(gradients))
+    return stats.gradient_statistics_cpu(gradients, stats.GroupedBuffer(gradients))
 
 
-@pytest.fixture(params=[in_passes, stats.from_norms])
+@pytest.fixture(params=[in_passes, stats.gradient_statistics_foreach])
 def statistics(request):
     """Both ways to compute them: that of the CPU, and that of all other devices."""
     return request.param
@@ -76,17 +77,17 @@ def test_infinite_and_nan_gradients_show_as_such(statistics):
 def test_update_statistics():
     parameters = [torch.nn.Parameter(p) for p in (torch.tensor([3.0, 4.0]), torch.zeros(2), torch.ones(2, 2))]
     unused = torch.nn.Parameter(torch.ones(3))
-    meter = stats.Meter([parameters[0], unused, *parameters[1:]])
+    meter = stats.WeightStatistics([parameters[0], unused, *parameters[1:]])
     for after in (torch.tensor([3.0, 4.5]), torch.ones(2), torch.ones(2, 2)), (torch.zeros(2), torch.zeros(2), None):
         for parameter in parameters:
             parameter.grad = torch.ones_like(parameter)
         was = [parameter.detach().clone() for parameter in parameters]
-        meter.gradients()
-        meter.before()
+        meter.measure_gradients()
+        meter.keep_weights()
         with torch.no_grad():
             for parameter, value in zip(parameters, after, strict=True):
                 parameter.copy_(parameter if value is None else value)
-        rows, values = meter.after()
+        rows, values = meter.measure_updates()
         assert rows == [0, 2, 3]
         for old, new, ratio, size in zip(was, parameters, *values[:, 4:].T.tolist(), strict=True):
             change = (new - old).detach().norm().item() / old.norm().item() if old.any() else math.nan
@@ -112,13 +113,15 @@ class Sink:
 
 
 def plan(steps=5, lr=0.5):
-    return Plan(np.full(steps, lr), np.full(steps, 2 * lr), chance_loss=1.0, warmup_frac=0.1, bias_correction=False)
+    return RunPlan(np.full(steps, lr), np.full(steps, 2 * lr), chance_loss=1.0, warmup_frac=0.1, bias_correction=False)
 
 
 def test_it_measures_gradients_before_clipping_and_the_change_that_was_made():
     parameter = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
     sink, history = Sink(), History(plan())
-    observer = Observer({"enc.l.3.weight": model.Layer(parameter, "linear", 3)}, history, MonitorConfig(every=2), sink)
+    observer = Monitor(
+        {"enc.l.3.weight": model.NamedWeight(parameter, "linear", 3)}, history, MonitorConfig(every=2), sink
+    )
     for step in range(5):
         parameter.grad = torch.tensor([[30.0, 0.0]])
         history.losses.append(1.0)
@@ -128,27 +131,27 @@ def test_it_measures_gradients_before_clipping_and_the_change_that_was_made():
                 torch.nn.utils.clip_grad_norm_([parameter], 1.0)
                 with torch.no_grad():
                     parameter.sub_(0.5 * parameter.grad)
-            observer.spread(torch.tensor(0.25))
-            observer.read()
+            observer.set_logit_std(torch.tensor(0.25))
+            observer.flush()
     assert [snapshot.step for snapshot in sink.snapshots] == [0, 2, 4]
     assert sink.snapshots == history.snapshots
     first = sink.snapshots[0]
-    assert (first.lr, first.effective_lr, first.logit_spread) == (0.5, 1.0, 0.25)
-    assert first.layers == Layers(("enc.l.3.weight",), ("linear",), (3,))
+    assert (first.lr, first.effective_lr, first.logit_std) == (0.5, 1.0, 0.25)
+    assert first.layers == WeightTable(("enc.l.3.weight",), ("linear",), (3,))
     assert first.values[0].tolist() == pytest.approx([15, 30, 15, 0.5, 0.5 / 5, 5 / 2**0.5])
     assert list(sink.points) == [0, 2, 4]
-    assert sink.points[0] == pytest.approx({"logit_spread": 0.25, "update_per_lr/linear": 0.5 / 2**0.5})
+    assert sink.points[0] == pytest.approx({"logit_std": 0.25, "update_per_lr/linear": 0.5 / 2**0.5})
 
 
 def test_a_parameter_without_a_gradient_has_no_numbers():
     live, unused = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
     live.grad = torch.ones(2)
     sink, history = Sink(), History(plan(), losses=[1.0], grad_norms=[1.0])
-    layers = {"unused": model.Layer(unused, "linear", None), "live": model.Layer(live, "norm", None)}
-    observer = Observer(layers, history, MonitorConfig(every=1), sink)
+    layers = {"unused": model.NamedWeight(unused, "linear", None), "live": model.NamedWeight(live, "norm", None)}
+    observer = Monitor(layers, history, MonitorConfig(every=1), sink)
     with observer.update(0):
         pass
-    observer.read()
+    observer.flush()
     assert np.isnan(sink.snapshots[0].values[0]).all()
     assert sink.snapshots[0].values[1].tolist() == pytest.approx([1, 1, 0, 0, 0, 1], abs=1e-7)
 
@@ -157,24 +160,24 @@ def test_a_step_that_training_did_not_come_to_is_not_measured():
     parameter = torch.nn.Parameter(torch.ones(2))
     parameter.grad = torch.ones(2)
     sink = Sink()
-    observer = Observer(
-        {"weight": model.Layer(parameter, "linear", None)},
+    observer = Monitor(
+        {"weight": model.NamedWeight(parameter, "linear", None)},
         History(plan(), losses=[math.nan], grad_norms=[1.0]),
         MonitorConfig(every=1),
         sink,
     )
     with observer.update(1):
         pass
-    observer.read()
+    observer.flush()
     assert sink.snapshots == []
 
 
 def test_a_verdict_is_told_once_for_each_change(caplog):
     parameter = torch.nn.Parameter(torch.ones(2, 2))
     sink, history = Sink(), History(plan(30))
-    rules = RulesConfig(logit_spread=1e-2, update_per_lr=1e3)  # whatever the steps are, the spread decides
-    layers = {"weight": model.Layer(parameter, "linear", None)}
-    observer = Observer(layers, history, MonitorConfig(every=1, rules=rules), sink)
+    rules = VerdictThresholds(min_logit_std=1e-2, min_update_per_lr=1e3)  # whatever the steps are, the spread decides
+    layers = {"weight": model.NamedWeight(parameter, "linear", None)}
+    observer = Monitor(layers, history, MonitorConfig(every=1, thresholds=rules), sink)
     caplog.set_level(logging.INFO)
     for step, spread in enumerate([1, 1, 1e-6, 1e-6, 1e-6] + 20 * [1]):
         parameter.grad = torch.ones(2, 2)
@@ -182,8 +185,8 @@ def test_a_verdict_is_told_once_for_each_change(caplog):
         history.grad_norms.append(1.0)
         with observer.update(step):
             parameter.data -= 0.1
-        observer.spread(torch.tensor(float(spread)))
-        observer.read()
+        observer.set_logit_std(torch.tensor(float(spread)))
+        observer.flush()
     assert [(tag, text.split(" - ")[0].rstrip("."), step) for tag, text, step in sink.texts] == [
         ("verdict", "step 2: collapsed", 2),
         ("verdict", "step 24: healthy", 24),
@@ -196,13 +199,13 @@ def test_a_verdict_is_told_once_for_each_change(caplog):
 @pytest.mark.parametrize("skip_prob", [0.0, 0.5, 0.99])
 def test_thinning_keeps_the_ends_and_is_the_same_for_every_run(skip_prob):
     labels = [f"layer{number}" for number in range(200)]
-    kept = thinned(labels, skip_prob)
+    kept = subsample(labels, skip_prob)
     np.random.seed(1)
-    assert kept == thinned(labels, skip_prob)
+    assert kept == subsample(labels, skip_prob)
     assert (kept[0], kept[-1]) == ("layer0", "layer199")
     assert kept == [label for label in labels if label in kept]
     assert len(kept) == pytest.approx(200 * (1 - skip_prob), abs=20)
-    assert thinned(["only"], skip_prob) == ["only"]
+    assert subsample(["only"], skip_prob) == ["only"]
 
 
 # --- history -------------------------------------------------------------------------------------
@@ -215,8 +218,8 @@ def test_a_history_comes_back_from_its_file(tmp_path):
     history = History(steps, losses=[1.5, math.nan], grad_norms=[0.25, math.inf], snapshots=snapshots)
     (tmp_path / "history.npz").write_bytes(history.to_bytes())
     found = History.load(tmp_path / "history.npz")
-    assert [dataclasses.replace(shot, logit_spread=1e-3) for shot in found.snapshots] == snapshots
-    assert found.snapshots[0].logit_spread == pytest.approx(1e-3)
+    assert [dataclasses.replace(shot, logit_std=1e-3) for shot in found.snapshots] == snapshots
+    assert found.snapshots[0].logit_std == pytest.approx(1e-3)
     assert (found.losses[0], found.grad_norms) == (1.5, [0.25, math.inf])
     assert math.isnan(found.losses[1])
     assert np.array_equal(found.plan.effective_lr, steps.effective_lr)
@@ -230,7 +233,7 @@ def test_a_history_may_be_empty(tmp_path):
 
 
 def test_families_are_the_matrices_that_every_layer_has():
-    families = bert_snapshot(3).layers.families
+    families = bert_snapshot(3).layers.matrix_groups
     assert list(families) == [
         "enc.l.*.attention.query",
         "enc.l.*.attention.key",
@@ -248,13 +251,13 @@ def test_families_are_the_matrices_that_every_layer_has():
 def bert_snapshot(layers: int, *, lr=1e-4) -> Snapshot:
     """Plausible numbers for every weight of a BERT with that many layers."""
     config = model.ModelConfig(num_hidden_layers=layers, hidden_size=4, num_attention_heads=1, intermediate_size=4)
-    found = model.layers(model.build(config, label_names="ab", vocab_size=100, pad_id=0, max_length=8))
+    found = model.named_weights(model.build_model(config, label_names="ab", vocab_size=100, pad_id=0, max_length=8))
     rng = np.random.default_rng(0)
     mean = 10 ** (np.linspace(-9, -3, len(found)) + rng.normal(0, 0.3, len(found)))
     ratios, sizes = 10 ** rng.normal(-3, 1, len(found)), np.full(len(found), 0.02)
     values = np.stack([mean, 50 * mean, 2 * mean, rng.random(len(found)), ratios, sizes], axis=1)
     kinds, depths = zip(*((layer.kind, layer.depth) for layer in found.values()), strict=True)
-    return Snapshot(30, lr, 3 * lr, 1e-3, Layers(tuple(found), kinds, depths), values)
+    return Snapshot(30, lr, 3 * lr, 1e-3, WeightTable(tuple(found), kinds, depths), values)
 
 
 def plain_figure(kind: str, snapshot: Snapshot):
@@ -263,14 +266,14 @@ def plain_figure(kind: str, snapshot: Snapshot):
     colours = [figures._COLOURS[kind] for kind in snapshot.layers.kinds]
     if kind == "gradient_flow":
         shown = np.concatenate([snapshot[name] for name in ("grad_mean", "grad_max", "grad_std")])
-        figure, (flow, zeros) = figures.blank(kind, snapshot.layers, figures._decades(shown))
+        figure, (flow, zeros) = figures.background(kind, snapshot.layers, figures._decades(shown))
         flow.barh(rows, snapshot["grad_mean"], height=0.72, color=colours, left=1e-300)
         flow.plot(snapshot["grad_std"], rows, "o", ms=3.2, color="white", mec=figures._INK)
         flow.plot(snapshot["grad_max"], rows, "|", ms=5.5, color=figures._INK, mew=1.2)
         zeros.barh(rows, 100 * snapshot["grad_zero"], height=0.72, color=colours)
     else:
         decades = figures._decades(np.append(snapshot["update_ratio"], 1e-3))
-        figure, (axes,) = figures.blank(kind, snapshot.layers, decades)
+        figure, (axes,) = figures.background(kind, snapshot.layers, decades)
         axes.barh(rows, snapshot["update_ratio"], height=0.72, color=colours, left=1e-300)
         axes.axvline(1e-3, color=figures._INK, linewidth=1, linestyle=(0, (4, 3)))
     return figure
@@ -311,7 +314,7 @@ def test_no_bar_and_no_mark_is_cut(layers):
 @pytest.mark.parametrize("layers", [1, 24])
 def test_every_label_is_whole_and_stands_at_its_row(layers):
     snapshot = bert_snapshot(layers)
-    figure, (axes,) = figures.blank("update_ratio", snapshot.layers, (-5, -1))
+    figure, (axes,) = figures.background("update_ratio", snapshot.layers, (-5, -1))
     FigureCanvasAgg(figure).draw()
     labels = axes.get_yticklabels()
     assert [label.get_text() for label in labels] == list(snapshot.layers.labels)

@@ -29,7 +29,7 @@ def test_equals_the_equations(bias_correction, weight_decay):
     gradients = [[torch.randn_like(p) * 10.0**-k for p in start] for k in range(20)]
 
     parameters = [torch.nn.Parameter(p.clone()) for p in start]
-    adamw = optimizer.build(config, parameters)
+    adamw = optimizer.build_optimizer(config, parameters)
     for group in adamw.param_groups:
         group["lr"] = 1e-2
     for step in gradients:
@@ -46,7 +46,7 @@ def test_the_first_step_without_correction_is_larger_by_the_known_factor():
     moved = {}
     for bias_correction in (True, False):
         parameter = torch.nn.Parameter(torch.zeros(1, 1))
-        adamw = optimizer.build(OptimizerConfig(bias_correction=bias_correction, eps=1e-12), [parameter])
+        adamw = optimizer.build_optimizer(OptimizerConfig(bias_correction=bias_correction, eps=1e-12), [parameter])
         adamw.param_groups[0]["lr"] = 1e-3
         parameter.grad = torch.ones(1, 1)
         adamw.step()
@@ -57,7 +57,7 @@ def test_the_first_step_without_correction_is_larger_by_the_known_factor():
 def test_frozen_parameters_are_left_out_and_the_rate_starts_at_0():
     frozen = torch.nn.Parameter(torch.ones(2, 2), requires_grad=False)
     trained = torch.nn.Parameter(torch.ones(2, 2))
-    adamw = optimizer.build(OptimizerConfig(), [frozen, trained])
+    adamw = optimizer.build_optimizer(OptimizerConfig(), [frozen, trained])
     assert [p is trained for group in adamw.param_groups for p in group["params"]] == [True]
     trained.grad = torch.ones(2, 2)
     adamw.step()

@@ -13,9 +13,10 @@ import pytest
 from conftest import SHARED, needs_newsgroups, write_texts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bertmon import batches, compare, data
-from bertmon.monitor import History
-from bertmon.run import _say_progress, run
+from bertmon import compare, data
+from bertmon.data import batches
+from bertmon.monitor.history import History
+from bertmon.run import _say_progress, run_training
 
 TINY = [
     "model.num_hidden_layers=2",
@@ -153,14 +154,14 @@ def test_a_run_returns_its_last_accuracy_for_a_sweeper(settings, tmp_path):
     (tmp_path / "run").mkdir()
     settings.train.epochs = 4
     settings.optimizer.lr = 5e-3
-    returned = run(settings, tmp_path / "run", name="run")
+    returned = run_training(settings, tmp_path / "run", name="run")
     recorded = json.loads((tmp_path / "run" / "result.json").read_text())
     assert returned == recorded["metrics"]["final"]["accuracy"] == recorded["evaluations"][-1]["accuracy"]
     assert recorded["metrics"]["best"]["accuracy"] == max(each["accuracy"] for each in recorded["evaluations"]) > 0.5
 
 
 def test_a_doomed_run_says_so_in_words_and_can_be_stopped(bertmon, files, tmp_path):
-    doomed = ["monitor.rules.logit_spread=1000", "monitor.rules.depth_profile=1000"]
+    doomed = ["monitor.thresholds.min_logit_std=1000", "monitor.thresholds.min_depth_ratio=1000"]
     done = bertmon("schedule.warmup_frac=0.1,0.7", "-m", "monitor.on_doomed=stop", *doomed, *files)
     assert done.returncode == 0, done.stderr
     told = [line for line in done.stdout.splitlines() if "collapsed - " in line]
@@ -172,7 +173,7 @@ def test_a_doomed_run_says_so_in_words_and_can_be_stopped(bertmon, files, tmp_pa
         assert (result["status"], result["verdict"], result["verdict_step"]) == ("stopped", "collapsed", 0)
         assert (result["steps"], result["steps_planned"]) == (1, 15)
         assert result["metrics"]["final"]["step"] == 1
-        assert [finding["signal"] for finding in result["findings"]] == ["depth_profile", "logit_spread"]
+        assert [finding["signal"] for finding in result["findings"]] == ["depth_ratio", "logit_std"]
         assert result["findings"][0]["layer"].startswith("enc.l.0.")
         assert (result["cause"], result["advice"]) == (None, None)  # no weight has moved yet
         assert told[0].removeprefix("step 0") in (folder / name / "run.log").read_text()
@@ -216,7 +217,7 @@ WRONG = [  # arguments, what the message says
     (["hydra.job.chdir=true"], "hydra.job.chdir=true is not possible"),
     (["hydra.run.dir=/proc/nope"], "/proc/nope cannot be made"),
     (["cache=${nope}"], "nope"),
-    (["model=hub", "model.name=./nowhere"], "model.name=./nowhere: no tokenizer can be loaded"),
+    (["model=pretrained", "model.name=./nowhere"], "model.name=./nowhere: no tokenizer can be loaded"),
     (["data=nonsense"], "Could not find 'data/nonsense'"),
 ]
 
@@ -269,7 +270,7 @@ def test_the_comparison_on_real_newsgroups(bertmon, tmp_path):
         "schedule.warmup_frac=0.1,0.7",
         "-m",
         "data=newsgroups",
-        f"data.home={SHARED / 'scikit_learn_data'}",
+        f"data.data_home={SHARED / 'scikit_learn_data'}",
         "model.num_hidden_layers=2",
         "model.hidden_size=16",
         "model.intermediate_size=32",
@@ -301,9 +302,9 @@ def test_a_large_file_is_trained_on_as_a_small_one(settings, tmp_path, monkeypat
     monkeypatch.setattr(batches, "_BATCHES_AT_ONCE", 2)
     for name in ("small", "large"):
         (tmp_path / name).mkdir()
-    run(settings, tmp_path / "small", name="small")
-    monkeypatch.setattr(data.files, "_LARGE", 0)
-    run(settings, tmp_path / "large", name="large")
+    run_training(settings, tmp_path / "small", name="small")
+    monkeypatch.setattr(data.text_files, "_LARGE", 0)
+    run_training(settings, tmp_path / "large", name="large")
     small, large = (History.load(tmp_path / name / "history.npz") for name in ("small", "large"))
     assert small.to_bytes() == large.to_bytes()
     small, large = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("small", "large"))

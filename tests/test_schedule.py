@@ -1,6 +1,6 @@
 import pytest
 
-from bertmon.schedule import factor, warmup_steps
+from bertmon.schedule import lr_factor, warmup_steps
 
 TABLE = [  # shape, warmup_frac, the factor at each of 5 steps
     ("linear", 0.0, [1, 4 / 5, 3 / 5, 2 / 5, 1 / 5]),
@@ -15,7 +15,7 @@ TABLE = [  # shape, warmup_frac, the factor at each of 5 steps
 
 @pytest.mark.parametrize(("shape", "warmup_frac", "factors"), TABLE)
 def test_factors_as_written_out(shape, warmup_frac, factors):
-    found = [factor(step, shape=shape, warmup_frac=warmup_frac, total_steps=5) for step in range(5)]
+    found = [lr_factor(step, shape=shape, warmup_frac=warmup_frac, total_steps=5) for step in range(5)]
     assert found == pytest.approx(factors, abs=1e-9)
 
 
@@ -34,7 +34,7 @@ def test_the_peak_is_reached_exactly_at_the_end_of_the_warm_up(shape):
             warmup = warmup_steps(percent / 100, total_steps)
             if warmup == total_steps:  # all warm-up: the peak would be the next step's
                 continue
-            assert factor(warmup, shape=shape, warmup_frac=percent / 100, total_steps=total_steps) == 1
+            assert lr_factor(warmup, shape=shape, warmup_frac=percent / 100, total_steps=total_steps) == 1
 
 
 def test_linear_is_the_one_of_transformers():
@@ -45,7 +45,7 @@ def test_linear_is_the_one_of_transformers():
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
         theirs = make(optimizer, num_warmup_steps=warmup_steps(0.3, 50), num_training_steps=50)
         for step in range(50):
-            ours = factor(step, shape=shape, warmup_frac=0.3, total_steps=50)
+            ours = lr_factor(step, shape=shape, warmup_frac=0.3, total_steps=50)
             assert ours == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
             optimizer.step()
             theirs.step()

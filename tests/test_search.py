@@ -3,7 +3,7 @@
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
-from bertmon.search import EachSeed
+from bertmon.launch.optuna_seeds import SeedAveragingLauncher
 
 
 class Stub:
@@ -23,7 +23,7 @@ class Stub:
 
 def test_a_point_is_worth_the_mean_of_its_seeds_and_runs_once():
     stub = Stub({("a=1", "seed=0"): 0.5, ("a=1", "seed=7"): 0.7, ("a=2", "seed=0"): 0.2, ("a=2", "seed=7"): 0.4})
-    each = EachSeed(stub, [0, 7])
+    each = SeedAveragingLauncher(stub, [0, 7])
     ended = each.launch([("a=1",), ("a=2",), ("a=1",)], initial_job_idx=3)
     assert [run.return_value for run in ended] == pytest.approx([0.6, 0.3, 0.6])
     assert stub.launched == [(6, list(stub.values))]
@@ -31,7 +31,7 @@ def test_a_point_is_worth_the_mean_of_its_seeds_and_runs_once():
 
 
 def test_a_point_with_a_failing_run_has_no_value():
-    each = EachSeed(Stub({("a=1", "seed=0"): 0.5, ("a=1", "seed=7"): RuntimeError("fire")}), [0, 7])
+    each = SeedAveragingLauncher(Stub({("a=1", "seed=0"): 0.5, ("a=1", "seed=7"): RuntimeError("fire")}), [0, 7])
     (ended,) = each.launch([("a=1",)], initial_job_idx=0)
     with pytest.raises(RuntimeError, match="fire"):
         _ = ended.return_value

@@ -16,9 +16,11 @@ from test_model import TASK, saved
 from test_tokens import TEXTS
 
 import bertmon
-from bertmon import data, model, record, terminal, tokens
-from bertmon.config import FilesConfig, Init, InputError, ModelConfig
-from bertmon.folders import cell_name, start_folder
+from bertmon import data, model, sanitize
+from bertmon.config import FilesConfig, Init, ModelConfig
+from bertmon.data import tokenize
+from bertmon.errors import InputError
+from bertmon.launch.run_dirs import setting_dir_name, sweep_dir_of
 
 ROOT = Path(bertmon.__file__).parent
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in ROOT.rglob("*.py")}
@@ -73,11 +75,11 @@ def test_code_in_a_model_folder_is_never_run(tmp_path, part, known, monkeypatch)
     trapped(folder, marker, known=known)
     pretrained = ModelConfig(init=Init.pretrained, name=str(folder))
     acts = {
-        "config": lambda: model.architecture(ModelConfig(name=str(folder)), **TASK),
-        "weights": lambda: model.build(pretrained, **TASK),
-        "check": lambda: model.check(pretrained, **TASK),
-        "tokenizer": lambda: tokens.load_vocabulary(ModelConfig(tokenizer=str(folder)), TEXTS, tmp_path),
-        "name": lambda: tokens.load_vocabulary(ModelConfig(name=str(folder)), TEXTS, tmp_path),
+        "config": lambda: model.build_model_config(ModelConfig(name=str(folder)), **TASK),
+        "weights": lambda: model.build_model(pretrained, **TASK),
+        "check": lambda: model.check_model(pretrained, **TASK),
+        "tokenizer": lambda: tokenize.load_tokenizer(ModelConfig(tokenizer=str(folder)), TEXTS, tmp_path),
+        "name": lambda: tokenize.load_tokenizer(ModelConfig(name=str(folder)), TEXTS, tmp_path),
     }
     try:
         acts[part]()
@@ -103,7 +105,7 @@ def test_no_key_can_say_otherwise():
         assert set(starred) <= {"wanted", "labels"}  # the architecture keys of ModelConfig, and the names of the labels
 
 
-@pytest.mark.parametrize("step", [model.check, model.build])
+@pytest.mark.parametrize("step", [model.check_model, model.build_model])
 def test_weights_that_are_a_pickle_are_refused_and_not_read(tmp_path, step):
     saved(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
@@ -150,28 +152,30 @@ def test_no_source_reads_pickles_or_starts_a_shell():
 @pytest.mark.parametrize("swept", [None, ["data.train"]])
 def test_no_value_leads_out_of_the_launch_s_folder(tmp_path, value, swept):
     start = tmp_path / "start"
-    subdir = f"{cell_name([f'data.train={value}', 'seed=3'], swept, 'quickstart')}/seed=3"
+    subdir = f"{setting_dir_name([f'data.train={value}', 'seed=3'], swept, 'quickstart')}/seed=3"
     folder = start / subdir
     assert folder.resolve().parent.parent == start
-    assert start_folder(folder, subdir) == start
-    assert not terminal.controls(str(folder))
+    assert sweep_dir_of(folder, subdir) == start
+    assert not sanitize.has_control_characters(str(folder))
     folder.mkdir(parents=True)
 
 
 def test_labels_and_texts_are_text_and_nothing_else(tmp_path):
     """The longest way of a label: file, corpus, model, result.json."""
-    labels = [value for value in ODD if not terminal.controls(value) and value.strip() and len(value) <= 1000]
+    labels = [
+        value for value in ODD if not sanitize.has_control_characters(value) and value.strip() and len(value) <= 1000
+    ]
     rows = [json.dumps({"text": f"{label} {{{{7*7}}}} <script>", "label": label}) for label in labels]
     train = tmp_path / "train.jsonl"
     train.write_text("\n".join(rows))
     before = set(tmp_path.parent.rglob("*"))
-    corpus = data.load(FilesConfig(train=str(train), test=str(train)), tmp_path)
+    corpus = data.load_corpus(FilesConfig(train=str(train), test=str(train)), tmp_path)
     assert set(corpus.label_names) == set(labels)
-    built = model.build(dataclasses.replace(TINY), **TASK | {"label_names": corpus.label_names})
+    built = model.build_model(dataclasses.replace(TINY), **TASK | {"label_names": corpus.label_names})
     assert set(built.config.label2id) == set(labels)
-    with record.recorded(tmp_path) as result:
+    with recording(tmp_path) as result:
         result["data"] = {"label_names": list(corpus.label_names)}
-    assert record.load(tmp_path / record.NAME)["data"]["label_names"] == list(corpus.label_names)
+    assert result.read_json(tmp_path / result.RESULT_FILE)["data"]["label_names"] == list(corpus.label_names)
     added = {path.name for path in set(tmp_path.parent.rglob("*")) - before}
     assert added == {"result.json", ".lock"}
 
@@ -192,11 +196,11 @@ def test_labels_and_texts_are_text_and_nothing_else(tmp_path):
     ],
 )
 def test_a_line_for_the_terminal(text, shown):
-    assert terminal.line(text, 20) == shown
+    assert sanitize.sanitize_line(text, 20) == shown
 
 
 def test_lines_keep_their_ends_and_tabs_alone():
-    assert terminal.lines("a\n\tb\r\x1b\n") == "a\n\tb\\r\\x1b\n"
+    assert sanitize.sanitize("a\n\tb\r\x1b\n") == "a\n\tb\\r\\x1b\n"
     assert str(InputError("a\n\x1b[2J")) == "a\n\\x1b[2J"
 
 
@@ -206,8 +210,8 @@ def test_messages_and_tracebacks_in_logs_are_escaped(capsys):
     logger.addHandler(handler)
     others = {each: each.formatter for each in logger.handlers}
     try:
-        terminal.guard_logs()
-        terminal.guard_logs()
+        sanitize.sanitize_logs()
+        sanitize.sanitize_logs()
         try:
             raise ValueError("\x1b[31m")
         except ValueError:

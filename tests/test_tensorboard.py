@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bertmon.config import RulesConfig
-from bertmon.monitor import STATISTICS
-from bertmon.run import run
+from bertmon.config import VerdictThresholds
+from bertmon.monitor.history import STATISTICS
+from bertmon.run import run_training
 
 NAMES = ["warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0"]
 
@@ -24,8 +24,8 @@ def server(settings, tmp_path):
         (sweep / name).mkdir(parents=True)
         settings.schedule.warmup_frac = warmup_frac
         settings.monitor.every = 1
-        settings.monitor.rules = RulesConfig(logit_spread=1e3, depth_profile=1e3)  # doomed at once
-        run(
+        settings.monitor.thresholds = VerdictThresholds(min_logit_std=1e3, min_depth_ratio=1e3)  # doomed at once
+        run_training(
             settings, sweep / name, name=name, differs={"schedule.warmup_frac": str(warmup_frac), "model": "bert_small"}
         )
 
@@ -65,7 +65,7 @@ def test_tensorboard_lists_both_runs_with_everything(server):
     for name in NAMES:
         tags = set(scalars[name])
         assert {"loss/train", "loss/test", "accuracy/test", "learning_rate", "effective_learning_rate"} < tags
-        assert {"grad_norm", "clipped", "depth_profile", "logit_spread", "update_per_lr/linear"} < tags
+        assert {"grad_norm", "clipped", "depth_ratio", "logit_std", "update_per_lr/linear"} < tags
         assert {f"{statistic}/enc.l.1.attention.query" for statistic in STATISTICS} < tags
 
     images = server("data/plugin/images/tags")

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from conftest import SHARED, TINY
 
-from bertmon import tokens
-from bertmon.config import InputError
+from bertmon.data import tokenize
+from bertmon.errors import InputError
 
 TEXTS = ["The sea, the sea!", "a boat upon a wave", "", "boats " * 50, "naïve Äpfel 漢字 \x00 ☃"]
 
 
 def test_training_a_vocabulary_twice_gives_the_same(tmp_path):
-    one = tokens.load_vocabulary(TINY, TEXTS * 3, tmp_path / "one")
-    two = tokens.load_vocabulary(TINY, TEXTS * 3, tmp_path / "two")
+    one = tokenize.load_tokenizer(TINY, TEXTS * 3, tmp_path / "one")
+    two = tokenize.load_tokenizer(TINY, TEXTS * 3, tmp_path / "two")
     assert one.tokenizer.to_str() == two.tokenizer.to_str()
     assert one.pad_id == one.tokenizer.token_to_id("[PAD]") == 0
     assert one.size == one.tokenizer.get_vocab_size() <= 8000
@@ -21,17 +21,17 @@ def test_training_a_vocabulary_twice_gives_the_same(tmp_path):
 def test_a_vocabulary_is_trained_once_per_content(tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(
-        tokens, "_train", lambda texts, size, train=tokens._train: trained.append(1) or train(texts, size)
+        tokenize, "_train", lambda texts, size, train=tokenize._train_wordpiece: trained.append(1) or train(texts, size)
     )
     for texts in (TEXTS, TEXTS, [*TEXTS, "one more"]):
-        tokens.load_vocabulary(TINY, texts, tmp_path)
+        tokenize.load_tokenizer(TINY, texts, tmp_path)
     assert len(trained) == 2
 
 
 @pytest.mark.parametrize("max_length", [8, 16, 64])
 def test_tokens_equal_those_of_each_text_alone(tmp_path, max_length):
-    vocabulary = tokens.load_vocabulary(TINY, TEXTS, tmp_path)
-    found = tokens.tokenize(vocabulary, TEXTS, max_length, tmp_path)
+    vocabulary = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
+    found = tokenize.tokenize(vocabulary, TEXTS, max_length, tmp_path)
     assert len(found) == len(TEXTS)
     for index, text in enumerate(TEXTS):
         ids = found.ids[found.offsets[index] : found.offsets[index + 1]].tolist()
@@ -42,33 +42,35 @@ def test_tokens_equal_those_of_each_text_alone(tmp_path, max_length):
 
 
 def test_texts_are_tokenized_once(tmp_path, monkeypatch):
-    vocabulary = tokens.load_vocabulary(TINY, TEXTS, tmp_path)
-    first = tokens.tokenize(vocabulary, TEXTS, 16, tmp_path)
+    vocabulary = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
+    first = tokenize.tokenize(vocabulary, TEXTS, 16, tmp_path)
 
     def never(*args, **kwargs):
         raise AssertionError("tokenized again")
 
-    monkeypatch.setattr(tokens.np, "concatenate", never)
-    second = tokens.tokenize(vocabulary, TEXTS, 16, tmp_path)
+    monkeypatch.setattr(tokenize.np, "concatenate", never)
+    second = tokenize.tokenize(vocabulary, TEXTS, 16, tmp_path)
     assert np.array_equal(first.ids, second.ids)
     assert np.array_equal(first.offsets, second.offsets)
     with pytest.raises(AssertionError, match="again"):
-        tokens.tokenize(vocabulary, TEXTS, 15, tmp_path)
+        tokenize.tokenize(vocabulary, TEXTS, 15, tmp_path)
 
 
 def test_many_texts_are_tokenized_in_portions(tmp_path, monkeypatch):
-    vocabulary = tokens.load_vocabulary(TINY, TEXTS, tmp_path)
-    whole = tokens.tokenize(vocabulary, TEXTS, 16, tmp_path / "whole")
-    monkeypatch.setattr(tokens, "_AT_ONCE", 2)
-    portions = tokens.tokenize(vocabulary, TEXTS, 16, tmp_path / "portions")
+    vocabulary = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
+    whole = tokenize.tokenize(vocabulary, TEXTS, 16, tmp_path / "whole")
+    monkeypatch.setattr(tokenize, "_AT_ONCE", 2)
+    portions = tokenize.tokenize(vocabulary, TEXTS, 16, tmp_path / "portions")
     assert np.array_equal(whole.ids, portions.ids)
 
 
 def test_tokens_on_demand_are_those_made_beforehand(tmp_path):
-    vocabulary = tokens.load_vocabulary(TINY, TEXTS, tmp_path)
-    whole = tokens.tokenize(vocabulary, TEXTS, 16, tmp_path)
+    vocabulary = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
+    whole = tokenize.tokenize(vocabulary, TEXTS, 16, tmp_path)
     asked = []
-    found = tokens.on_demand(vocabulary, lambda some: asked.append(some) or (TEXTS[index] for index in some), 16)
+    found = tokenize.tokenize_lazily(
+        vocabulary, lambda some: asked.append(some) or (TEXTS[index] for index in some), 16
+    )
     assert asked == []
     some = np.array([3, 0, 4])
     assert np.array_equal(found(some).lengths, whole.lengths[some])
@@ -78,27 +80,27 @@ def test_tokens_on_demand_are_those_made_beforehand(tmp_path):
 
 
 def test_a_vocabulary_of_many_texts_is_that_of_some(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "_MOST_TEXTS", 3)
+    monkeypatch.setattr(tokenize, "_MOST_TEXTS", 3)
     many = [f"boat{number} upon the sea" for number in range(10)]
-    found = tokens.load_vocabulary(TINY, many, tmp_path)
+    found = tokenize.load_tokenizer(TINY, many, tmp_path)
     monkeypatch.undo()
-    expected = tokens.load_vocabulary(TINY, [many[0], many[3], many[6]], tmp_path / "other")
+    expected = tokenize.load_tokenizer(TINY, [many[0], many[3], many[6]], tmp_path / "other")
     assert found.tokenizer.to_str() == expected.tokenizer.to_str()
 
 
 def test_a_saved_tokenizer_is_read_from_its_folder(tmp_path):
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = tokens.load_vocabulary(TINY, TEXTS, tmp_path)
+    vocabulary = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
     PreTrainedTokenizerFast(
         tokenizer_object=vocabulary.tokenizer, pad_token="[PAD]", unk_token="[UNK]"
     ).save_pretrained(tmp_path / "saved")
     named = dataclasses.replace(TINY, tokenizer=str(tmp_path / "saved"))
-    loaded = tokens.load_vocabulary(named, ["unused"], tmp_path)
+    loaded = tokenize.load_tokenizer(named, ["unused"], tmp_path)
     assert loaded.pad_id == 0
     assert np.array_equal(
-        tokens.tokenize(loaded, TEXTS, 16, tmp_path / "a").ids,
-        tokens.tokenize(vocabulary, TEXTS, 16, tmp_path / "b").ids,
+        tokenize.tokenize(loaded, TEXTS, 16, tmp_path / "a").ids,
+        tokenize.tokenize(vocabulary, TEXTS, 16, tmp_path / "b").ids,
     )
 
 
@@ -107,15 +109,15 @@ def test_no_tokenizer_is_one_clear_error(tmp_path, key):
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(InputError, match=rf"model\.{key}={empty}: no tokenizer can be loaded"):
-        tokens.load_vocabulary(dataclasses.replace(TINY, **{key: str(empty)}), TEXTS, tmp_path)
+        tokenize.load_tokenizer(dataclasses.replace(TINY, **{key: str(empty)}), TEXTS, tmp_path)
 
 
 @pytest.mark.skipif(not (SHARED / "bert-base-uncased").is_dir(), reason="BERT's vocabulary is not on this machine")
 def test_the_vocabulary_of_bert_base_uncased(tmp_path):
     named = dataclasses.replace(TINY, tokenizer=str(SHARED / "bert-base-uncased"))
-    vocabulary = tokens.load_vocabulary(named, TEXTS, tmp_path)
+    vocabulary = tokenize.load_tokenizer(named, TEXTS, tmp_path)
     assert (vocabulary.size, vocabulary.pad_id) == (30522, 0)
-    assert tokens.tokenize(vocabulary, ["Hello, world!"], 16, tmp_path).ids.tolist() == [
+    assert tokenize.tokenize(vocabulary, ["Hello, world!"], 16, tmp_path).ids.tolist() == [
         101,
         7592,
         1010,

@@ -6,18 +6,19 @@ import unittest.mock
 import pytest
 import torch
 
-from bertmon import model, schedule, step, train
-from bertmon.config import OnDoomed, RulesConfig
-from bertmon.monitor import History
+from bertmon import model, schedule
+from bertmon.config import OnDoomed, VerdictThresholds
 from bertmon.monitor.diagnosis import Verdict, diagnose
-from bertmon.monitor.observer import Observer
-from bertmon.run import assemble
+from bertmon.monitor.history import History
+from bertmon.monitor.monitor import Monitor
+from bertmon.run import build_task
+from bertmon.training import step, trainer
 
 
 def trained(settings, *, watched=False):
     """A run without folder or writer: the parts, the outcome, the points of each tag, the history."""
-    corpus, parts = assemble(settings, torch.device("cpu"))
-    history = History(train.plan(settings, len(parts.train), corpus.train.entropy()))
+    corpus, parts = build_task(settings, torch.device("cpu"))
+    history = History(trainer.plan_run(settings, len(parts.train), corpus.train.label_entropy()))
     points = {}
 
     def record(step, values):
@@ -25,9 +26,9 @@ def trained(settings, *, watched=False):
             points.setdefault(tag, []).append((step, value))
 
     sink = unittest.mock.Mock()
-    observer = Observer(model.layers(parts.classifier), history, settings.monitor, sink) if watched else None
-    outcome = train.Outcome()
-    train.fit(parts, settings, history, observer=observer, record=record, outcome=outcome, name="test")
+    observer = Monitor(model.named_weights(parts.classifier), history, settings.monitor, sink) if watched else None
+    outcome = trainer.TrainState()
+    trainer.fit(parts, settings, history, observer=observer, record=record, outcome=outcome, name="test")
     return parts, outcome, points, history
 
 
@@ -63,14 +64,17 @@ def test_another_seed_gives_other_weights_and_another_order(settings):
 def test_it_equals_a_plain_loop(settings):
     parts, outcome, points, _ = trained(settings)
 
-    _, plain = assemble(settings, torch.device("cpu"))
+    _, plain = build_task(settings, torch.device("cpu"))
     adamw = torch.optim.AdamW(
         plain.classifier.parameters(), lr=0, weight_decay=0, eps=settings.optimizer.eps, fused=True
     )
     losses = []
     for epoch in range(2):
-        for batch in plain.train.shuffled(settings.seed, epoch):
-            lr = schedule.factor(len(losses), shape="linear", warmup_frac=0.25, total_steps=12) * settings.optimizer.lr
+        for batch in plain.train.epoch_batches(settings.seed, epoch):
+            lr = (
+                schedule.lr_factor(len(losses), shape="linear", warmup_frac=0.25, total_steps=12)
+                * settings.optimizer.lr
+            )
             for group in adamw.param_groups:
                 group["lr"] = lr
             output = plain.classifier(
@@ -92,7 +96,7 @@ def test_it_equals_a_plain_loop(settings):
 def test_the_logged_rate_is_the_one_the_step_used(settings):
     _, _, points, _ = trained(settings)
     expected = [
-        (step, settings.optimizer.lr * schedule.factor(step, shape="linear", warmup_frac=0.25, total_steps=12))
+        (step, settings.optimizer.lr * schedule.lr_factor(step, shape="linear", warmup_frac=0.25, total_steps=12))
         for step in [0, 2, 4, 6, 8, 10, 11]
     ]
     assert points["learning_rate"] == expected
@@ -120,7 +124,7 @@ def test_evaluation_equals_one_text_at_a_time_in_eval_mode(settings):
     assert parts.classifier.training
     parts.classifier.eval()
     losses, right = [], 0
-    for batch in parts.test.by_length():
+    for batch in parts.test.sorted_by_length():
         for row, label in enumerate(batch.labels.tolist()):
             length = int(batch.attention_mask[row].sum())
             with torch.no_grad():
@@ -140,11 +144,11 @@ def test_it_learns(settings):
     assert points["loss/train"][-1][1] < 0.3 < points["loss/train"][0][1]
 
 
-DOOMED = RulesConfig(logit_spread=1e3, depth_profile=1e3)  # every run is, at its first snapshot
+DOOMED = VerdictThresholds(min_logit_std=1e3, min_depth_ratio=1e3)  # every run is, at its first snapshot
 
 
 def test_a_doomed_run_is_stopped_where_that_is_asked_for(settings):
-    settings.monitor.rules, settings.monitor.every = DOOMED, 4
+    settings.monitor.thresholds, settings.monitor.every = DOOMED, 4
     warned, outcome, _, _ = trained(settings, watched=True)
     assert (outcome.status, outcome.steps) == ("ok", 12)
     alone, _, _, _ = trained(settings)
@@ -160,20 +164,22 @@ def test_a_doomed_run_is_stopped_where_that_is_asked_for(settings):
 
 def test_doomed_at_the_last_step_is_not_stopped(settings):
     settings.monitor.on_doomed, settings.monitor.every = OnDoomed.stop, 11
-    settings.monitor.rules = RulesConfig(logit_spread=1e3, update_per_lr=1e3)  # at step 0 nothing has moved
+    settings.monitor.thresholds = VerdictThresholds(
+        min_logit_std=1e3, min_update_per_lr=1e3
+    )  # at step 0 nothing has moved
     _, outcome, _, history = trained(settings, watched=True)
     assert [snapshot.step for snapshot in history.snapshots] == [0, 11]
-    assert diagnose(history, settings.monitor.rules).verdict is Verdict.collapsed
+    assert diagnose(history, settings.monitor.thresholds).verdict is Verdict.collapsed
     assert (outcome.status, outcome.steps) == ("ok", 12)
 
 
 def test_an_evaluation_that_is_not_finite_is_a_divergence_with_a_verdict(settings, monkeypatch):
-    original = train.evaluate
+    original = trainer.evaluate
     monkeypatch.setattr(
-        train, "evaluate", lambda *args, **rest: dataclasses.replace(original(*args, **rest), loss=math.nan)
+        trainer, "evaluate", lambda *args, **rest: dataclasses.replace(original(*args, **rest), loss=math.nan)
     )
     told = []
-    monkeypatch.setattr(Observer, "judge", lambda self, found: told.append(found))
+    monkeypatch.setattr(Monitor, "judge", lambda self, found: told.append(found))
     _, outcome, _, _ = trained(settings, watched=True)
     assert (outcome.status, outcome.steps) == ("diverged", 6)
     assert str(told[-1]).startswith("step 6: diverged - loss/test is nan. Likely cause: a learning rate of 1e-3")
@@ -181,7 +187,7 @@ def test_an_evaluation_that_is_not_finite_is_a_divergence_with_a_verdict(setting
 
 def test_every_point_is_that_of_its_steps(settings):
     settings.optimizer.bias_correction = False
-    settings.train.clip = 0.3
+    settings.train.max_grad_norm = 0.3
     _, _, points, history = trained(settings)
     norms = history.grad_norms
     assert len(norms) == len(history.losses) == 12
@@ -196,7 +202,7 @@ def test_every_point_is_that_of_its_steps(settings):
 @pytest.mark.parametrize("log_every", [1, 1000])
 def test_a_loss_that_is_not_finite_ends_training_before_it_reaches_the_weights(settings, log_every):
     settings.optimizer.lr = 1e30
-    settings.train.clip = None
+    settings.train.max_grad_norm = None
     settings.train.log_every = log_every
     settings.train.eval_every = 4
     settings.monitor.every = 2
@@ -223,8 +229,8 @@ def test_a_gradient_that_is_not_finite_ends_training_though_the_loss_is_finite(s
         return found
 
     calls = itertools.count()
-    every_batch = train._all_epochs
-    monkeypatch.setattr(train, "forward_backward", spoiled)
+    every_batch = trainer._all_epochs
+    monkeypatch.setattr(trainer, "forward_backward", spoiled)
     settings.train.log_every = 1000  # nobody looks before the epoch's end
     settings.train.epochs = 3
     settings.train.batch_size = 3
@@ -234,14 +240,14 @@ def test_a_gradient_that_is_not_finite_ends_training_though_the_loss_is_finite(s
     assert next(calls) > 7  # steps went on, with gradients that were finite again, and changed nothing
 
     calls = itertools.count(-(10**6))  # nothing is spoiled
-    monkeypatch.setattr(train, "_all_epochs", lambda *given: itertools.islice(every_batch(*given), 5))
+    monkeypatch.setattr(trainer, "_all_epochs", lambda *given: itertools.islice(every_batch(*given), 5))
     whole, _, _, _ = trained(settings)
     assert torch.equal(weights(parts), weights(whole))
 
 
 def test_a_loss_that_is_not_finite_stops_finite_gradients_too():
     layer = torch.nn.Linear(2, 2)
-    updater = step.Updater(layer, torch.optim.AdamW(layer.parameters(), fused=True), clip=None)
+    updater = step.GuardedUpdate(layer, torch.optim.AdamW(layer.parameters(), fused=True), clip=None)
     before = layer.weight.detach().clone()
     for loss in (math.inf, 1.0):  # once stopped, stopped
         layer.weight.grad, layer.bias.grad = torch.ones(2, 2), torch.ones(2)

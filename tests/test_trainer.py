@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
-from bertmon.config import InputError, RulesConfig
-from bertmon.monitor import HISTORY, History
-from bertmon.trainer import WatchCallback
+from bertmon.config import VerdictThresholds
+from bertmon.errors import InputError
+from bertmon.integrations.transformers_trainer import WatchCallback
+from bertmon.monitor.history import HISTORY_FILE, History
 
 pytest.importorskip("accelerate")
 
@@ -85,7 +86,7 @@ def test_it_says_what_the_trainer_says(tmp_path, arguments, backward_passes):
     assert history.grad_norms == pytest.approx([float(norm) for norm in logged(trainer, "grad_norm")], rel=1e-5)
     assert min(history.grad_norms) > 0.1  # they were clipped after that
     assert [shot.lr for shot in history.snapshots] == pytest.approx(logged(trainer, "learning_rate")[::2])
-    assert History.load(tmp_path / "watched" / HISTORY).snapshots == history.snapshots
+    assert History.load(tmp_path / "watched" / HISTORY_FILE).snapshots == history.snapshots
 
 
 def test_layers_are_measured_before_clipping(tmp_path):
@@ -107,17 +108,17 @@ def test_training_is_the_same_bit_for_bit(tmp_path, arguments):
 
 def test_the_spread_is_measured_without_rounding(tmp_path):
     spreads = [
-        trained(tmp_path / str(bf16), bf16=bf16)[1].watch.history.snapshots[0].logit_spread for bf16 in (False, True)
+        trained(tmp_path / str(bf16), bf16=bf16)[1].watch.history.snapshots[0].logit_std for bf16 in (False, True)
     ]
     assert spreads[0] == spreads[1] > 0
 
 
 def test_a_doomed_run_is_stopped(tmp_path):
-    rules = RulesConfig(logit_spread=1e3, update_per_lr=1e3)  # whatever the numbers are, they are too small
+    rules = VerdictThresholds(min_logit_std=1e3, min_update_per_lr=1e3)  # whatever the numbers are, they are too small
     trainer, callback = trained(tmp_path, options={"rules": rules, "on_doomed": "stop"})
     assert callback.watch.doomed
     assert trainer.state.global_step < 6
-    assert callback.watch.diagnosis.step == trainer.state.global_step - 1
+    assert callback.watch.diagnosis.since_step == trainer.state.global_step - 1
     trainer, callback = trained(tmp_path / "warned", options={"rules": rules})
     assert callback.watch.doomed
     assert trainer.state.global_step == 6

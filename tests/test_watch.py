@@ -10,13 +10,15 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim import lr_scheduler
 
-from bertmon import model, train
-from bertmon.config import InputError, RulesConfig
-from bertmon.monitor import HISTORY, History
+from bertmon import model
+from bertmon.config import VerdictThresholds
+from bertmon.errors import InputError
+from bertmon.integrations.own_loop import Watch, planned_learning_rates
 from bertmon.monitor.diagnosis import Verdict
-from bertmon.monitor.observer import Observer
-from bertmon.run import assemble
-from bertmon.watch import Watch, planned_rates
+from bertmon.monitor.history import HISTORY_FILE, History
+from bertmon.monitor.monitor import Monitor
+from bertmon.run import build_task
+from bertmon.training import trainer
 
 
 class Silent:
@@ -69,12 +71,14 @@ def test_a_loop_of_ones_own_has_the_history_of_a_run(settings, tmp_path):
     settings.monitor.every = 2
     settings.optimizer.bias_correction = False
 
-    corpus, parts = assemble(settings, torch.device("cpu"))
-    history = History(train.plan(settings, len(parts.train), corpus.train.entropy()))
-    observer = Observer(model.layers(parts.classifier), history, settings.monitor, Silent())
-    train.fit(parts, settings, history, observer=observer, record=lambda *_: None, outcome=train.Outcome(), name="test")
+    corpus, parts = build_task(settings, torch.device("cpu"))
+    history = History(trainer.plan_run(settings, len(parts.train), corpus.train.label_entropy()))
+    observer = Monitor(model.named_weights(parts.classifier), history, settings.monitor, Silent())
+    trainer.fit(
+        parts, settings, history, observer=observer, record=lambda *_: None, outcome=trainer.TrainState(), name="test"
+    )
 
-    _, own = assemble(settings, torch.device("cpu"))
+    _, own = build_task(settings, torch.device("cpu"))
     total = len(history.plan)
     for group in own.optimizer.param_groups:
         group["lr"] = settings.optimizer.lr
@@ -92,12 +96,12 @@ def test_a_loop_of_ones_own_has_the_history_of_a_run(settings, tmp_path):
     )
     with watch:
         for epoch in range(settings.train.epochs):
-            for batch in own.train.shuffled(settings.seed, epoch):
+            for batch in own.train.epoch_batches(settings.seed, epoch):
                 inputs = {name: getattr(batch, name).long() for name in ("input_ids", "attention_mask", "labels")}
                 loss = own.classifier(**inputs).loss
                 loss.backward()
                 with watch.step(loss, inputs):
-                    torch.nn.utils.clip_grad_norm_(own.classifier.parameters(), settings.train.clip)
+                    torch.nn.utils.clip_grad_norm_(own.classifier.parameters(), settings.train.max_grad_norm)
                     own.optimizer.step()
                 scheduler.step()
                 own.optimizer.zero_grad()
@@ -105,7 +109,7 @@ def test_a_loop_of_ones_own_has_the_history_of_a_run(settings, tmp_path):
     assert watch.history.losses == history.losses
     assert watch.history.grad_norms == history.grad_norms
     assert watch.history.snapshots == history.snapshots
-    assert [shot.step for shot in history.snapshots if not math.isnan(shot.logit_spread)] == [0, 10]
+    assert [shot.step for shot in history.snapshots if not math.isnan(shot.logit_std)] == [0, 10]
     assert np.array_equal(watch.history.plan.effective_lr, history.plan.effective_lr)
     assert watch.history.plan.chance_loss == history.plan.chance_loss
     assert watch.diagnosis.verdict == observer.diagnosis.verdict
@@ -115,13 +119,13 @@ def test_what_it_writes(linear, tmp_path):
     with linear_watch(linear, tmp_path, total_steps=6, every=3) as watch:
         for _ in range(6):
             make_step(watch, linear)
-    stored = History.load(tmp_path / HISTORY)
+    stored = History.load(tmp_path / HISTORY_FILE)
     assert stored.snapshots == watch.history.snapshots
     assert stored.losses == pytest.approx(watch.history.losses)
     events = EventAccumulator(str(tmp_path)).Reload()
-    assert {tag: [event.step for event in events.Scalars(tag)] for tag in ("loss/train", "logit_spread")} == {
+    assert {tag: [event.step for event in events.Scalars(tag)] for tag in ("loss/train", "logit_std")} == {
         "loss/train": [0, 3, 5],
-        "logit_spread": [0],  # a pass for it is made at most every tenth step
+        "logit_std": [0],  # a pass for it is made at most every tenth step
     }
     assert events.Scalars("loss/train")[1].value == pytest.approx(np.mean(watch.history.losses[1:4]), rel=1e-6)
     assert {"learning_rate", "effective_learning_rate", "grad_norm", "grad_mean/layer"} <= set(events.Tags()["scalars"])
@@ -163,7 +167,7 @@ def test_planned_rates_are_those_that_come(make):
     adamw = torch.optim.AdamW([{"params": weights[:1], "lr": 0.1}, {"params": weights[1:], "lr": 0.4}])
     scheduler = make(adamw)
     before = copy.deepcopy((scheduler.state_dict(), adamw.state_dict()["param_groups"]))
-    planned = planned_rates(adamw, scheduler, 8)
+    planned = planned_learning_rates(adamw, scheduler, 8)
     assert str((scheduler.state_dict(), adamw.state_dict()["param_groups"])) == str(before)
     came = []
     for _ in range(8):
@@ -220,13 +224,13 @@ def test_an_error_in_the_loop_is_the_one_that_is_seen(linear, tmp_path, done):
 
     with pytest.raises(ZeroDivisionError):
         loop()
-    stored = History.load(tmp_path / HISTORY)
+    stored = History.load(tmp_path / HISTORY_FILE)
     assert len(stored.losses) == done
     assert [shot.step for shot in stored.snapshots] == [0, 2][: (done + 1) // 2]
 
 
 def test_verdicts_reach_the_log_and_the_loop(linear, tmp_path, caplog):
-    rules = RulesConfig(logit_spread=1e3, update_per_lr=1e3)  # whatever the numbers are, they are too small
+    rules = VerdictThresholds(min_logit_std=1e3, min_update_per_lr=1e3)  # whatever the numbers are, they are too small
     with linear_watch(linear, tmp_path, rules=rules) as watch:
         make_step(watch, linear)
         assert watch.diagnosis.verdict is Verdict.healthy or watch.doomed
@@ -246,7 +250,11 @@ def test_another_optimizer_than_adam_is_told(linear, tmp_path, caplog):
     sgd = torch.optim.SGD(linear[0].parameters(), lr=0.1)
     linear_watch((linear[0], sgd), tmp_path).close()
     assert caplog.record_tuples == [
-        ("bertmon.watch", logging.WARNING, "SGD is no Adam: the verdicts' thresholds were not set for it.")
+        (
+            "bertmon.integrations.own_loop",
+            logging.WARNING,
+            "SGD is no Adam: the verdicts' thresholds were not set for it.",
+        )
     ]
 
 

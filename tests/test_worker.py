@@ -7,12 +7,12 @@ import signal
 import pytest
 import torch
 
-from bertmon import worker
-from bertmon.train import deferred_signals
+from bertmon.launch import workers
+from bertmon.training.trainer import deferred_signals
 
 
 def test_every_line_begins_with_the_name_once():
-    named = worker._Named("warmup_frac=0.1/seed=0")
+    named = workers._PrefixFormatter("warmup_frac=0.1/seed=0")
 
     def shown(message):
         return named.format(logging.LogRecord("x", logging.INFO, "x", 1, message, None, None))
@@ -25,14 +25,14 @@ def test_every_line_begins_with_the_name_once():
 def test_workers_spread_over_gpus(tmp_path, monkeypatch):
     taken = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    monkeypatch.setattr(worker.tempfile, "gettempdir", lambda: str(tmp_path))
-    with worker._own_gpu(2), worker._own_gpu(2):
-        with worker._own_gpu(2):
+    monkeypatch.setattr(workers.tempfile, "gettempdir", lambda: str(tmp_path))
+    with workers._claim_gpu(2), workers._claim_gpu(2):
+        with workers._claim_gpu(2):
             assert taken == [0, 1, 0]
-        with worker._own_gpu(2):
+        with workers._claim_gpu(2):
             assert taken == [0, 1, 0, 0]  # the one that was left
     for count in (0, 1):
-        with worker._own_gpu(count):
+        with workers._claim_gpu(count):
             assert len(taken) == 4
 
 
@@ -68,10 +68,10 @@ def test_a_run_that_was_ended_by_submitits_signal_is_queued_again_once_it_is_wri
     told = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: told.append(number))
     try:
-        with pytest.raises(SystemExit), worker.beside_others("run"):
+        with pytest.raises(SystemExit), workers.parallel_run("run"):
             raise SystemExit(128 + signal.SIGUSR2)
         assert told == [signal.SIGUSR2]
-        with pytest.raises(SystemExit), worker.beside_others("run"):
+        with pytest.raises(SystemExit), workers.parallel_run("run"):
             raise SystemExit(128 + signal.SIGTERM)
         assert told == [signal.SIGUSR2]
     finally:

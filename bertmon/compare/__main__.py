@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from bertmon.compare import events, page, words
-from bertmon.config import InputError
-from bertmon.terminal import line
+from bertmon.compare import report, summary, tensorboard
+from bertmon.errors import InputError
+from bertmon.sanitize import sanitize_line
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -18,14 +18,16 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if given.out:
             target.mkdir(parents=True, exist_ok=True)
-        sweep = page.write(given.folders, target)
-        events.write(sweep, target)
+        sweep = report.write_report(given.folders, target)
+        tensorboard.write_comparison(sweep, target)
     except InputError as error:
         sys.exit(str(error))
     except OSError as error:
-        sys.exit(f"{line(error.filename2 or error.filename or target)} cannot be read or written: {error.strerror}.")
-    print(words.told(sweep))
-    print(f"Report: {line(target / page.HTML)}")
+        sys.exit(
+            f"{sanitize_line(error.filename2 or error.filename or target)} cannot be read or written: {error.strerror}."
+        )
+    print(summary.console_summary(sweep))
+    print(f"Report: {sanitize_line(target / report.HTML_FILE)}")
 
 
 if __name__ == "__main__":

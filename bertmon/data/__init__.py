@@ -5,15 +5,16 @@ Leaves tokens, batches and their order to tokens and batches.
 
 from pathlib import Path
 
-from bertmon.config import DataConfig, DocstringsConfig, FilesConfig, InputError, NewsgroupsConfig
-from bertmon.data import docstrings, files, newsgroups
+from bertmon.config import DataConfig, DocstringsConfig, FilesConfig, NewsgroupsConfig
+from bertmon.data import docstrings, newsgroups, text_files
 from bertmon.data.corpus import Corpus, Split
-from bertmon.data.files import FileTexts
+from bertmon.data.text_files import LazyTexts
+from bertmon.errors import InputError
 
-__all__ = ["Corpus", "FileTexts", "Split", "load"]
+__all__ = ["Corpus", "LazyTexts", "Split", "load_corpus"]
 
 
-def load(config: DataConfig, cache: Path) -> Corpus:
+def load_corpus(config: DataConfig, cache: Path) -> Corpus:
     """The texts that the config asks for. Raises InputError where they cannot be had or do not make a task."""
     match config:
         case NewsgroupsConfig():
@@ -21,5 +22,5 @@ def load(config: DataConfig, cache: Path) -> Corpus:
         case DocstringsConfig():
             return docstrings.read(config, cache)
         case FilesConfig():
-            return files.read(config, cache)
+            return text_files.read(config, cache)
     raise InputError("data is missing: give data=newsgroups, data=docstrings or data=files.")

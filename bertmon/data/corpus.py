@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from bertmon.cache import cached, digest
+from bertmon.storage import cached_bytes, content_hash
 
 
-class Texts(Protocol):
+class TextSequence(Protocol):
     """N texts: a list, or files.FileTexts."""
 
     def __len__(self) -> int: ...
@@ -26,13 +26,13 @@ class Texts(Protocol):
 class Split:
     """Texts [N] and their labels [N], each from 0 to C - 1."""
 
-    texts: Texts
+    texts: TextSequence
     labels: list[int]
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def entropy(self) -> float:
+    def label_entropy(self) -> float:
         """Entropy of the labels in nats."""
         return entropy(self.labels)
 
@@ -50,10 +50,10 @@ class Corpus:
         parts = [*self.label_names]
         for split in (self.train, self.test):
             known = getattr(split.texts, "digest", None)  # of texts that are not in memory
-            parts += [known or digest(*split.texts), ",".join(map(str, split.labels))]
-        return digest(*parts)
+            parts += [known or content_hash(*split.texts), ",".join(map(str, split.labels))]
+        return content_hash(*parts)
 
-    def majority(self) -> float:
+    def majority_share(self) -> float:
         """Share of the test split that its most frequent class has: what a run that learned nothing reaches."""
         return max(self.test.labels.count(label) for label in set(self.test.labels)) / len(self.test)
 
@@ -64,7 +64,7 @@ def entropy(labels: Sequence[int]) -> float:
     return -sum(share * math.log(share) for share in shares)
 
 
-def stored(cache: Path, name: str, read: Callable[[], Corpus]) -> Corpus:
+def cached_corpus(cache: Path, name: str, read: Callable[[], Corpus]) -> Corpus:
     """The corpus from the cache, where it is, else read and kept there."""
-    content = json.loads(cached(cache, name, lambda: json.dumps(asdict(read())).encode()))
+    content = json.loads(cached_bytes(cache, name, lambda: json.dumps(asdict(read())).encode()))
     return Corpus(Split(**content["train"]), Split(**content["test"]), tuple(content["label_names"]))

@@ -8,13 +8,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bertmon.cache import digest
-from bertmon.config import DocstringsConfig, InputError
-from bertmon.data.corpus import Corpus, Split, stored
-from bertmon.terminal import line
+from bertmon.config import DocstringsConfig
+from bertmon.data.corpus import Corpus, Split, cached_corpus
+from bertmon.errors import InputError
+from bertmon.sanitize import sanitize_line
+from bertmon.storage import content_hash
 
-_SHORTEST = 20  # words; below that a docstring is a stub ("Return self.") that no reader could place
-_NICKNAMES = {
+_MIN_WORDS = 20  # words; below that a docstring is a stub ("Return self.") that no reader could place
+_ALIASES = {
     "numpy": ("np",),
     "sklearn": ("scikit",),
     "matplotlib": ("mpl", "plt", "pyplot"),
@@ -27,7 +28,7 @@ def read(config: DocstringsConfig, cache: Path) -> Corpus:
     folders = [_package_folder(package) for package in config.packages]
     sources = [sorted(path for path in folder.rglob("*.py") if _is_source(path, folder)) for folder in folders]
     state = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for paths in sources for path in paths]
-    key = digest(
+    key = content_hash(
         "1", *map(str, (config.packages, config.train_per_package, config.test_per_package)), *state
     )  # raise the number when the reading below changes
 
@@ -39,17 +40,17 @@ def read(config: DocstringsConfig, cache: Path) -> Corpus:
             texts = _read_package(folder, paths, mask, enough=2 * count) - chosen.keys()
             if len(texts) < count:
                 raise InputError(
-                    f"data.packages: {package} has {len(texts)} docstrings of at least {_SHORTEST} words, and "
+                    f"data.packages: {package} has {len(texts)} docstrings of at least {_MIN_WORDS} words, and "
                     f"data.train_per_package + data.test_per_package asks for {count}."
                 )
-            chosen |= dict.fromkeys(sorted(texts, key=digest)[:count], label)
+            chosen |= dict.fromkeys(sorted(texts, key=content_hash)[:count], label)
         train: list[tuple[str, int]] = []
         test: list[tuple[str, int]] = []
         for row, example in enumerate(chosen.items()):
             (test if row % count < config.test_per_package else train).append(example)
         return Corpus(_split(train), _split(test), tuple(config.packages))
 
-    return stored(cache, f"docstrings-{key[:32]}.json", collect)
+    return cached_corpus(cache, f"docstrings-{key[:32]}.json", collect)
 
 
 def _split(examples: list[tuple[str, int]]) -> Split:
@@ -61,7 +62,7 @@ def _package_folder(package: str) -> Path:
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     locations = list(spec.submodule_search_locations or ()) if spec else []
     if not locations:
-        raise InputError(f"data.packages: {line(package)} is not an installed package.")
+        raise InputError(f"data.packages: {sanitize_line(package)} is not an installed package.")
     return Path(locations[0])
 
 
@@ -72,7 +73,7 @@ def _is_source(path: Path, folder: Path) -> bool:
 def _read_package(folder: Path, paths: list[Path], mask: re.Pattern[str], *, enough: int) -> set[str]:
     """Masked docstrings of the package, from its files in a fixed random order, until there are `enough`."""
     texts: set[str] = set()
-    for path in sorted(paths, key=lambda path: digest(path.relative_to(folder).as_posix())):
+    for path in sorted(paths, key=lambda path: content_hash(path.relative_to(folder).as_posix())):
         if len(texts) >= enough:
             break
         texts.update(mask.sub("_", docstring) for docstring in _docstrings_of(path))
@@ -88,7 +89,7 @@ def _docstrings_of(path: Path) -> Iterator[str]:
             return
     for node in _with_docstrings(tree):
         docstring = ast.get_docstring(node)
-        if docstring and len(docstring.split()) >= _SHORTEST:
+        if docstring and len(docstring.split()) >= _MIN_WORDS:
             yield docstring
 
 
@@ -108,9 +109,7 @@ def _mask(packages: Sequence[str]) -> re.Pattern[str]:
     """Matches every name of every package: that of its import, of its distribution, and its customary short forms."""
     distributions = importlib.metadata.packages_distributions()
     names = {
-        name
-        for package in packages
-        for name in (package, *distributions.get(package, ()), *_NICKNAMES.get(package, ()))
+        name for package in packages for name in (package, *distributions.get(package, ()), *_ALIASES.get(package, ()))
     }
     longest_first = sorted(names, key=lambda name: (-len(name), name))
     return re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, longest_first))})(?![A-Za-z0-9])", re.IGNORECASE)

@@ -5,10 +5,11 @@ import os
 import warnings
 from pathlib import Path
 
-from bertmon.cache import digest
-from bertmon.config import InputError, NewsgroupsConfig
-from bertmon.data.corpus import Corpus, Split, stored
-from bertmon.terminal import line
+from bertmon.config import NewsgroupsConfig
+from bertmon.data.corpus import Corpus, Split, cached_corpus
+from bertmon.errors import InputError
+from bertmon.sanitize import sanitize_line
+from bertmon.storage import content_hash
 
 NEWSGROUPS = (
     "alt.atheism",
@@ -39,12 +40,14 @@ def read(config: NewsgroupsConfig, cache: Path) -> Corpus:
     for category in config.categories:
         if category not in NEWSGROUPS:
             raise InputError(
-                f"data.categories: there is no newsgroup {line(category)}. There are {', '.join(NEWSGROUPS)}."
+                f"data.categories: there is no newsgroup {sanitize_line(category)}. There are {', '.join(NEWSGROUPS)}."
             )
-    if config.home is not None and not os.path.isdir(os.path.expanduser(config.home)):
-        raise InputError(f"data.home={line(config.home)} is not possible: give a folder that is there, or null.")
-    key = digest("1", importlib.metadata.version("scikit-learn"), *config.categories, "remove", *config.remove)
-    return stored(cache, f"newsgroups-{key[:32]}.json", lambda: _fetch(config))
+    if config.data_home is not None and not os.path.isdir(os.path.expanduser(config.data_home)):
+        raise InputError(
+            f"data.data_home={sanitize_line(config.data_home)} is not possible: give a folder that is there, or null."
+        )
+    key = content_hash("1", importlib.metadata.version("scikit-learn"), *config.categories, "remove", *config.remove)
+    return cached_corpus(cache, f"newsgroups-{key[:32]}.json", lambda: _fetch(config))
 
 
 def _fetch(config: NewsgroupsConfig) -> Corpus:
@@ -52,7 +55,7 @@ def _fetch(config: NewsgroupsConfig) -> Corpus:
 
     def part(subset: str) -> tuple[Split, tuple[str, ...]]:
         fetched = fetch_20newsgroups(
-            data_home=config.home and Path(config.home).expanduser(),
+            data_home=config.data_home and Path(config.data_home).expanduser(),
             subset=subset,
             categories=config.categories,
             remove=tuple(part.value for part in config.remove),
@@ -69,7 +72,7 @@ def _fetch(config: NewsgroupsConfig) -> Corpus:
         raise InputError(
             f"data=newsgroups cannot be had ({error}). With no network, fetch it elsewhere with\n"
             "  python -c 'from sklearn.datasets import fetch_20newsgroups as f; f(subset=\"all\")'\n"
-            "and give the folder that then holds 20news-bydate_py3.pkz as data.home=..., "
+            "and give the folder that then holds 20news-bydate_py3.pkz as data.data_home=..., "
             "or train on what is already here: experiment=quickstart"
         ) from None
     assert label_names == test_names

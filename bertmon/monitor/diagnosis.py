@@ -9,12 +9,12 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from bertmon.config import RulesConfig
-from bertmon.monitor import History, Plan, Snapshot
+from bertmon.config import VerdictThresholds
+from bertmon.monitor.history import History, RunPlan, Snapshot
 
 
 class Verdict(StrEnum):
@@ -31,6 +31,10 @@ class Verdict(StrEnum):
         return self in (Verdict.collapsed, Verdict.diverged, Verdict.not_learning)
 
 
+_RENAMED_SIGNALS = {"depth_profile": "depth_ratio", "logit_spread": "logit_std"}
+"""Signals as version 0.1 named them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One observation that a verdict rests on: `value` of `signal` at `step`, beyond `threshold`."""
@@ -40,7 +44,20 @@ class Finding:
     value: float
     threshold: float
     step: int
-    words: str
+    text: str
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of dataclasses.asdict, through JSON (null for nan and infinity), and as version 0.1 wrote it."""
+        layer, value, threshold = fields["layer"], fields["value"], fields["threshold"]
+        return cls(
+            signal=_RENAMED_SIGNALS.get(fields["signal"], str(fields["signal"])),
+            layer=None if layer is None else str(layer),
+            value=math.nan if value is None else float(value),
+            threshold=math.inf if threshold is None else float(threshold),
+            step=int(fields["step"]),
+            text=str(fields["text"] if "text" in fields else fields["words"]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +65,25 @@ class Diagnosis:
     """A verdict, the step that it is known since, and why."""
 
     verdict: Verdict
-    step: int
+    since_step: int
     findings: tuple[Finding, ...] = ()
     cause: str | None = None
     advice: str | None = None
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> "Diagnosis":
-        """What dataclasses.asdict made."""
-        findings = tuple(Finding(**finding) for finding in told["findings"])
-        return cls(Verdict(told["verdict"]), told["step"], findings, told["cause"], told["advice"])
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of dataclasses.asdict; other keys are ignored. Raises KeyError, TypeError and ValueError."""
+        findings = tuple(map(Finding.from_dict, fields.get("findings") or ()))
+        cause, advice = (None if fields.get(key) is None else str(fields[key]) for key in ("cause", "advice"))
+        return cls(Verdict(fields["verdict"]), int(fields["since_step"]), findings, cause, advice)
 
-    def observed(self) -> str:
+    def findings_text(self) -> str:
         """The findings in words."""
-        return ", ".join(finding.words for finding in self.findings)
+        return ", ".join(finding.text for finding in self.findings)
 
     def __str__(self) -> str:
-        why = self.observed()
-        text = f"step {self.step}: {self.verdict}" + (f" - {why}." if why else "")
+        why = self.findings_text()
+        text = f"step {self.since_step}: {self.verdict}" + (f" - {why}." if why else "")
         if self.cause:
             text += f" Likely cause: {self.cause}."
         return text + (f" Try {self.advice}." if self.advice else "")
@@ -74,16 +92,16 @@ class Diagnosis:
 _LARGEST_LR = 1e-3
 """The largest learning rate that is advised where one is too small: at larger ones most runs of the study failed."""
 
-_STAY = 10.0
+_HYSTERESIS = 10.0
 """How far beyond its threshold a signal has to come back before a verdict is withdrawn."""
 
 
-def diagnose(history: History, rules: RulesConfig, before: Diagnosis | None = None) -> Diagnosis:
+def diagnose(history: History, rules: VerdictThresholds, before: Diagnosis | None = None) -> Diagnosis:
     """The verdict after the last step of `history`, whose snapshot is there; the first rule that holds decides.
 
     before: what was said of the run last; it is returned as it was where the verdict is still the same.
     """
-    for rule in (_diverged, _collapsed, _learned, _not_growing, _slow):
+    for rule in (_diverged, _collapsed, _learned, _not_learning, _slow):
         found = rule(history, rules, before)
         if found is not None:
             break
@@ -93,10 +111,10 @@ def diagnose(history: History, rules: RulesConfig, before: Diagnosis | None = No
     return before if before is not None and same else found
 
 
-def diverged(plan: Plan, signal: str, value: float, step: int, layer: str | None = None) -> Diagnosis:
+def divergence(plan: RunPlan, signal: str, value: float, step: int, layer: str | None = None) -> Diagnosis:
     """For a loss ("loss/train", "loss/test") or a gradient ("grad_norm") that is infinite or not a number at `step`."""
-    words = f"{signal} is {value}" + (f" from {layer} towards the input" if layer else "")
-    finding = Finding(signal, layer, value, math.inf, step, words)
+    text = f"{signal} is {value}" + (f" from {layer} towards the input" if layer else "")
+    finding = Finding(signal, layer, value, math.inf, step, text)
     broke = float(plan.effective_lr[:step].max(initial=0.0))
     if not broke:
         return Diagnosis(Verdict.diverged, step, (finding,))
@@ -104,12 +122,12 @@ def diverged(plan: Plan, signal: str, value: float, step: int, layer: str | None
         Verdict.diverged,
         step,
         (finding,),
-        cause=f"a learning rate of {_shown(broke)} is too large",
-        advice=f"optimizer.lr={_shown(plan.lr.max() * broke / 10 / plan.effective_lr.max())}",
+        cause=f"a learning rate of {_format_number(broke)} is too large",
+        advice=f"optimizer.lr={_format_number(plan.lr.max() * broke / 10 / plan.effective_lr.max())}",
     )
 
 
-def _diverged(history: History, rules: RulesConfig, before: Diagnosis | None) -> Diagnosis | None:
+def _diverged(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
     """A loss or a gradient that is infinite or not a number."""
     step, loss, norm = len(history.losses) - 1, history.losses[-1], history.grad_norms[-1]
     if math.isfinite(loss + norm):
@@ -121,37 +139,39 @@ def _diverged(history: History, rules: RulesConfig, before: Diagnosis | None) ->
         if 0 < len(broken) < len(snapshot.layers):
             layer = snapshot.layers.labels[broken[-1]]
     if math.isfinite(loss):
-        return diverged(history.plan, "grad_norm", norm, step, layer)
-    return diverged(history.plan, "loss/train", loss, step, layer)
+        return divergence(history.plan, "grad_norm", norm, step, layer)
+    return divergence(history.plan, "loss/train", loss, step, layer)
 
 
-def _collapsed(history: History, rules: RulesConfig, before: Diagnosis | None) -> Diagnosis | None:
+def _collapsed(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
     """The logits ignore the texts, while the gradient dies towards the input or the weights have stopped to move."""
     snapshot = history.snapshots[-1]
-    vanishing = snapshot.depth_profile[0] < rules.depth_profile
-    resting = snapshot.signals.get("update_per_lr/linear", math.inf) < rules.update_per_lr
+    vanishing = snapshot.depth_ratio[0] < rules.min_depth_ratio
+    resting = snapshot.signals.get("update_per_lr/linear", math.inf) < rules.min_update_per_lr
     if before is not None and before.verdict is Verdict.collapsed:
-        if all(spread > _STAY * rules.logit_spread for spread in _last_spreads(history)):
+        if all(spread > _HYSTERESIS * rules.min_logit_std for spread in _last_spreads(history)):
             return None  # some odd batches are no recovery
-    elif not (snapshot.logit_spread < rules.logit_spread and (vanishing or resting)):
+    elif not (snapshot.logit_std < rules.min_logit_std and (vanishing or resting)):
         return None
-    elif _learned(history, rules, before) and max(_last_spreads(history)) >= rules.logit_spread:
+    elif _learned(history, rules, before) and max(_last_spreads(history)) >= rules.min_logit_std:
         return None  # nor are some odd batches a collapse of a model that reads its texts
-    profile, first = snapshot.depth_profile
+    profile, first = snapshot.depth_ratio
     findings = []
-    if profile < rules.depth_profile:
-        words = f"gradients vanish towards the input (first/last layer {_below(profile, rules.depth_profile)}, {first})"
-        findings.append(Finding("depth_profile", first, profile, rules.depth_profile, snapshot.step, words))
+    if profile < rules.min_depth_ratio:
+        text = (
+            f"gradients vanish towards the input (first/last layer {_below(profile, rules.min_depth_ratio)}, {first})"
+        )
+        findings.append(Finding("depth_ratio", first, profile, rules.min_depth_ratio, snapshot.step, text))
     moved = snapshot.signals.get("update_per_lr/linear", math.inf)
-    if moved < rules.update_per_lr:
-        words = f"weights hardly move (steps {_below(moved, rules.update_per_lr)} of the learning rate)"
-        findings.append(Finding("update_per_lr/linear", None, moved, rules.update_per_lr, snapshot.step, words))
-    words = f"every text gets the same logits (spread {_below(snapshot.logit_spread, rules.logit_spread)})"
-    findings.append(Finding("logit_spread", None, snapshot.logit_spread, rules.logit_spread, snapshot.step, words))
-    return Diagnosis(Verdict.collapsed, snapshot.step, tuple(findings), *_why_collapsed(history.plan, snapshot.step))
+    if moved < rules.min_update_per_lr:
+        text = f"weights hardly move (steps {_below(moved, rules.min_update_per_lr)} of the learning rate)"
+        findings.append(Finding("update_per_lr/linear", None, moved, rules.min_update_per_lr, snapshot.step, text))
+    text = f"every text gets the same logits (spread {_below(snapshot.logit_std, rules.min_logit_std)})"
+    findings.append(Finding("logit_std", None, snapshot.logit_std, rules.min_logit_std, snapshot.step, text))
+    return Diagnosis(Verdict.collapsed, snapshot.step, tuple(findings), *_explain_collapse(history.plan, snapshot.step))
 
 
-def _why_collapsed(plan: Plan, step: int) -> tuple[str | None, str | None]:
+def _explain_collapse(plan: RunPlan, step: int) -> tuple[str | None, str | None]:
     """Cause and advice: the largest effective rate so far was too large, and what would keep it below half of that."""
     if not plan.effective_lr[:step].any():
         return None, None  # no weight has moved yet
@@ -164,54 +184,56 @@ def _why_collapsed(plan: Plan, step: int) -> tuple[str | None, str | None]:
     if not plan.bias_correction and nominal < broke / 2:
         ways.append("optimizer.bias_correction=true")
     if not ways:
-        ways.append(f"optimizer.lr={_shown(nominal * broke / 3 / plan.effective_lr.max())}")
+        ways.append(f"optimizer.lr={_format_number(nominal * broke / 3 / plan.effective_lr.max())}")
     if boosts[peak] > 1.5:
         cause = (
-            f"an effective learning rate of {_shown(broke)} at step {peak}, {boosts[peak]:.1f}x the nominal one "
+            f"an effective learning rate of {_format_number(broke)} at step {peak}, {boosts[peak]:.1f}x the nominal one "
             f"(no bias correction, warm-up {plan.warmup_frac:g})"
         )
     else:
-        cause = f"a learning rate of {_shown(broke)} at step {peak} is too large for this model"
+        cause = f"a learning rate of {_format_number(broke)} at step {peak} is too large for this model"
     return cause, " or ".join(ways)
 
 
-def _learned(history: History, rules: RulesConfig, before: Diagnosis | None) -> Diagnosis | None:
+def _learned(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
     """The loss is clearly below what the labels alone would give; once it is, half of that is enough to stay there.
 
     Clearly: by two standard errors too, since the losses of small batches with few texts of a class scatter.
     """
     loss, error = _smoothed(history)
     has_learned = before is not None and before.verdict is Verdict.healthy and before.findings
-    share = (1 + rules.learned) / 2 if has_learned else rules.learned
+    share = (1 + rules.learned_loss_ratio) / 2 if has_learned else rules.learned_loss_ratio
     chance, step = history.plan.chance_loss, len(history.losses) - 1
     if not (loss < share * chance and loss + 2 * error < chance):
         return None
-    words = f"the loss is below chance ({loss:.2f} < {rules.learned * chance:.2f})"
-    return Diagnosis(Verdict.healthy, step, (Finding("loss/train", None, loss, rules.learned * chance, step, words),))
+    text = f"the loss is below chance ({loss:.2f} < {rules.learned_loss_ratio * chance:.2f})"
+    return Diagnosis(
+        Verdict.healthy, step, (Finding("loss/train", None, loss, rules.learned_loss_ratio * chance, step, text),)
+    )
 
 
-def _not_growing(history: History, rules: RulesConfig, before: Diagnosis | None) -> Diagnosis | None:
+def _not_learning(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
     """By the end of the run the logits will hardly depend on the texts, however well it goes from here."""
     plan, shots = history.plan, history.snapshots
-    step, expected = shots[-1].step, _spread_at_end(plan, shots, rules)
+    step, expected = shots[-1].step, _predict_final_spread(plan, shots, rules)
     if not plan.effective_lr[: step + 1].any():
         return None  # no weight has moved yet, and what moves it cannot be told
-    stay = _STAY if before is not None and before.verdict is Verdict.not_learning else 1.0
-    if not expected < rules.spread_at_end * stay:
+    stay = _HYSTERESIS if before is not None and before.verdict is Verdict.not_learning else 1.0
+    if not expected < rules.min_final_logit_std * stay:
         return None
-    words = (
+    text = (
         "the logits hardly depend on the text, nor will they by the last step "
-        f"(largest spread to expect {_below(expected, rules.spread_at_end)})"
+        f"(largest spread to expect {_below(expected, rules.min_final_logit_std)})"
     )
     return Diagnosis(
         Verdict.not_learning,
         step,
-        (Finding("logit_spread", None, expected, rules.spread_at_end, step, words),),
-        *_why_not_growing(plan, shots),
+        (Finding("logit_std", None, expected, rules.min_final_logit_std, step, text),),
+        *_explain_not_learning(plan, shots),
     )
 
 
-def _spread_at_end(plan: Plan, shots: list[Snapshot], rules: RulesConfig) -> float:
+def _predict_final_spread(plan: RunPlan, shots: list[Snapshot], rules: VerdictThresholds) -> float:
     """The largest spread of the logits to expect at the end of the run; infinite where that cannot be said.
 
     Off a plateau the spread grows exponentially, and the learning rate is its clock: against the effective learning
@@ -222,24 +244,28 @@ def _spread_at_end(plan: Plan, shots: list[Snapshot], rules: RulesConfig) -> flo
     """
     clock = np.cumsum(plan.effective_lr)
     first = bisect_left(shots, shots[-1].step / 2, key=lambda shot: shot.step)
-    recent = [shot for shot in shots[first :: 1 + (len(shots) - first) // 100] if shot.logit_spread > 0]
+    recent = [shot for shot in shots[first :: 1 + (len(shots) - first) // 100] if shot.logit_std > 0]
     times = np.array([clock[shot.step] for shot in recent])
-    spreads = np.log([shot.logit_spread for shot in recent])
+    spreads = np.log([shot.logit_std for shot in recent])
     now, left = clock[shots[-1].step], clock[-1] - clock[shots[-1].step]
     if not recent:
         return math.inf
-    if now < rules.patience * clock[-1] or len(recent) < 3:
-        end = spreads.mean() + rules.growth * left
+    if now < rules.min_lr_used * clock[-1] or len(recent) < 3:
+        end = spreads.mean() + rules.max_logit_std_growth * left
     else:
         apart = times - times.mean()
         slope = float(apart @ spreads / (apart @ apart))
         residuals = spreads - spreads.mean() - slope * apart
         error = math.sqrt(float(residuals @ residuals / (len(recent) - 2) / (apart @ apart)))
-        end = spreads.mean() + slope * (now - times.mean()) + max(slope + 2 * error, rules.growth / 4) * left
+        end = (
+            spreads.mean()
+            + slope * (now - times.mean())
+            + max(slope + 2 * error, rules.max_logit_std_growth / 4) * left
+        )
     return math.exp(min(float(end), 100.0))
 
 
-def _why_not_growing(plan: Plan, shots: list[Snapshot]) -> tuple[str | None, str | None]:
+def _explain_not_learning(plan: RunPlan, shots: list[Snapshot]) -> tuple[str | None, str | None]:
     """What all steps together move the weights by, in units of the weights' size, tells too small a rate from too
     large a one; in between neither is said."""
     linear = [kind == "linear" for kind in shots[0].layers.kinds]
@@ -251,25 +277,28 @@ def _why_not_growing(plan: Plan, shots: list[Snapshot]) -> tuple[str | None, str
     peak = float(plan.lr.max())
     if movement < 1:
         cause = (
-            f"a learning rate of {_shown(peak)} is too small: "
+            f"a learning rate of {_format_number(peak)} is too small: "
             f"all {len(plan)} steps move the weights by {100 * movement:.2g} %"
         )
         larger = peak / movement
-        return cause, f"optimizer.lr={_shown(larger)} or more steps" if larger <= _LARGEST_LR else "more steps"
+        return cause, f"optimizer.lr={_format_number(larger)} or more steps" if larger <= _LARGEST_LR else "more steps"
     if movement > 3:
-        return f"a learning rate of {_shown(plan.effective_lr.max())} is too large", f"optimizer.lr={_shown(peak / 3)}"
+        return (
+            f"a learning rate of {_format_number(plan.effective_lr.max())} is too large",
+            f"optimizer.lr={_format_number(peak / 3)}",
+        )
     return None, None
 
 
-def _slow(history: History, rules: RulesConfig, before: Diagnosis | None) -> Diagnosis | None:
+def _slow(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
     """Nothing learned after a good part of the run, and no sign that it is lost."""
     done, (loss, _), chance = len(history.losses), _smoothed(history), history.plan.chance_loss
-    if done < rules.slow * len(history.plan):
+    if done < rules.slow_after * len(history.plan):
         return None
-    words = (
+    text = (
         f"after {done} of {len(history.plan)} steps the loss is no better than chance ({loss:.2f}, chance {chance:.2f})"
     )
-    finding = Finding("loss/train", None, loss, rules.learned * chance, done - 1, words)
+    finding = Finding("loss/train", None, loss, rules.learned_loss_ratio * chance, done - 1, text)
     return Diagnosis(Verdict.slow, done - 1, (finding,))
 
 
@@ -285,8 +314,8 @@ def _last_spreads(history: History) -> list[float]:
     for shot in reversed(history.snapshots):
         if len(found) >= 3 and shot.step < len(history.losses) - _window(history):
             break
-        if not math.isnan(shot.logit_spread):
-            found.append(shot.logit_spread)
+        if not math.isnan(shot.logit_std):
+            found.append(shot.logit_std)
     return found
 
 
@@ -296,10 +325,10 @@ def _window(history: History) -> int:
 
 
 def _below(value: float, threshold: float) -> str:
-    return f"{_shown(value)} < {_shown(threshold)}"
+    return f"{_format_number(value)} < {_format_number(threshold)}"
 
 
-def _shown(value: float) -> str:
+def _format_number(value: float) -> str:
     """A number that can be typed, of two digits."""
     if not value or 0.01 <= value < 1000:
         return f"{value:.2g}"

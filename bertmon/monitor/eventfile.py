@@ -17,7 +17,7 @@ import google_crc32c
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from bertmon.config import storing
+from bertmon.errors import storage_errors
 
 _number = count()
 
@@ -28,7 +28,7 @@ class EventFile:
     def __init__(self, folder: Path) -> None:
         name = f"events.out.tfevents.{time.time():.3f}.{socket.gethostname()}.{os.getpid()}.{next(_number)}"
         self.path = folder / name
-        with storing(self.path):
+        with storage_errors(self.path):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("xb", buffering=0)
         weakref.finalize(self, self._file.close)  # a Trainer that dies tells nobody
@@ -39,9 +39,9 @@ class EventFile:
         """Add a summary at a step."""
         self._write(Event(summary=summary, step=step))
 
-    def mark(self) -> tuple[int, str]:
+    def position(self) -> tuple[int, str]:
         """Bytes so far, all of them on the disk now, and their SHA-256."""
-        with storing(self.path):
+        with storage_errors(self.path):
             os.fsync(self._file.fileno())
         return self._file.tell(), self._sha.hexdigest()
 
@@ -55,7 +55,7 @@ class EventFile:
         length = struct.pack("<Q", len(content))
         record = length + _masked_crc(length) + content + _masked_crc(content)
         self._sha.update(record)
-        with storing(self.path):
+        with storage_errors(self.path):
             while record:  # a disk that is nearly full takes a part
                 record = record[self._file.write(record) :]
 

@@ -28,20 +28,20 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from matplotlib.transforms import IdentityTransform
 from PIL import Image
 
-from bertmon.monitor import Layers, Snapshot
+from bertmon.monitor.history import Snapshot, WeightTable
 
 HEALTHY_RATIO = 1e-3
 """Rule of thumb for the update/parameter ratio (CS231n, https://cs231n.github.io/neural-networks-3)."""
 
 # Okabe & Ito's palette, told apart by colour-blind readers too (https://jfly.uni-koeln.de/color).
-_COLOURS = {
+_COLORS = {
     "linear": "#0072B2",
     "embedding": "#009E73",
     "norm": "#CC79A7",
     "bias": "#E69F00",
     "other": "#56B4E9",
 }
-_INK, _QUIET, _ALARM, _GRID, _BAND, _PAPER = "#222222", "#777777", "#D55E00", "#D5D7DB", "#EEF0F3", "#FFFFFF"
+_TEXT, _MUTED, _ERROR, _GRID, _BAND, _WHITE = "#222222", "#777777", "#D55E00", "#D5D7DB", "#EEF0F3", "#FFFFFF"
 _ROW_INCHES, _ABOVE_INCHES, _BELOW_INCHES, _WIDTH_INCHES, _DPI = 0.15, 0.7, 0.52, 10.5, 100
 _LEFT, _RIGHT = 0.235, 0.975  # edges of the panels, as shares of the width
 _DASHES = (0, (4, 3))
@@ -51,12 +51,12 @@ def gradient_flow(snapshot: Snapshot) -> Figure:
     """Mean, largest and standard deviation of |gradient| and the share of zeros, for each layer."""
     mean, largest, spread = (snapshot[name] for name in ("grad_mean", "grad_max", "grad_std"))
     sheet = _sheet("gradient_flow", snapshot.layers, _decades(mean, largest, spread))
-    figure = _on(sheet, snapshot, "Gradient flow", "before clipping")
+    figure = _figure_on(sheet, snapshot, "Gradient flow", "before clipping")
     flow, zeros = sheet.panels
     flow.bars(figure, mean, snapshot.layers.kinds)
-    flow.marks(figure, spread, marker="o", markersize=3.2, color=_PAPER, markeredgecolor=_INK)
-    flow.marks(figure, largest, marker="|", markersize=5.5, color=_INK, markeredgewidth=1.2)
-    flow.name_missing(figure, mean, "gradient")
+    flow.marks(figure, spread, marker="o", markersize=3.2, color=_WHITE, markeredgecolor=_TEXT)
+    flow.marks(figure, largest, marker="|", markersize=5.5, color=_TEXT, markeredgewidth=1.2)
+    flow.label_missing(figure, mean, "gradient")
     zeros.bars(figure, 100 * snapshot["grad_zero"], snapshot.layers.kinds)
     return figure
 
@@ -65,11 +65,11 @@ def update_ratio(snapshot: Snapshot) -> Figure:
     """L2 norm of each layer's change in this step over that of the layer itself."""
     ratio = snapshot["update_ratio"]
     sheet = _sheet("update_ratio", snapshot.layers, _decades(ratio, np.array([HEALTHY_RATIO])))
-    figure = _on(sheet, snapshot, "Update / parameter ratio", "measured over this step")
+    figure = _figure_on(sheet, snapshot, "Update / parameter ratio", "measured over this step")
     (panel,) = sheet.panels
     panel.bars(figure, ratio, snapshot.layers.kinds)
     panel.line(figure, HEALTHY_RATIO)
-    panel.name_missing(figure, ratio, "update" if snapshot.lr else "update: the learning rate is 0")
+    panel.label_missing(figure, ratio, "update" if snapshot.lr else "update: the learning rate is 0")
     return figure
 
 
@@ -83,11 +83,11 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def blank(kind: str, layers: Layers, decades: tuple[int, int]) -> tuple[Figure, list[Axes]]:
+def background(kind: str, layers: WeightTable, decades: tuple[int, int]) -> tuple[Figure, list[Axes]]:
     """The sheet without data: labels, axes over powers of ten from the first to the last of `decades`, legend."""
     widths = {"gradient_flow": (4, 1), "update_ratio": (1,)}[kind]
     height = _ROW_INCHES * len(layers) + _ABOVE_INCHES + _BELOW_INCHES
-    figure = Figure(figsize=(_WIDTH_INCHES, height), dpi=_DPI, facecolor=_PAPER)
+    figure = Figure(figsize=(_WIDTH_INCHES, height), dpi=_DPI, facecolor=_WHITE)
     grid = figure.add_gridspec(
         1,
         len(widths),
@@ -102,15 +102,15 @@ def blank(kind: str, layers: Layers, decades: tuple[int, int]) -> tuple[Figure, 
     for axes in panels:
         axes.set_ylim(len(layers) - 0.5, -0.5)
         axes.set_yticks([])
-        axes.tick_params(axis="x", labelsize=8, colors=_QUIET, length=2)
-        axes.xaxis.label.set(fontsize=9, color=_INK)
+        axes.tick_params(axis="x", labelsize=8, colors=_MUTED, length=2)
+        axes.xaxis.label.set(fontsize=9, color=_TEXT)
         axes.grid(axis="x", color=_GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         for side in axes.spines:
             axes.spines[side].set_visible(False)
         for top, bottom in _bands(layers.depths):
             axes.axhspan(top, bottom, color=_BAND, linewidth=0, zorder=-1)
-    panels[0].set_yticks(range(len(layers)), layers.labels, fontsize=7.5, color=_INK)
+    panels[0].set_yticks(range(len(layers)), layers.labels, fontsize=7.5, color=_TEXT)
     panels[0].tick_params(axis="y", length=0, pad=3)
     _log_axis(panels[0], *decades)
 
@@ -120,14 +120,14 @@ def blank(kind: str, layers: Layers, decades: tuple[int, int]) -> tuple[Figure, 
         panels[1].set_xlim(0, 104)
         panels[1].xaxis.set_major_locator(FixedLocator([0, 50, 100]))
         panels[1].set_xlabel("zeros [%]")
-        marks.append(Line2D([], [], ls="none", marker="o", ms=4, color=_PAPER, mec=_INK, label="std"))
-        marks.append(Line2D([], [], ls="none", marker="|", ms=8, color=_INK, label="max"))
+        marks.append(Line2D([], [], ls="none", marker="o", ms=4, color=_WHITE, mec=_TEXT, label="std"))
+        marks.append(Line2D([], [], ls="none", marker="|", ms=8, color=_TEXT, label="max"))
     else:
         panels[0].set_xlabel("||change|| / ||parameter||")
         label = "1e-3, rule of thumb for matrices"
-        marks.append(Line2D([], [], color=_INK, linewidth=1, linestyle=_DASHES, label=label))
+        marks.append(Line2D([], [], color=_TEXT, linewidth=1, linestyle=_DASHES, label=label))
     what = "mean: " if kind == "gradient_flow" else ""
-    patches = [Patch(color=colour, label=what + name) for name, colour in _COLOURS.items() if name in layers.kinds]
+    patches = [Patch(color=colour, label=what + name) for name, colour in _COLORS.items() if name in layers.kinds]
     figure.legend(
         handles=[*patches, *marks],
         loc="upper left",
@@ -174,7 +174,7 @@ class _Panel:
             for x, row in drawn
             for y, half in [(self.y(row), 0.36 * _ROW_INCHES * _DPI)]
         ]
-        colours = [_COLOURS[kinds[row]] for _, row in drawn]
+        colours = [_COLORS[kinds[row]] for _, row in drawn]
         figure.add_artist(PolyCollection(corners, facecolor=colours, transform=IdentityTransform(), zorder=2))
 
     def marks(self, figure: Figure, values: npt.NDArray[np.float64], **style: Any) -> None:
@@ -186,25 +186,25 @@ class _Panel:
     def line(self, figure: Figure, value: float) -> None:
         """A dashed line from top to bottom at the value."""
         (x,) = self.x(np.array([value]))
-        line = Line2D([x, x], [self.top, _BELOW_INCHES * _DPI], color=_INK, linewidth=1, linestyle=_DASHES, zorder=3)
+        line = Line2D([x, x], [self.top, _BELOW_INCHES * _DPI], color=_TEXT, linewidth=1, linestyle=_DASHES, zorder=3)
         line.set_transform(IdentityTransform())
         figure.add_artist(line)
 
-    def name_missing(self, figure: Figure, values: npt.NDArray[np.float64], what: str) -> None:
+    def label_missing(self, figure: Figure, values: npt.NDArray[np.float64], what: str) -> None:
         """Say in words where a logarithmic bar cannot be: all zero, infinite, or not a number."""
         if not values.any():
             middle = (self.left + self.right) / 2
-            _write(figure, middle, self.y(len(values) / 2 - 0.5), f"no {what}", fontsize=11, color=_QUIET, ha="center")
+            _write(figure, middle, self.y(len(values) / 2 - 0.5), f"no {what}", fontsize=11, color=_MUTED, ha="center")
             return
         for row, value in enumerate(values):
             if not (np.isfinite(value) and value > 0):
                 word = "none" if np.isnan(value) else f"{value:g}"
-                colour = _QUIET if value == 0 else _ALARM
+                colour = _MUTED if value == 0 else _ERROR
                 _write(figure, self.left + 4, self.y(row), word, fontsize=7, color=colour)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Sheet:
+class _Background:
     """A blank sheet as pixels [height, width, 4], and its panels."""
 
     pixels: npt.NDArray[np.uint8]
@@ -212,25 +212,25 @@ class _Sheet:
 
 
 @functools.lru_cache(maxsize=16)
-def _sheet(kind: str, layers: Layers, decades: tuple[int, int]) -> _Sheet:
-    figure, axes = blank(kind, layers, decades)
+def _sheet(kind: str, layers: WeightTable, decades: tuple[int, int]) -> _Background:
+    figure, axes = background(kind, layers, decades)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     boxes = [panel.get_window_extent() for panel in axes]
     ends = [(*decades, True), (*axes[-1].get_xlim(), False)][: len(axes)]
     panels = tuple(_Panel(box.x0, box.x1, box.y1, *end) for box, end in zip(boxes, ends, strict=True))
-    return _Sheet(np.asarray(canvas.buffer_rgba()).copy(), panels)
+    return _Background(np.asarray(canvas.buffer_rgba()).copy(), panels)
 
 
-def _on(sheet: _Sheet, snapshot: Snapshot, title: str, remark: str) -> Figure:
+def _figure_on(sheet: _Background, snapshot: Snapshot, title: str, remark: str) -> Figure:
     """A figure that shows the sheet, with the step's own heading."""
     height, width, _ = sheet.pixels.shape
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=_PAPER)
-    figure.add_artist(_Pixels(sheet.pixels))
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=_WHITE)
+    figure.add_artist(_RawImage(sheet.pixels))
     heading = f"{title}, step {snapshot.step}"
-    _write(figure, 0.012 * width, height - 19, heading, fontsize=12, color=_INK, weight="bold")
+    _write(figure, 0.012 * width, height - 19, heading, fontsize=12, color=_TEXT, weight="bold")
     remark = f"learning rate {snapshot.lr:.3g}, {remark}"
-    _write(figure, _RIGHT * width, height - 20, remark, fontsize=9, color=_QUIET, ha="right")
+    _write(figure, _RIGHT * width, height - 20, remark, fontsize=9, color=_MUTED, ha="right")
     return figure
 
 
@@ -238,7 +238,7 @@ def _write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
     figure.add_artist(Text(x, y, text, va="center_baseline", transform=IdentityTransform(), zorder=4, **style))
 
 
-class _Pixels(Artist):
+class _RawImage(Artist):
     """Pixels [height, width, 4] as they are; matplotlib's own images are resampled first, at ten times the time."""
 
     def __init__(self, pixels: npt.NDArray[np.uint8]) -> None:
@@ -283,8 +283,8 @@ def _log_axis(axes: Axes, low: int, high: int) -> None:
 @functools.lru_cache(maxsize=1)
 def _palette() -> Image.Image:
     """Grounds, inks, and what lies between them; Pillow rounds colours, so nothing may lie close to a ground."""
-    inks = np.array([to_rgb(colour) for colour in (*_COLOURS.values(), _INK, _QUIET, _ALARM, _GRID)])
-    grounds = np.array([to_rgb(colour) for colour in (_PAPER, _BAND)])
+    inks = np.array([to_rgb(colour) for colour in (*_COLORS.values(), _TEXT, _MUTED, _ERROR, _GRID)])
+    grounds = np.array([to_rgb(colour) for colour in (_WHITE, _BAND)])
     shares = np.linspace(0.125, 1, 8)[:, None, None, None]  # of ink, as smoothed edges have them
     blends = ((1 - shares) * grounds[:, None] + shares * inks).reshape(-1, 3)
     apart = np.abs(blends[:, None] - grounds).max(axis=2).min(axis=1) > 0.05

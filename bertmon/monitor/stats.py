@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Meter:
+class WeightStatistics:
     """Measures parameters [L] around an update: their gradients before it, their change after it.
 
     Keeps memory of the size of the parameters, in float32, so that a measurement allocates nothing large.
@@ -21,23 +21,25 @@ class Meter:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
         self._live: list[int] = []
-        self._scratch = Scratch([])
+        self._scratch = GroupedBuffer([])
 
-    def gradients(self) -> None:
+    def measure_gradients(self) -> None:
         """Measure the gradients as they are now."""
         live = [row for row, parameter in enumerate(self._parameters) if parameter.grad is not None]
         gradients = [gradient for parameter in self._parameters if (gradient := parameter.grad) is not None]
         if live != self._live:
-            self._live, self._scratch = live, Scratch(gradients)
+            self._live, self._scratch = live, GroupedBuffer(gradients)
         on_the_host = gradients[0].device.type == "cpu"
-        self._gradients = in_passes(gradients, self._scratch) if on_the_host else from_norms(gradients)
+        self._gradients = (
+            gradient_statistics_cpu(gradients, self._scratch) if on_the_host else gradient_statistics_foreach(gradients)
+        )
 
-    def before(self) -> None:
+    def keep_weights(self) -> None:
         """Keep the parameters as they are now."""
         self._scratch.copy(self._now())
         self._norms = self._scratch.norms()
 
-    def after(self) -> tuple[list[int], Tensor]:
+    def measure_updates(self) -> tuple[list[int], Tensor]:
         """Measure what has changed since: the rows that had a gradient, and their statistics [rows, S]."""
         self._scratch.subtract(self._now())
         updates = update_statistics(self._scratch.norms(), self._norms, self._scratch.sizes)
@@ -47,7 +49,7 @@ class Meter:
         return [self._parameters[row].detach() for row in self._live]
 
 
-class Scratch:
+class GroupedBuffer:
     """Float32 tensors of the shapes and device of others [L], to compute in.
 
     All of one size are the rows of one matrix: a statistic of each takes an operation a size, not one a tensor, and on
@@ -71,16 +73,16 @@ class Scratch:
     def subtract(self, tensors: list[Tensor]) -> None:
         torch._foreach_sub_(self.tensors, tensors)
 
-    def each(self, reduced: Callable[[Tensor], Tensor]) -> Tensor:
+    def reduce_rows(self, reduced: Callable[[Tensor], Tensor]) -> Tensor:
         """[L], where `reduced` makes [rows] of [rows, elements]."""
         return torch.cat([reduced(matrix) for matrix in self._matrices])[self._rows]
 
     def norms(self) -> Tensor:
         """L2 norm of each [L]."""
-        return self.each(lambda matrix: torch.linalg.vector_norm(matrix, dim=1))
+        return self.reduce_rows(lambda matrix: torch.linalg.vector_norm(matrix, dim=1))
 
 
-def from_norms(gradients: list[Tensor]) -> Tensor:
+def gradient_statistics_foreach(gradients: list[Tensor]) -> Tensor:
     """Mean, max and standard deviation (of the population) of |g|, and the share of zeros: [L, 4], in few kernels.
 
     mean = L1 / n and variance = L2^2 / n - mean^2, in float64: squares of vanishing gradients are no float32 numbers
@@ -95,7 +97,7 @@ def from_norms(gradients: list[Tensor]) -> Tensor:
     return torch.stack([mean, largest, variance.clamp(min=0).sqrt(), zeros], dim=1)
 
 
-def in_passes(gradients: list[Tensor], scratch: Scratch) -> Tensor:
+def gradient_statistics_cpu(gradients: list[Tensor], scratch: GroupedBuffer) -> Tensor:
     """The same, in operations that are vector code on the CPU, and in `scratch`.
 
     torch's L1 and infinity norms, float64 norms and count_nonzero are not: four times slower in all. float32 is enough
@@ -104,17 +106,17 @@ def in_passes(gradients: list[Tensor], scratch: Scratch) -> Tensor:
     n = torch.tensor(scratch.sizes, dtype=torch.float64)
     scratch.copy(gradients)
     scratch.flat.abs_()
-    largest = scratch.each(lambda matrix: matrix.amax(dim=1)).double()
+    largest = scratch.reduce_rows(lambda matrix: matrix.amax(dim=1)).double()
     held = (largest == 0) | ~largest.isfinite() | ((largest > 1e-15) & (largest < 1e15))
     scales = torch.where(held, 1.0, largest)
     for row in (~held).nonzero().flatten().tolist():
         scratch.tensors[row].div_(scales[row])
-    means = scratch.each(lambda matrix: matrix.sum(dim=1)).double() / n
+    means = scratch.reduce_rows(lambda matrix: matrix.sum(dim=1)).double() / n
     variances = scratch.norms().double().square() / n - means.square()
     for row in (variances < 0.1 * means.square()).nonzero().flatten().tolist():
         variances[row] = (scratch.tensors[row] - means[row]).square().mean()
     scratch.flat.eq_(0)
-    zeros = scratch.each(lambda matrix: matrix.sum(dim=1)) / n
+    zeros = scratch.reduce_rows(lambda matrix: matrix.sum(dim=1)) / n
     return torch.stack([means * scales, largest, variances.sqrt() * scales, zeros], dim=1)
 
 
@@ -128,7 +130,7 @@ def update_statistics(changes: Tensor, norms: Tensor, sizes: list[int]) -> Tenso
     return torch.stack([torch.where(norms > 0, changes / norms, torch.nan), norms / roots], dim=1)
 
 
-def logit_spread(scores: Tensor) -> Tensor:
+def logit_std(scores: Tensor) -> Tensor:
     """Standard deviation of the scores [B, C] over texts, mean over classes: []; nan for a single text."""
     if len(scores) < 2:
         return torch.full_like(scores[0, 0], torch.nan)
@@ -136,7 +138,7 @@ def logit_spread(scores: Tensor) -> Tensor:
 
 
 @contextmanager
-def noiseless(model: nn.Module) -> Iterator[None]:
+def eval_fp32(model: nn.Module) -> Iterator[None]:
     """Inside, the model runs without gradients, dropout and autocast; after it, every module is in its mode again."""
     training = [module for module in model.modules() if module.training]
     kind = next(model.parameters()).device.type

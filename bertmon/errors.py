@@ -1,0 +1,35 @@
+"""Errors that a user sees as one message, without a traceback. Knows no library: every other module may import it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+
+from bertmon.sanitize import sanitize, sanitize_line
+
+
+class InputError(ValueError):
+    """A user's mistake: the message names the key or file, what was expected and what was given."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(sanitize(message))
+
+
+class StorageError(InputError):
+    """A file of a run that cannot be written: no room, no permission, no disk. Ends the launch, not the run alone."""
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the body into a StorageError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"could not write {path}: {error.strerror or error}.") from None
+
+
+def require(ok: bool, key: str, value: object, expected: str) -> None:
+    """Raise InputError ("key: expected ..., got value.") unless `ok`."""
+    if not ok:
+        shown = value.value if isinstance(value, Enum) else value
+        raise InputError(f"{key}: expected {expected}, got {sanitize_line(shown)}.")

@@ -1,0 +1,228 @@
+"""The monitor's vocabulary, numpy only: what was measured, and what it is called.
+
+Shapes: L layers, S statistics, N steps of the whole run, n steps done, K watched steps.
+"""
+
+import io
+import json
+import re
+import zipfile
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+_LARGEST = 2**31  # bytes of a history, unpacked: 400,000 watched steps of BERT-base
+
+HISTORY_FILE = "history.npz"
+"""The file in a run's folder that holds everything that was measured; History.load reads it."""
+
+STATISTICS = ("grad_mean", "grad_max", "grad_std", "grad_zero", "update_ratio", "weight_rms")
+"""Mean, largest value and standard deviation of |gradient| before clipping; share of gradients that are exactly zero;
+L2 norm of the parameter's change in this step over its L2 norm before; root mean square of the parameter before."""
+
+
+@dataclass(frozen=True)
+class WeightTable:
+    """The watched parameters [L], from input to output."""
+
+    labels: tuple[str, ...]
+    kinds: tuple[str, ...]  # "embedding", "linear", "norm", "bias" or "other"
+    depths: tuple[int | None, ...]  # number of the encoder layer; None outside of it
+
+    def __post_init__(self) -> None:
+        assert len(self.labels) == len(self.kinds) == len(self.depths)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def matrix_groups(self) -> dict[str, list[int]]:
+        """Rows of the matrices that every encoder layer has one of, from the first layer to the last, by name."""
+        found: dict[str, list[int]] = {}
+        for row, (label, kind, depth) in enumerate(zip(self.labels, self.kinds, self.depths, strict=True)):
+            if kind == "linear" and depth is not None:
+                found.setdefault(re.sub(rf"\b{depth}\b", "*", label, count=1), []).append(row)
+        return {name: rows for name, rows in found.items() if len(rows) > 1}
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What was measured at one step. What does not exist, such as a ratio to a zero weight, is nan."""
+
+    step: int
+    lr: float  # the learning rate that this step used
+    effective_lr: float  # the same with what a missing bias correction makes of it
+    logit_std: float  # standard deviation of the logits over a batch's texts, mean over classes, without dropout
+    layers: WeightTable
+    values: FloatArray  # [L, S]
+
+    def __post_init__(self) -> None:
+        assert self.values.shape == (len(self.layers), len(STATISTICS)), self.values.shape
+
+    def __getitem__(self, statistic: str) -> FloatArray:
+        """One statistic of all layers [L]."""
+        column: FloatArray = self.values[:, STATISTICS.index(statistic)]
+        return column
+
+    @cached_property
+    def depth_ratio(self) -> tuple[float, str]:
+        """Mean |gradient| of the first encoder layer over that of the last, and the first one's label.
+
+        Of the family of matrices where it is least; nan where no layer has a sister. Far below 1 it says that the
+        gradient dies on its way to the input.
+        """
+        mean, least = self["grad_mean"], (np.nan, "")
+        for rows in self.layers.matrix_groups.values():
+            first, last = rows[0], rows[-1]
+            with np.errstate(invalid="ignore", over="ignore"):  # in a run that has diverged
+                ratio = float(mean[first] / mean[last]) if mean[last] > 0 else np.nan
+            if ratio < least[0] or np.isnan(least[0]):
+                least = (ratio, self.layers.labels[first])
+        return least
+
+    @cached_property
+    def signals(self) -> dict[str, float]:
+        """What is told of the run as a whole, by tag; what does not exist at this step is left out.
+
+        update_per_lr is the root mean square of what the step changed in a weight over the effective learning rate,
+        the middle one of all weights of a kind: Adam's step in units of the one that a constant gradient would give.
+        """
+        found = {"depth_ratio": self.depth_ratio[0], "logit_std": self.logit_std}
+        if self.effective_lr > 0:
+            with np.errstate(invalid="ignore", over="ignore"):  # in a run that has diverged
+                steps = self["update_ratio"] * self["weight_rms"] / self.effective_lr
+            for kind in ("embedding", "linear", "norm"):
+                of_kind = steps[[row for row, other in enumerate(self.layers.kinds) if other == kind]]
+                of_kind = of_kind[~np.isnan(of_kind)]
+                found[f"update_per_lr/{kind}"] = float(np.median(of_kind)) if len(of_kind) else np.nan
+        return {tag: value for tag, value in found.items() if not np.isnan(value)}
+
+    def __eq__(self, other: Any) -> bool:
+        return (
+            isinstance(other, Snapshot)
+            and (self.step, self.lr, self.effective_lr, self.layers)
+            == (other.step, other.lr, other.effective_lr, other.layers)
+            and np.array_equal(self.logit_std, other.logit_std, equal_nan=True)
+            and np.array_equal(self.values, other.values, equal_nan=True)
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunPlan:
+    """What is known of a run before its first step."""
+
+    lr: FloatArray  # [N]
+    effective_lr: FloatArray  # [N]
+    chance_loss: float  # entropy of the training labels: the loss of a model that ignores the texts
+    warmup_frac: float
+    bias_correction: bool
+
+    def __len__(self) -> int:
+        return len(self.lr)
+
+
+@dataclass(slots=True)
+class History:
+    """A run so far: every step's loss and gradient norm, and the snapshots of the watched steps."""
+
+    plan: RunPlan
+    losses: list[float] = field(default_factory=list)  # [n], mean cross-entropy of each step's batch
+    grad_norms: list[float] = field(default_factory=list)  # [n], global L2 norm before clipping
+    snapshots: list[Snapshot] = field(default_factory=list)  # [K]
+
+    def mean_since(self, since: int, clip: float | None = None) -> dict[str, float]:
+        """What is told of the last step, by tag; loss, gradient norm and clipping are means over steps from `since`."""
+        last, norms = len(self.losses) - 1, np.array(self.grad_norms[since:])
+        found = {
+            "loss/train": float(np.mean(self.losses[since:])),
+            "learning_rate": float(self.plan.lr[last]),
+            "effective_learning_rate": float(self.plan.effective_lr[last]),
+            "grad_norm": float(norms.mean()),
+        }
+        return found if clip is None else found | {"clipped": float((norms > clip).mean())}
+
+    def to_bytes(self) -> bytes:
+        """As an .npz file without pickles."""
+        shots = self.snapshots
+        layers = shots[0].layers if shots else WeightTable((), (), ())
+        plan = self.plan
+        about = {"chance_loss": plan.chance_loss, "warmup_frac": plan.warmup_frac}
+        file = io.BytesIO()
+        np.savez_compressed(
+            file,
+            about=np.array(json.dumps(about | {"bias_correction": plan.bias_correction} | asdict(layers))),
+            lr=plan.lr,
+            effective_lr=plan.effective_lr,
+            loss=np.array(self.losses, dtype=np.float32),
+            grad_norm=np.array(self.grad_norms, dtype=np.float32),
+            step=np.array([shot.step for shot in shots], dtype=np.int64),
+            logit_std=np.array([shot.logit_std for shot in shots], dtype=np.float32),
+            values=np.array([shot.values for shot in shots]).reshape(len(shots), len(layers), len(STATISTICS)),
+        )
+        return file.getvalue()
+
+    @classmethod
+    def load(cls, path: Path) -> "History":
+        """What `to_bytes` made, from a file. Raises OSError and ValueError."""
+        if not path.is_file():  # a pipe would never end
+            raise OSError("it is no file")
+        return cls.from_bytes(path.read_bytes())
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "History":
+        """What `to_bytes` made. Raises ValueError for anything else."""
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as packed:
+                if sum(part.file_size for part in packed.infolist()) > _LARGEST:
+                    raise ValueError(f"more than {_LARGEST} bytes")
+            history = cls._from_bytes(content)
+            history._check()
+        except Exception as error:  # whatever numpy and its zip make of what is no history
+            raise ValueError(f"no whole history ({type(error).__name__}: {error})") from None
+        return history
+
+    def _check(self) -> None:
+        """Raise ValueError unless what was read can be a run's."""
+        plan, shots, done = self.plan, self.snapshots, len(self.losses)
+        rows = [plan.lr, plan.effective_lr, np.array(self.losses), np.array(self.grad_norms)]
+        numbers = [plan.chance_loss, plan.warmup_frac, *(shot.logit_std for shot in shots)]
+        layers = shots[0].layers if shots else WeightTable((), (), ())
+        whole = (
+            all(row.ndim == 1 and row.dtype.kind == "f" for row in rows)
+            and len(plan.lr) == len(plan.effective_lr) >= done == len(self.grad_norms)
+            and all(isinstance(number, int | float) for number in numbers)
+            and all(isinstance(name, str) for name in (*layers.labels, *layers.kinds))
+            and all(depth is None or isinstance(depth, int) for depth in layers.depths)
+            and all(shot.values.dtype.kind == "f" and 0 <= shot.step < len(plan) for shot in shots)
+        )
+        if not whole:
+            raise ValueError("its parts do not fit together")
+
+    @classmethod
+    def _from_bytes(cls, content: bytes) -> "History":
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            layers = WeightTable(*(tuple(about[key]) for key in ("labels", "kinds", "depths")))
+            plan = RunPlan(
+                stored["lr"],
+                stored["effective_lr"],
+                about["chance_loss"],
+                about["warmup_frac"],
+                about["bias_correction"],
+            )
+            shots = [
+                Snapshot(step, plan.lr[step], plan.effective_lr[step], spread, layers, values)
+                for step, spread, values in zip(
+                    stored["step"].tolist(),
+                    stored["logit_std" if "logit_std" in stored else "logit_spread"].tolist(),
+                    stored["values"],
+                    strict=True,
+                )
+            ]
+            return cls(plan, stored["loss"].tolist(), stored["grad_norm"].tolist(), shots)

@@ -1,0 +1,325 @@
+"""result.json: what a run leaves behind, whatever happened to it. RunResult is its only writer and its only reader."""
+
+import dataclasses
+import json
+import logging
+import math
+import platform
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Self
+
+from bertmon.errors import InputError, storage_errors
+from bertmon.metrics import EvalResult, did_not_learn
+from bertmon.monitor.diagnosis import Diagnosis
+from bertmon.sanitize import has_control_characters
+from bertmon.storage import atomic_write, exclusive, is_locked, read_json
+
+log = logging.getLogger(__name__)
+
+RESULT_FILE = "result.json"
+LOCK_FILE = ".lock"
+"""Locked while a process works on the run."""
+SWEEP_FILE = "sweep.json"
+"""In a sweep's folder: its runs and the command that started it."""
+
+_LIBRARIES = ("bertmon", "hydra-core", "numpy", "tokenizers", "torch", "transformers")
+_RENAMED_FIELDS = {"differs": "overrides", "seconds_before": "previous_seconds", "steps_planned": "total_steps"}
+"""Fields as version 0.1 wrote them."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM or a launcher's signal: the run is interrupted. Any other SystemExit is a failure of the run."""
+
+
+class Status(StrEnum):
+    """Where a run is. The states after `interrupted` are ends; `failed` is a run that raised."""
+
+    running = "running"
+    failed = "failed"
+    interrupted = "interrupted"
+    finished = "finished"
+    stopped = "stopped"  # it was doomed, and monitor.on_doomed=stop
+    diverged = "diverged"  # a loss or gradient became infinite or nan
+
+    @property
+    def ended(self) -> bool:
+        return self in (Status.finished, Status.stopped, Status.diverged)
+
+    @property
+    def broken(self) -> bool:
+        return self in (Status.failed, Status.interrupted)
+
+
+@dataclass(frozen=True, slots=True)
+class DataSummary:
+    """The data of a run, as far as its result depends on it."""
+
+    fingerprint: str
+    train_texts: int
+    test_texts: int
+    label_names: tuple[str, ...]
+    majority_share: float  # of the test split's most frequent class, in (0, 1]
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of dataclasses.asdict. Raises KeyError, TypeError and ValueError."""
+        share = float(fields["majority_share"] if "majority_share" in fields else fields["majority"])
+        train_texts, test_texts = int(fields.get("train_texts", 0)), int(fields["test_texts"])
+        if not 0 < share <= 1 or test_texts < 1:
+            raise ValueError("majority_share or test_texts out of range")
+        names = tuple(map(str, fields.get("label_names", ())))
+        return cls(str(fields.get("fingerprint", "")), train_texts, test_texts, names, share)
+
+
+@dataclass(kw_only=True, slots=True)
+class RunResult:
+    """One run: its settings, and what came of it. Fields are filled while it runs; None is what is not known yet."""
+
+    status: Status = Status.running
+    started: str = ""  # local time, ISO 8601
+    seconds: float | None = None  # from start to end, with those before a resume
+    previous_seconds: float = 0.0  # of training and evaluation before the last resume
+    python: str = ""
+    machine: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    experiment: str | None = None
+    seed: int | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)  # what tells the run's setting from others, by dotted key
+    config: dict[str, Any] | None = None  # the whole RunConfig
+    device: dict[str, Any] = field(default_factory=dict)
+    processes: int = 1
+    parameters: int | None = None
+    data: DataSummary | None = None
+    steps: int = 0  # updates done
+    total_steps: int | None = None  # updates planned
+    evaluations: list[EvalResult] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)  # train_seconds, eval_seconds, compile_seconds
+    diagnosis: Diagnosis | None = None  # None: the run was not watched
+    error: str | None = None
+    traceback: str | None = None
+
+    @property
+    def final(self) -> EvalResult | None:
+        """The last evaluation."""
+        return self.evaluations[-1] if self.evaluations else None
+
+    @property
+    def best(self) -> EvalResult | None:
+        """The first evaluation with the highest accuracy and a finite loss."""
+        finite = [each for each in self.evaluations if math.isfinite(each.loss)]
+        return max(finite, key=lambda each: each.accuracy, default=None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run came to its end and was evaluated."""
+        return self.status.ended and self.final is not None and self.data is not None
+
+    @property
+    def did_not_learn(self) -> bool | None:
+        """Whether the last accuracy is within what guessing the majority class gives; None if the run has not ended."""
+        if not self.ended or self.final is None or self.data is None:
+            return None
+        return did_not_learn(self.final.accuracy, self.data.majority_share, self.data.test_texts)
+
+    @property
+    def flagged_step(self) -> int | None:
+        """Step at which the verdict that the run ended with was known, if it is a doomed one."""
+        return self.diagnosis.since_step if self.diagnosis and self.diagnosis.verdict.doomed else None
+
+    @property
+    def saved_steps(self) -> int:
+        """Steps that a stopped run was spared."""
+        return self.total_steps - self.steps if self.status is Status.stopped and self.total_steps else 0
+
+    @property
+    def objective(self) -> float:
+        """What a sweeper maximizes: the last test accuracy, capped at the majority share if the run did not finish."""
+        assert self.final is not None
+        assert self.data is not None
+        accuracy = self.final.accuracy
+        return accuracy if self.status is Status.finished else min(accuracy, self.data.majority_share)
+
+    def to_json(self) -> bytes:
+        """As result.json. nan and infinity, which JSON lacks, become null."""
+        fields = dataclasses.asdict(self)
+        diagnosis = fields.pop("diagnosis") or {}
+        verdict = {"verdict": diagnosis.pop("verdict", None), "verdict_step": diagnosis.pop("since_step", None)}
+        fields |= verdict | {key: diagnosis.get(key) for key in ("findings", "cause", "advice")}
+        metrics = {"final": self.final, "best": self.best}
+        fields["metrics"] = {name: dataclasses.asdict(each) for name, each in metrics.items() if each}
+        content = json.dumps(_nan_to_null(fields), indent=2, allow_nan=False, ensure_ascii=False)
+        return (content + "\n").encode()
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """From the JSON object of a result.json, that of version 0.1 included. Raises ValueError if it is not one."""
+        try:
+            return cls._from_dict({_RENAMED_FIELDS.get(key, key): value for key, value in fields.items()})
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ValueError(f"not the result of a run ({type(error).__name__}: {error})") from None
+
+    @classmethod
+    def _from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        status = fields["status"]
+        result = cls(status=Status.finished if status == "ok" else Status(status))
+        result.started = str(fields.get("started", ""))
+        result.seconds = _finite_or_none(fields.get("seconds"))
+        result.previous_seconds = float(fields.get("previous_seconds") or 0.0)
+        result.python, result.machine = str(fields.get("python", "")), str(fields.get("machine", ""))
+        result.versions = dict(fields.get("versions") or {})
+        result.experiment = fields.get("experiment")
+        result.seed = None if fields.get("seed") is None else int(fields["seed"])
+        result.overrides = dict(fields.get("overrides") or {})
+        config = fields.get("config", fields.get("settings"))
+        result.config = None if config is None else dict(config)
+        device = fields.get("device") or {}
+        result.device = {"type": device} if isinstance(device, str) else dict(device)
+        result.processes = int(fields.get("processes", 1))
+        result.parameters = None if fields.get("parameters") is None else int(fields["parameters"])
+        result.data = DataSummary.from_dict(fields["data"]) if fields.get("data") else None
+        result.steps = int(fields.get("steps") or 0)
+        result.total_steps = None if fields.get("total_steps") is None else int(fields["total_steps"])
+        result.evaluations = [EvalResult.from_dict(each) for each in fields.get("evaluations") or ()]
+        result.timings = {key: float(value) for key, value in (fields.get("timings") or {}).items()}
+        if fields.get("verdict") is not None:
+            result.diagnosis = Diagnosis.from_dict({**fields, "since_step": fields["verdict_step"]})
+        result.error, result.traceback = (
+            None if fields.get(key) is None else str(fields[key]) for key in ("error", "traceback")
+        )
+        if result.status.ended:
+            assert result.total_steps is not None
+            if not (0 <= result.steps <= result.total_steps and result.final and result.data):
+                raise ValueError("steps, evaluations or data are missing")
+        return result
+
+    @classmethod
+    def read(cls, run_dir: Path) -> Self | None:
+        """The result in a run's folder; None if there is none, or the file is incomplete, corrupt or something else."""
+        try:
+            return cls.from_dict(read_json(run_dir / RESULT_FILE))
+        except ValueError:
+            return None
+
+    @classmethod
+    def read_ended(cls, run_dir: Path) -> Self | None:
+        """The result of a run that came to its end; None otherwise."""
+        result = cls.read(run_dir)
+        return result if result and result.ended else None
+
+
+@contextmanager
+def recording(run_dir: Path, *, resume: bool = False) -> Iterator[RunResult]:
+    """Write result.json at the start of the body and again, completed, at its end, whatever happens.
+
+    Yields the RunResult for the body to fill. Its status becomes "failed", with the error and its traceback, after an
+    exception, and "interrupted" after Ctrl-C or SIGTERM; both are raised again, a SystemExit as a RuntimeError, which
+    would otherwise end the whole sweep.
+    resume: the folder may hold a run that was interrupted.
+    Raises InputError if the folder holds a run already or another process works on it, StorageError if it cannot be
+    written.
+    """
+    with exclusive(run_dir / LOCK_FILE, f"{run_dir}: another process is running this run."):
+        path = run_dir / RESULT_FILE
+        try:
+            path.touch(exist_ok=resume)  # of two runs that start at once, one is refused
+        except FileExistsError:
+            raise InputError(f"{run_dir} already contains a run: choose another folder or delete it.") from None
+        started = time.monotonic()
+        result = RunResult(
+            started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            python=platform.python_version(),
+            machine=platform.platform(),
+            versions={name: metadata.version(name) for name in _LIBRARIES},
+        )
+        _write(path, result)
+        try:
+            yield result
+        except (KeyboardInterrupt, Terminated):
+            result.status = Status.interrupted
+            log.error("interrupted")
+            raise
+        except (Exception, SystemExit) as error:
+            result.status = Status.failed
+            result.error, result.traceback = f"{type(error).__name__}: {error}", traceback.format_exc()
+            log.error(str(error) if isinstance(error, InputError) else result.traceback)
+            if not isinstance(error, SystemExit):
+                raise
+            exit_code = error.code
+        else:
+            exit_code = None
+        finally:
+            result.seconds = round(time.monotonic() - started + result.previous_seconds, 2)
+            _write(path, result)
+        if exit_code is not None or result.status is Status.failed:
+            raise RuntimeError(f"the run called sys.exit({exit_code})")
+
+
+def is_running(run_dir: Path) -> bool:
+    """Whether a process works on the run; True also if that cannot be determined."""
+    return is_locked(run_dir / LOCK_FILE)
+
+
+@dataclass(frozen=True, slots=True)
+class SweepFile:
+    """What a launch leaves in its folder."""
+
+    runs: tuple[str, ...] = ()  # folders of all its runs below it, in the order in which they start
+    command: tuple[str, ...] | None = None  # arguments that it was started with
+    directory: str | None = None  # where it was started
+
+    @classmethod
+    def read(cls, sweep_dir: Path) -> Self | None:
+        """None if there is none, or the file is incomplete, corrupt or something else."""
+        fields = read_json(sweep_dir / SWEEP_FILE)
+        runs, command, directory = (fields.get(key) for key in ("runs", "command", "directory"))
+        if not (isinstance(runs, list) and all(map(_is_below, runs))):
+            return None
+        if not (isinstance(command, list) and all(isinstance(word, str) for word in command)):
+            command = None
+        return cls(tuple(runs), None if command is None else tuple(command), _string_or_none(directory))
+
+    def write(self, sweep_dir: Path) -> None:
+        """Raises OSError."""
+        content = json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        atomic_write(sweep_dir / SWEEP_FILE, content.encode())
+
+
+def run_names(sweep_dir: Path) -> Sequence[str]:
+    """The runs that a sweep planned; empty if it left no sweep.json."""
+    sweep = SweepFile.read(sweep_dir)
+    return sweep.runs if sweep else ()
+
+
+def _is_below(name: object) -> bool:
+    """Whether it names a folder below another one."""
+    if not isinstance(name, str) or has_control_characters(name) or Path(name).is_absolute():
+        return False
+    return all(part != ".." and len(part.encode()) <= 255 for part in Path(name).parts)
+
+
+def _write(path: Path, result: RunResult) -> None:
+    with storage_errors(path):
+        atomic_write(path, result.to_json())
+
+
+def _finite_or_none(value: Any) -> float | None:
+    return None if value is None or not math.isfinite(float(value)) else float(value)
+
+
+def _string_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _nan_to_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _nan_to_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nan_to_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,140 @@
+"""Files that are written whole or not at all, a cache of such files, and locks."""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bertmon.errors import InputError, storage_errors
+
+log = logging.getLogger(__name__)
+
+_MAX_JSON_BYTES = 100_000_000  # a result with a million evaluations has less
+_LOCK_TIMEOUT_S = 0.6  # `is_locked` in another process holds a lock for an instant
+
+
+class ContentHash:
+    """SHA-256 of a sequence of parts; no two different sequences share a hash."""
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+
+    def add(self, part: str | bytes) -> None:
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        self._sha.update(len(data).to_bytes(8, "big"))
+        self._sha.update(data)
+
+    def hex(self) -> str:
+        return self._sha.hexdigest()
+
+
+def content_hash(*parts: str | bytes) -> str:
+    """The ContentHash of the parts, in hex."""
+    whole = ContentHash()
+    for part in parts:
+        whole.add(part)
+    return whole.hex()
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` to write to; on success it replaces `path`, flushed to disk.
+
+    On an exception `path` keeps its old content and the temporary file is removed.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide the file from the user's group
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Replace the file at `path`, or leave the old one untouched. Raises OSError."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def cached_bytes(folder: Path, name: str, make: Callable[[], bytes]) -> bytes:
+    """The bytes stored under `name`, which must identify everything they depend on; made and stored if missing.
+
+    A stored file begins with its own SHA-256; one that does not match is rebuilt, with a warning. Two processes that
+    build the same file both succeed. A folder that cannot be written costs only the reuse, with a warning.
+    """
+    path = folder / name
+    try:
+        stored = path.read_bytes()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.warning("could not read cache file %s (%s); rebuilding", path, error.strerror)
+    else:
+        checksum, content = stored[:32], stored[32:]
+        if hashlib.sha256(content).digest() == checksum:
+            return content
+        log.warning("cache file %s is corrupt; rebuilding", path)
+
+    content = make()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, hashlib.sha256(content).digest() + content)
+    except OSError as error:
+        log.warning("could not write cache file %s (%s)", path, error.strerror)
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none, or the file is incomplete, corrupt or something else."""
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_JSON_BYTES:  # reading a FIFO would block
+            return {}
+        content = json.loads(path.read_text("utf-8"))
+        json.dumps(content, ensure_ascii=False).encode()  # raises for lone surrogates, which no file could hold again
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+@contextmanager
+def exclusive(path: Path, error: str) -> Iterator[None]:
+    """Hold the lock file at `path` for the body, at most until this process ends.
+
+    Raises InputError(error) if another process holds it, StorageError if the file cannot be created.
+    """
+    lock = FileLock(path, timeout=_LOCK_TIMEOUT_S)
+    with storage_errors(path):
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InputError(error) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock file at `path`; True also if that cannot be determined."""
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
