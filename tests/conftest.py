@@ -1,34 +1,66 @@
-"""What many tests need: a task small enough to train in a second, and a device-independent start."""
+"""What several test modules need: tiny tasks, synthetic sweeps, and the program as a user starts it.
+
+Test modules import constants and functions with `from conftest import ...` and get fixtures by name.
+"""
 
 import dataclasses
+import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 
 from bertmon import config
 from bertmon.config import FilesConfig, ModelConfig, RunConfig, ScheduleConfig, TrainConfig
+from bertmon.monitor.history import HISTORY_FILE, STATISTICS, History, RunPlan, Snapshot, WeightTable
+
+sys.modules.setdefault("conftest", sys.modules[__name__])  # `from conftest import X` gets this module, not a copy
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+TIMEOUT = 600
+"""Seconds that a process or a condition may take at most; a loaded machine is many times slower than an idle one."""
 
 needs_newsgroups = pytest.mark.skipif(
     not (SHARED / "scikit_learn_data").is_dir(), reason="20 newsgroups are not on this machine"
 )
 
+# --- a task small enough to train in a second -----------------------------------------------------
+
 TINY = ModelConfig(
     num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=32, max_position_embeddings=32
 )
+TINY_OVERRIDES = [
+    "model.num_hidden_layers=2",
+    "model.hidden_size=16",
+    "model.intermediate_size=32",
+    "data.max_length=32",
+    "train.batch_size=8",
+    "monitor.every=4",
+]
+TEXTS = ["The sea, the sea!", "a boat upon a wave", "", "boats " * 50, "naïve Äpfel 漢字 \x00 ☃"]
+BUILD_MODEL = {"label_names": ("no", "yes"), "vocab_size": 120, "pad_id": 0, "max_length": 32}
+"""Arguments of model.build_model."""
 
 
 def write_texts(path: Path, count: int, seed: int) -> Path:
-    """A .csv of `count` texts of 3 to 30 words whose label is what most words are about."""
+    """A .csv of `count` texts of 3 to 30 words; the label is the subject of most of them."""
     words = {"sea": ["boat", "wave", "fish", "salt"], "sky": ["cloud", "bird", "wind", "star"]}
     rng = random.Random(seed)
     lines = ["text,label"]
     for number in range(count):
         label = ("sea", "sky")[number % 2]
-        chosen = rng.choices(words[label] + ["the", "a", "and"], k=rng.randint(3, 30))
-        lines.append(f"{' '.join(chosen)},{label}")
+        text = rng.choices(words[label] + ["the", "a", "and"], k=rng.randint(3, 30))
+        lines.append(f"{' '.join(text)},{label}")
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -49,3 +81,198 @@ def settings(tmp_path: Path) -> RunConfig:
         schedule=ScheduleConfig(warmup_frac=0.25),
         train=TrainConfig(epochs=2, batch_size=8, log_every=2),
     )
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """The command line's arguments for a run of 3 epochs of 5 steps over files in tmp_path."""
+    train, test = write_texts(tmp_path / "train.csv", 40, seed=1), write_texts(tmp_path / "test.csv", 10, seed=2)
+    return ["data=files", f"data.train={train}", f"data.test={test}", *TINY_OVERRIDES]
+
+
+def save_pretrained_bert(folder: Path, **changes: int) -> dict[str, Any]:
+    """Save a small pretrained BERT in `folder`, as transformers writes it. Returns its weights."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(7)
+    small = {
+        "vocab_size": 120,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 64,
+    }
+    bert = BertModel(BertConfig(**(small | changes)))
+    bert.save_pretrained(folder)
+    return bert.state_dict()
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start_process(tmp_path: Path):
+    """Start a command in tmp_path with no GPU; returns its Popen, with stdout and stderr as text pipes.
+
+    At the end of the test every process that it started, and every process those started, is killed.
+    """
+    mark = f"BERTMON_TEST={uuid.uuid4()}"
+
+    def start(command: list[str], *, cwd: Path = tmp_path, **environment: str) -> subprocess.Popen:
+        variables = os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment
+        variables |= dict([mark.split("=")])
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=cwd, env=variables, **pipes)
+
+    yield start
+    while left := [process for process in psutil.process_iter() if _has_mark(process, mark)]:
+        for process in left:
+            process.kill()
+        psutil.wait_procs(left, timeout=5)
+
+
+def _has_mark(process: psutil.Process, mark: str) -> bool:
+    name, value = mark.split("=")
+    try:
+        return process.environ().get(name) == value and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def completed(process: subprocess.Popen) -> subprocess.CompletedProcess:
+    """Wait for a process of `start_process`."""
+    stdout, stderr = process.communicate(timeout=TIMEOUT)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+@pytest.fixture
+def bertmon(start_process, tmp_path_factory):
+    """Run `python -m bertmon.run` in tmp_path, with a cache of the tests' own.
+
+    Returns the CompletedProcess, or with wait=False the Popen.
+    """
+    cache = str(tmp_path_factory.getbasetemp() / "cache")
+
+    def start(*arguments: str, wait: bool = True, **environment: str):
+        command = [sys.executable, "-m", "bertmon.run", *arguments]
+        process = start_process(command, XDG_CACHE_HOME=cache, **environment)
+        return completed(process) if wait else process
+
+    return start
+
+
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen | None = None) -> Any:
+    """The first true value of `condition`. Fails when `process` ends before, or after TIMEOUT seconds."""
+    end = time.monotonic() + TIMEOUT
+    while not (value := condition()):
+        if process is not None and process.poll() is not None and not condition():
+            pytest.fail(f"the process ended before: {process.communicate()}")
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.02)
+    return value
+
+
+def interrupt(process: subprocess.Popen, number: int = signal.SIGINT) -> subprocess.CompletedProcess:
+    """Send a signal to a process of `start_process` and wait for its end."""
+    process.send_signal(number)
+    return completed(process)
+
+
+def results(folder: Path) -> dict[str, dict]:
+    """result.json of each run, by its name in TensorBoard."""
+    return {
+        str(path.parent.relative_to(folder)): json.loads(path.read_text())
+        for path in sorted(folder.rglob("result.json"))
+    }
+
+
+# --- what runs and sweeps leave, without training -------------------------------------------------
+
+STEPS = 100
+
+
+def weight_table(depth: int) -> WeightTable:
+    """Two linear weights in each of `depth` encoder layers, word embeddings and a classifier."""
+    labels = ["embeddings.word_embeddings"]
+    labels += [f"enc.l.{number}.{name}" for number in range(depth) for name in ("attention.query", "output.dense")]
+    labels.append("classifier")
+    depths = [None, *(number for number in range(depth) for _ in range(2)), None]
+    return WeightTable(tuple(labels), ("embedding", *["linear"] * (len(labels) - 1)), tuple(depths))
+
+
+def synthetic_history(*, learns: bool, depth: int = 2, every: int = 20) -> History:
+    """A history of STEPS steps with random statistics: the loss falls, or stays where it was."""
+    rng = np.random.default_rng(0)
+    lr = np.full(STEPS, 1e-3)
+    history = History(RunPlan(lr, 2 * lr, chance_loss=1.4, warmup_frac=0.1, bias_correction=False))
+    history.losses = [1.4 - learns * step / STEPS for step in range(STEPS)]
+    history.grad_norms = STEPS * [1.0]
+    weights = weight_table(depth)
+    for step in range(0, STEPS, every):
+        values = 10.0 ** rng.uniform(-4, 0, (len(weights), len(STATISTICS)))
+        history.snapshots.append(Snapshot(step, 1e-3, 2e-3, 1.0 if learns else 1e-6, weights, values))
+    return history
+
+
+LEARNS, DEAD = (synthetic_history(learns=learns).to_bytes() for learns in (True, False))
+
+
+def leave_run(folder, *, learns=True, accuracy=None, seed=0, overrides=None, measured=True, **changes):
+    """Write what a finished run leaves in `folder`; `changes` are fields of result.json."""
+    folder.mkdir(parents=True)
+    accuracy = (0.8 if learns else 0.25) if accuracy is None else accuracy
+    evaluations = [{"step": step, "loss": 1.4 - accuracy, "accuracy": accuracy} for step in (50, 100)]
+    result = {
+        "status": "finished",
+        "experiment": "quickstart",
+        "seed": seed,
+        "overrides": overrides or {},
+        "config": {"seed": seed, "schedule": overrides or {}},
+        "data": {
+            "fingerprint": "f",
+            "train_texts": 1600,
+            "test_texts": 400,
+            "label_names": ["a", "b", "c", "d"],
+            "majority_share": 0.25,
+        },
+        "steps": STEPS,
+        "total_steps": STEPS,
+        "metrics": {"final": evaluations[-1], "best": evaluations[-1]},
+        "evaluations": evaluations,
+        "verdict": "healthy" if learns else "collapsed",
+        "verdict_step": 20,
+        "findings": [],
+        "cause": None if learns else "a learning rate of 1 is too large",
+        "advice": None if learns else "optimizer.lr=0.1",
+        "seconds": 30.0,
+    }
+    (folder / "result.json").write_text(json.dumps(result | changes))
+    if measured:
+        (folder / HISTORY_FILE).write_bytes(LEARNS if learns else DEAD)
+    return folder
+
+
+def comparison(folder, seeds=2, **changes):
+    """The runs of a sweep over two warm-ups, of which the shorter one does not learn."""
+    for warmup, learns in ((0.1, False), (0.7, True)):
+        for seed in range(seeds):
+            overrides = {"schedule.warmup_frac": warmup}
+            run_dir = folder / f"warmup_frac={warmup}/seed={seed}"
+            leave_run(run_dir, learns=learns, seed=seed, overrides=overrides, **changes)
+    return folder
+
+
+def bert_snapshot(layers: int, *, lr: float = 1e-4) -> Snapshot:
+    """Plausible statistics for every weight of a BERT with that many layers."""
+    from bertmon import model
+
+    small = ModelConfig(num_hidden_layers=layers, hidden_size=4, num_attention_heads=1, intermediate_size=4)
+    weights = model.named_weights(model.build_model(small, label_names="ab", vocab_size=100, pad_id=0, max_length=8))
+    rng = np.random.default_rng(0)
+    mean = 10 ** (np.linspace(-9, -3, len(weights)) + rng.normal(0, 0.3, len(weights)))
+    ratios, sizes = 10 ** rng.normal(-3, 1, len(weights)), np.full(len(weights), 0.02)
+    values = np.stack([mean, 50 * mean, 2 * mean, rng.random(len(weights)), ratios, sizes], axis=1)
+    kinds, depths = zip(*((weight.kind, weight.depth) for weight in weights.values()), strict=True)
+    return Snapshot(30, lr, 3 * lr, 1e-3, WeightTable(tuple(weights), kinds, depths), values)

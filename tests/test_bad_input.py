@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_texts
-from test_compare import LEARNS, comparison
+from conftest import LEARNS, comparison, write_texts
 
 import bertmon.run
 from bertmon.__main__ import main as program

@@ -18,7 +18,6 @@ import torch
 from faults import content
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from test_run import TINY, bertmon, files  # noqa: F401  # the program as a user starts it
 
 from bertmon import config, model
 from bertmon.config import Precision
@@ -296,7 +295,7 @@ def test_two_processes_never_share_a_run(settings, tmp_path):
 SWEEP = ["schedule.warmup_frac=0.1,0.7", "-m", "train.checkpoint_every=5", "train.epochs=8", "hydra.sweep.dir=sweep"]
 
 
-def test_a_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(bertmon, files, tmp_path):  # noqa: F811
+def test_a_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(bertmon, files, tmp_path):
     whole = bertmon(*SWEEP[:-1], "hydra.sweep.dir=whole", *files)
     assert whole.returncode == 0, whole.stderr
     rng, killed = random.Random(0), 0
@@ -325,7 +324,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_checkpoint(bertmon, files, tmp_path, number):  # noqa: F811
+def test_a_signal_leaves_a_checkpoint(bertmon, files, tmp_path, number):
     long = ["hydra.run.dir=run", "train.epochs=100000", *files]
     running = bertmon(*long, wait=False)
     log = tmp_path / "run" / "run.log"
@@ -353,7 +352,7 @@ def test_a_signal_leaves_a_checkpoint(bertmon, files, tmp_path, number):  # noqa
     again.communicate()
 
 
-def test_the_command_that_goes_on(bertmon, files, tmp_path):  # noqa: F811
+def test_the_command_that_goes_on(bertmon, files, tmp_path):
     begun = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=2", "hydra.sweep.dir=sweep", *files]
     assert bertmon(*begun).returncode == 0
     second = tmp_path / "sweep/warmup_frac=0.7/seed=0"
@@ -379,7 +378,7 @@ def test_the_command_that_goes_on(bertmon, files, tmp_path):  # noqa: F811
     assert "was started in /nowhere, which is not there any more" in resume(tmp_path / "sweep").stderr
 
 
-def test_two_launches_at_once_do_not_share_runs(bertmon, files, tmp_path):  # noqa: F811
+def test_two_launches_at_once_do_not_share_runs(bertmon, files, tmp_path):
     command = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=1", "hydra.sweep.dir=sweep", *files]
     both = [bertmon(*command, wait=False) for _ in range(2)]
     outputs = [process.communicate(timeout=300) for process in both]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import DEAD, LEARNS, comparison, leave_run, synthetic_history
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -21,74 +22,7 @@ from bertmon.compare import plots, report, selection, summary, tensorboard
 from bertmon.compare.__main__ import main
 from bertmon.compare.results import read_sweep, wilson_interval
 from bertmon.errors import InputError
-from bertmon.monitor.history import HISTORY_FILE, STATISTICS, History, RunPlan, Snapshot, WeightTable
-
-STEPS = 100
-
-
-def layers(depth):
-    labels = ["embeddings.word_embeddings"]
-    labels += [f"enc.l.{number}.{name}" for number in range(depth) for name in ("attention.query", "output.dense")]
-    labels.append("classifier")
-    depths = [None, *(number for number in range(depth) for _ in range(2)), None]
-    return WeightTable(tuple(labels), ("embedding", *["linear"] * (len(labels) - 1)), tuple(depths))
-
-
-def history(*, learns, depth=2, every=20):
-    rng = np.random.default_rng(0)
-    lr = np.full(STEPS, 1e-3)
-    made = History(RunPlan(lr, 2 * lr, chance_loss=1.4, warmup_frac=0.1, bias_correction=False))
-    made.losses = [1.4 - learns * step / STEPS for step in range(STEPS)]
-    made.grad_norms = STEPS * [1.0]
-    names = layers(depth)
-    for step in range(0, STEPS, every):
-        values = 10.0 ** rng.uniform(-4, 0, (len(names), len(STATISTICS)))
-        made.snapshots.append(Snapshot(step, 1e-3, 2e-3, 1.0 if learns else 1e-6, names, values))
-    return made
-
-
-LEARNS, DEAD = history(learns=True).to_bytes(), history(learns=False).to_bytes()
-
-
-def leave_run(folder, *, learns=True, accuracy=None, seed=0, differs=None, measured=True, **changes):
-    """What a run leaves."""
-    folder.mkdir(parents=True)
-    accuracy = (0.8 if learns else 0.25) if accuracy is None else accuracy
-    evaluations = [{"step": step, "loss": 1.4 - accuracy, "accuracy": accuracy} for step in (50, 100)]
-    verdict = "healthy" if learns else "collapsed"
-    result = {
-        "status": "ok",
-        "experiment": "quickstart",
-        "seed": seed,
-        "differs": differs or {},
-        "settings": {"seed": seed, "schedule": differs or {}},
-        "data": {"fingerprint": "f", "test_texts": 400, "majority": 0.25},
-        "steps": STEPS,
-        "steps_planned": STEPS,
-        "metrics": {"final": evaluations[-1], "best": evaluations[-1]},
-        "evaluations": evaluations,
-        "verdict": verdict,
-        "verdict_step": 20,
-        "findings": [],
-        "cause": None if learns else "a learning rate of 1 is too large",
-        "advice": None if learns else "optimizer.lr=0.1",
-        "seconds": 30.0,
-    }
-    (folder / "result.json").write_text(json.dumps(result | changes))
-    if measured:
-        (folder / HISTORY_FILE).write_bytes(LEARNS if learns else DEAD)
-    return folder
-
-
-def comparison(folder, seeds=2, **changes):
-    for warmup, learns in ((0.1, False), (0.7, True)):
-        for seed in range(seeds):
-            differs = {"schedule.warmup_frac": warmup}
-            leave_run(
-                folder / f"warmup_frac={warmup}/seed={seed}", learns=learns, seed=seed, differs=differs, **changes
-            )
-    return folder
-
+from bertmon.monitor.history import HISTORY_FILE, History
 
 # --- reading -------------------------------------------------------------------------------------
 
@@ -234,7 +168,7 @@ def test_a_run_counts_once(tmp_path):
 def test_cells_are_named_by_what_differs(tmp_path):
     for name in ("a", "b"):
         differs = {"data.train": f"data/{name}.csv", "schedule.lr": 1, "optimizer.lr": 2}
-        leave_run(tmp_path / f"train=data-{name}-1a2b3c/seed=0", differs=differs)
+        leave_run(tmp_path / f"train=data-{name}-1a2b3c/seed=0", overrides=differs)
     names = [cell.name for cell in read_sweep([tmp_path]).settings]
     assert names == [f"train=data/{name}.csv, schedule.lr=1, optimizer.lr=2" for name in ("a", "b")]
 
@@ -262,7 +196,7 @@ def test_the_interval_of_a_rate():
 def test_the_table_of_cells(tmp_path):
     comparison(tmp_path, seeds=1)
     leave_run(
-        tmp_path / "warmup_frac=0.7/seed=1", accuracy=0.6, seed=1, differs={"schedule.warmup_frac": 0.7}, seconds=90.0
+        tmp_path / "warmup_frac=0.7/seed=1", accuracy=0.6, seed=1, overrides={"schedule.warmup_frac": 0.7}, seconds=90.0
     )
     table = summary.settings_table(read_sweep([tmp_path]))
     heads = "warmup_frac, runs, test accuracy, best, test loss, failed, verdict, known at step, time, saved"
@@ -290,7 +224,7 @@ def test_what_is_said_of_one_run_of_none_and_of_many(tmp_path):
     (tmp_path / "two/sweep.json").write_text('{"runs": ["a/seed=0", "b/seed=0"]}')
     assert summary.conclusions(read_sweep([tmp_path / "two"])) == ["No run has ended yet."]
     for number in range(5):
-        leave_run(tmp_path / f"three/{number}/seed=0", learns=number == 0, differs={"n": number})
+        leave_run(tmp_path / f"three/{number}/seed=0", learns=number == 0, overrides={"n": number})
     assert summary.conclusions(read_sweep([tmp_path / "three"]))[1] == (
         "In 4 of 5 cells runs failed to learn, in 4 of them all; verdicts on those that failed: collapsed."
     )
@@ -336,7 +270,7 @@ def test_a_mean_over_fewer_runs_says_so(tmp_path):
 
 def test_nothing_is_best_where_nothing_learned(tmp_path):
     for number in range(2):
-        leave_run(tmp_path / f"{number}/seed=0", learns=False, differs={"n": number})
+        leave_run(tmp_path / f"{number}/seed=0", learns=False, overrides={"n": number})
     assert (
         summary.conclusions(read_sweep([tmp_path]))[0]
         == "No run has learned more than guessing the most frequent class gives."
@@ -425,7 +359,7 @@ def test_what_the_curves_hold(tmp_path):
 
 def test_a_loss_that_is_not_finite_leaves_the_others(tmp_path):
     leave_run(tmp_path / "a/seed=0", measured=False)
-    made = history(learns=False, every=1000)
+    made = synthetic_history(learns=False, every=1000)
     made.losses[-1] = math.nan
     (tmp_path / "a/seed=0" / HISTORY_FILE).write_bytes(made.to_bytes())
     sweep = read_sweep([tmp_path])
@@ -440,7 +374,9 @@ def test_a_loss_that_is_not_finite_leaves_the_others(tmp_path):
 
 def test_the_layers_are_those_of_the_nearest_step(tmp_path):
     comparison(tmp_path, seeds=1)
-    (tmp_path / "warmup_frac=0.7/seed=0" / HISTORY_FILE).write_bytes(history(learns=True, every=30).to_bytes())
+    (tmp_path / "warmup_frac=0.7/seed=0" / HISTORY_FILE).write_bytes(
+        synthetic_history(learns=True, every=30).to_bytes()
+    )
     sweep = read_sweep([tmp_path])
     figure = plots.layer_figures(selection.select_layer_runs(sweep), 20, plots.setting_colors(sweep))["gradient_flow"]
     assert [panel.get_title(loc="left") for panel in figure.axes] == ["warmup_frac=0.1", "warmup_frac=0.7, step 30"]
@@ -449,7 +385,7 @@ def test_the_layers_are_those_of_the_nearest_step(tmp_path):
 
 def test_values_at_the_end_of_floats_are_drawn(tmp_path):
     comparison(tmp_path, seeds=1)
-    made = history(learns=True)
+    made = synthetic_history(learns=True)
     made.snapshots[2].values[:] = 1e308
     made.snapshots[3].values[:] = np.inf
     (tmp_path / "warmup_frac=0.7/seed=0" / HISTORY_FILE).write_bytes(made.to_bytes())
@@ -459,8 +395,8 @@ def test_values_at_the_end_of_floats_are_drawn(tmp_path):
 def test_worst_and_best_are_of_all_cells(tmp_path):
     for number in range(70):
         accuracy = 0.3 + (0.5 if number == 1 else 0.0)
-        leave_run(tmp_path / f"{number:02}/seed=0", status="failed", differs={"n": number}, measured=False)
-        leave_run(tmp_path / f"{number:02}/seed=1", seed=1, accuracy=accuracy, differs={"n": number})
+        leave_run(tmp_path / f"{number:02}/seed=0", status="failed", overrides={"n": number}, measured=False)
+        leave_run(tmp_path / f"{number:02}/seed=1", seed=1, accuracy=accuracy, overrides={"n": number})
     sweep = read_sweep([tmp_path])
     assert [curve.setting.name for curve in selection.select_layer_runs(sweep)] == ["n=0", "n=1"]
     assert len(selection.select_curves(sweep)) == 35
@@ -468,7 +404,7 @@ def test_worst_and_best_are_of_all_cells(tmp_path):
 
 def test_no_run_stands_beside_itself(tmp_path):
     for number in range(6):
-        leave_run(tmp_path / f"{number}/seed=0", learns=False, differs={"n": number}, measured=number == 3)
+        leave_run(tmp_path / f"{number}/seed=0", learns=False, overrides={"n": number}, measured=number == 3)
     assert [curve.setting.name for curve in selection.select_layer_runs(read_sweep([tmp_path]))] == ["n=3"]
 
 
@@ -494,7 +430,7 @@ def test_the_page_needs_nothing_else(tmp_path):
 
 
 def test_what_runs_are_called_and_say_is_no_markup(tmp_path):
-    leave_run(tmp_path / "<b>x<!--/seed=0", differs={"data.train": "<script>alert(1)</script>"})
+    leave_run(tmp_path / "<b>x<!--/seed=0", overrides={"data.train": "<script>alert(1)</script>"})
     leave_run(tmp_path / "y/seed=0", status="failed", error="<img src=x onerror=alert(1)>", measured=False)
     text = report.render_html(read_sweep([tmp_path]))
     for bad in ("<script", "<img", "<b>x", "<!--/"):
@@ -504,11 +440,11 @@ def test_what_runs_are_called_and_say_is_no_markup(tmp_path):
 
 def test_colours_are_a_cells_own(tmp_path):
     for number in range(8):
-        leave_run(tmp_path / f"few/{number}/seed=0", differs={"n": number})
+        leave_run(tmp_path / f"few/{number}/seed=0", overrides={"n": number})
     few = plots.setting_colors(read_sweep([tmp_path / "few"]))
     assert len(set(few.values())) == 8
     for number in range(12):
-        leave_run(tmp_path / f"many/{number:02}/seed=0", accuracy=0.3 + number / 20, differs={"n": number})
+        leave_run(tmp_path / f"many/{number:02}/seed=0", accuracy=0.3 + number / 20, overrides={"n": number})
     many = plots.setting_colors(read_sweep([tmp_path / "many"]))
     assert len(set(many.values())) == 12
     assert [*many.values()][::11] == ["#414487", "#dfe318"]
@@ -517,7 +453,7 @@ def test_colours_are_a_cells_own(tmp_path):
 def test_what_is_shown_of_many_cells(tmp_path):
     for number in range(6):
         known = 20 * (3 - number) % 80
-        leave_run(tmp_path / f"{number}/seed=0", learns=number > 2, differs={"n": number}, verdict_step=known)
+        leave_run(tmp_path / f"{number}/seed=0", learns=number > 2, overrides={"n": number}, verdict_step=known)
     sweep = read_sweep([tmp_path])
     beside = selection.select_layer_runs(sweep)
     assert [curve.setting.name for curve in beside] == [
@@ -529,7 +465,7 @@ def test_what_is_shown_of_many_cells(tmp_path):
 
 def test_a_run_of_other_layers_has_labels_of_its_own(tmp_path):
     comparison(tmp_path, seeds=1)
-    deep = history(learns=True, depth=5)
+    deep = synthetic_history(learns=True, depth=5)
     (tmp_path / "warmup_frac=0.7/seed=0" / HISTORY_FILE).write_bytes(deep.to_bytes())
     assert "enc.l.4.output.dense" in report.render_html(read_sweep([tmp_path]))
 
@@ -552,7 +488,7 @@ def test_no_picture_is_large(tmp_path, depth):
     comparison(tmp_path, seeds=1, measured=False)
     for folder in tmp_path.glob("*/*"):
         (folder / HISTORY_FILE).write_bytes(
-            history(learns=True, depth=4 * depth).to_bytes()
+            synthetic_history(learns=True, depth=4 * depth).to_bytes()
         )  # as many rows as BERT has
     sweep = read_sweep([tmp_path])
     beside, colours = selection.select_layer_runs(sweep), plots.setting_colors(sweep)
@@ -566,7 +502,7 @@ def test_a_thousand_runs(tmp_path):
             tmp_path / f"lr={number % 250}/seed={number // 250}",
             learns=number % 3 > 0,
             seed=number // 250,
-            differs={"optimizer.lr": number % 250},
+            overrides={"optimizer.lr": number % 250},
         )
     sweep = report.write_report([tmp_path], tmp_path)
     assert (len(sweep.settings), len(sweep.runs)) == (250, 1000)

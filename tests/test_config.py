@@ -199,5 +199,5 @@ def test_the_identity_of_a_run_is_all_that_makes_its_numbers():
         "sweep cannot go on with other settings than it was begun with: "
         "optimizer.lr=0.001 there and 0.5 here, train.epochs=3 there and 7 here."
     )
-    with pytest.raises(errors.InputError, match=re.escape(message)):
+    with pytest.raises(InputError, match=re.escape(message)):
         config.require_same_run(other, here, Path("sweep"))

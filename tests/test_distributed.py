@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 import pytest
+from conftest import results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_run import TINY, files, results  # noqa: F401
 
 from bertmon.monitor.history import HISTORY_FILE, STATISTICS, History
 from bertmon.training import checkpoint
@@ -57,7 +57,7 @@ def assert_close(there, expected):
             np.testing.assert_allclose(shot[statistic], other[statistic], **tolerance)
 
 
-def test_two_processes_come_to_what_one_comes_to(bertmon, files, tmp_path):  # noqa: F811
+def test_two_processes_come_to_what_one_comes_to(bertmon, files, tmp_path):
     sweep = ["schedule.warmup_frac=0.1,0.7", "-m", *files, *SETUP]
     ended(bertmon(1, *sweep, "hydra.sweep.dir=one"))
     output = ended(bertmon(2, *sweep, "hydra.sweep.dir=two"))
@@ -78,7 +78,7 @@ def test_two_processes_come_to_what_one_comes_to(bertmon, files, tmp_path):  # n
         assert len((tmp_path / "two" / name / "run.log").read_text().split("goes on")) == 1
 
 
-def test_two_processes_go_on_where_a_signal_ended_them(bertmon, files, tmp_path):  # noqa: F811
+def test_two_processes_go_on_where_a_signal_ended_them(bertmon, files, tmp_path):
     long = [*files, *SETUP[:1], "train.epochs=40", "train.log_every=1"]
     ended(bertmon(2, *long, "hydra.run.dir=whole"))
     broken = bertmon(2, *long, "hydra.run.dir=broken")
@@ -97,7 +97,7 @@ def test_two_processes_go_on_where_a_signal_ended_them(bertmon, files, tmp_path)
     assert (tmp_path / "broken" / HISTORY_FILE).read_bytes() == (tmp_path / "whole" / HISTORY_FILE).read_bytes()
 
 
-def test_a_mistake_is_told_once_and_ends_both(bertmon, files, tmp_path):  # noqa: F811
+def test_a_mistake_is_told_once_and_ends_both(bertmon, files, tmp_path):
     process = bertmon(2, *files, "data.train=nowhere.csv")
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from test_monitor import bert_snapshot
+from conftest import bert_snapshot
 
 from bertmon.monitor.figure_process import FigureProcess, render
 
@@ -72,7 +72,7 @@ def test_a_mistake_in_drawing_is_not_lost(drawer):
 
 def test_no_process_stays_behind_one_that_is_killed():
     code = (
-        "from test_monitor import bert_snapshot\n"
+        "from conftest import bert_snapshot\n"
         "from bertmon.monitor import drawer\n"
         "drawer.shared().draw(bert_snapshot(1)).result()\n"
         "print(drawer.shared()._process.pid, flush=True)\n"

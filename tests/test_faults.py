@@ -5,15 +5,15 @@ import subprocess
 import sys
 
 import pytest
+from conftest import results
 from faults import SPOILED, content
 from test_checkpoint import broken_off
-from test_run import bertmon, files, results  # noqa: F401  # the program as a user starts it
 
 from bertmon.run import run_training
 from bertmon.training import checkpoint
 
 
-def test_of_eight_runs_one_raises_one_exits_and_one_needs_a_petabyte(bertmon, files, tmp_path, monkeypatch):  # noqa: F811
+def test_of_eight_runs_one_raises_one_exits_and_one_needs_a_petabyte(bertmon, files, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(SPOILED)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     sweep = tmp_path / "sweep"
@@ -53,7 +53,7 @@ def small_disk(tmp_path):
 LONG = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=20", "monitor.every=1", "train.checkpoint_every=20"]
 
 
-def test_a_disk_without_room_ends_the_launch_and_with_room_it_goes_on(bertmon, files, tmp_path, small_disk):  # noqa: F811
+def test_a_disk_without_room_ends_the_launch_and_with_room_it_goes_on(bertmon, files, tmp_path, small_disk):
     disk, remount = small_disk
     assert bertmon(*LONG, f"hydra.sweep.dir={tmp_path / 'whole'}", *files).returncode == 0
 
@@ -74,7 +74,7 @@ def test_a_disk_without_room_ends_the_launch_and_with_room_it_goes_on(bertmon, f
         assert content(disk / "sweep" / name) == content(tmp_path / "whole" / name)
 
 
-def test_a_folder_that_cannot_be_written_is_one_clear_message(bertmon, files, small_disk):  # noqa: F811
+def test_a_folder_that_cannot_be_written_is_one_clear_message(bertmon, files, small_disk):
     disk, remount = small_disk
     remount("ro")
     done = bertmon(*LONG, f"hydra.sweep.dir={disk / 'sweep'}", *files)

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import LEARNS, comparison
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_compare import LEARNS, comparison
 
 from bertmon import result
 from bertmon.compare import summary
+from bertmon.compare.results import read_sweep
 from bertmon.config import FilesConfig
 from bertmon.data import Corpus, load_corpus
 from bertmon.errors import InputError

@@ -10,9 +10,9 @@ import time
 
 import pytest
 import slurm
+from conftest import TINY_OVERRIDES, results
 from faults import SPOILED, contents
 from omegaconf import OmegaConf
-from test_run import TINY, bertmon, files, results  # noqa: F401  # the program as a user starts it
 
 from bertmon.training import checkpoint
 
@@ -25,7 +25,7 @@ def one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def test_a_sweep_is_the_same_by_every_launcher(bertmon, files, tmp_path):  # noqa: F811
+def test_a_sweep_is_the_same_by_every_launcher(bertmon, files, tmp_path):
     launchers = ("basic", "joblib", "submitit_local", "ray")
     told = {}
     for name in launchers:
@@ -58,7 +58,7 @@ def shown(folder):
     return re.sub(r"\d+ s\b|Written by .*|^# .*", "", (folder / "report.md").read_text())
 
 
-def test_a_sweep_on_joblib_leaves_checkpoints_and_goes_on(bertmon, files, tmp_path):  # noqa: F811
+def test_a_sweep_on_joblib_leaves_checkpoints_and_goes_on(bertmon, files, tmp_path):
     long = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=20", "train.checkpoint_every=5", *files]
     beside = ["hydra.sweep.dir=beside", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     assert bertmon(*long, "hydra.sweep.dir=plain").returncode == 0
@@ -83,7 +83,7 @@ def test_a_sweep_on_joblib_leaves_checkpoints_and_goes_on(bertmon, files, tmp_pa
     assert contents(tmp_path / "beside") == contents(tmp_path / "plain")
 
 
-def test_a_run_that_fails_beside_others_names_its_lines(bertmon, files, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_that_fails_beside_others_names_its_lines(bertmon, files, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(SPOILED)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     chosen = ["hydra/launcher=joblib", "hydra.sweep.dir=sweep"]
@@ -111,7 +111,7 @@ def test_jobs_on_a_real_slurm_are_queued_again_and_go_on(tmp_path):
 SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.seeds=[0,1]"]
 
 
-def test_a_search_is_told_the_mean_over_seeds_and_can_be_gone_on_with(bertmon, files, tmp_path):  # noqa: F811
+def test_a_search_is_told_the_mean_over_seeds_and_can_be_gone_on_with(bertmon, files, tmp_path):
     done = bertmon(*SEARCH, *files, "hydra.sweep.dir=search")
     assert done.returncode == 0, done.stderr
     runs = results(tmp_path / "search")
@@ -150,7 +150,7 @@ WRONG = [  # arguments, what the message says
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG)
-def test_what_is_wrong_with_a_launcher_is_one_message(bertmon, files, tmp_path, arguments, message):  # noqa: F811
+def test_what_is_wrong_with_a_launcher_is_one_message(bertmon, files, tmp_path, arguments, message):
     done = bertmon(*files, *arguments)
     assert done.returncode == 1
     assert message in done.stderr
@@ -171,12 +171,12 @@ def test_a_plugin_that_is_not_installed_is_one_message_and_all_else_works(tmp_pa
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['hydra_plugins'] = None\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
 
-    def bertmon(*arguments):  # noqa: F811
+    def bertmon(*arguments):
         command = [sys.executable, "-m", "bertmon.run", *arguments]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     for choice, extra in EXTRAS.items():
-        done = bertmon(*SWEEP, choice, *TINY)
+        done = bertmon(*SWEEP, choice, *TINY_OVERRIDES)
         assert done.stderr == f"{choice} is not installed: pip install 'bertmon[{extra}]' brings it.\n"
         assert done.returncode == 1
     assert bertmon("--help").returncode == 0

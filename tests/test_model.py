@@ -2,13 +2,12 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import BUILD_MODEL, TINY, save_pretrained_bert
 
 from bertmon import model
 from bertmon.config import Init, ModelConfig
 from bertmon.errors import InputError
 
-TASK = {"label_names": ("no", "yes"), "vocab_size": 120, "pad_id": 0, "max_length": 32}
 BERT_BASE_LAYER = [
     "attention.query",
     "attention.key",
@@ -24,7 +23,7 @@ BERT_BASE_LAYER = [
 def test_fresh_weights_depend_on_the_seed_alone():
     def weights(seed):
         torch.manual_seed(seed)
-        return torch.cat([p.flatten() for p in model.build_model(TINY, **TASK).parameters()])
+        return torch.cat([p.flatten() for p in model.build_model(TINY, **BUILD_MODEL).parameters()])
 
     assert torch.equal(weights(0), weights(0))
     assert not torch.equal(weights(0), weights(1))
@@ -34,7 +33,7 @@ def test_the_102_weights_of_bert_base_have_short_labels():
     config = dataclasses.replace(
         TINY, num_hidden_layers=12, hidden_size=12, num_attention_heads=12, intermediate_size=12
     )
-    layers = model.named_weights(model.build_model(config, **TASK))
+    layers = model.named_weights(model.build_model(config, **BUILD_MODEL))
     assert list(layers) == [
         "embeddings.word_embeddings",
         "embeddings.position_embeddings",
@@ -58,7 +57,7 @@ def test_the_102_weights_of_bert_base_have_short_labels():
 @pytest.mark.parametrize("family", ["distilbert", "roberta-prelayernorm", "electra"])
 def test_other_families_have_depths_too(family):
     config = model.ModelConfig(model_type=family, num_hidden_layers=3, hidden_size=12, num_attention_heads=2)
-    layers = model.named_weights(model.build_model(config, **TASK))
+    layers = model.named_weights(model.build_model(config, **BUILD_MODEL))
     assert {layer.depth for layer in layers.values()} == {None, 0, 1, 2}
 
 
@@ -68,7 +67,7 @@ def test_the_numbers_of_a_head_are_no_depths():
 
 
 def test_biases_and_frozen_weights():
-    built = model.build_model(TINY, **TASK)
+    built = model.build_model(TINY, **BUILD_MODEL)
     built.classifier.weight.requires_grad_(False)
     layers = model.named_weights(built, biases=True)
     assert layers["enc.l.0.attention.query.bias"].kind == "bias"
@@ -77,27 +76,9 @@ def test_biases_and_frozen_weights():
     assert not any(label.endswith(".bias") for label in model.named_weights(built))
 
 
-def saved(folder, **changes):
-    """A small pretrained checkpoint in `folder`, as transformers writes it; returns its weights."""
-    from transformers import BertConfig, BertModel
-
-    torch.manual_seed(7)
-    small = {
-        "vocab_size": 120,
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "max_position_embeddings": 64,
-    }
-    bert = BertModel(BertConfig(**(small | changes)))
-    bert.save_pretrained(folder)
-    return bert.state_dict()
-
-
 def test_pretrained_weights_are_loaded_under_a_fresh_classifier(tmp_path):
-    weights = saved(tmp_path)
-    built = model.build_model(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **TASK)
+    weights = save_pretrained_bert(tmp_path)
+    built = model.build_model(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **BUILD_MODEL)
     assert built.training
     for name, tensor in built.bert.state_dict().items():
         assert torch.equal(tensor, weights[name]), name
@@ -106,8 +87,8 @@ def test_pretrained_weights_are_loaded_under_a_fresh_classifier(tmp_path):
 
 
 def test_a_named_architecture_with_random_weights(tmp_path):
-    weights = saved(tmp_path)
-    built = model.build_model(ModelConfig(name=str(tmp_path)), **TASK)
+    weights = save_pretrained_bert(tmp_path)
+    built = model.build_model(ModelConfig(name=str(tmp_path)), **BUILD_MODEL)
     name = "encoder.layer.0.attention.self.query.weight"
     assert built.bert.state_dict()[name].shape == weights[name].shape
     assert not torch.equal(built.bert.state_dict()[name], weights[name])
@@ -115,7 +96,7 @@ def test_a_named_architecture_with_random_weights(tmp_path):
 
 def test_another_family_by_its_name():
     config = dataclasses.replace(TINY, model_type="roberta-prelayernorm", max_position_embeddings=64)
-    labels = list(model.named_weights(model.build_model(config, **TASK)))
+    labels = list(model.named_weights(model.build_model(config, **BUILD_MODEL)))
     assert "enc.l.1.attention.query" in labels
     assert len(labels) == len(set(labels))
 
@@ -129,31 +110,34 @@ def saved_distilbert(folder):
 
 @pytest.mark.parametrize(
     ("save", "lost"),
-    [(saved, "encoder.layer.1.output.dense.weight"), (saved_distilbert, "transformer.layer.1.ffn.lin1.weight")],
+    [
+        (save_pretrained_bert, "encoder.layer.1.output.dense.weight"),
+        (saved_distilbert, "transformer.layer.1.ffn.lin1.weight"),
+    ],
 )
 def test_incomplete_weights_are_refused(tmp_path, save, lost):
     from safetensors.torch import load_file, save_file
 
     save(tmp_path)
     pretrained = ModelConfig(init=Init.pretrained, name=str(tmp_path))
-    model.build_model(pretrained, **TASK)
+    model.build_model(pretrained, **BUILD_MODEL)
     weights = load_file(tmp_path / "model.safetensors")
     del weights[lost]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=f"lack .*{lost}"):
-        model.build_model(pretrained, **TASK)
+        model.build_model(pretrained, **BUILD_MODEL)
 
 
 def test_a_checkpoint_that_was_tuned_for_other_classes_gets_a_fresh_classifier(tmp_path):
     from transformers import AutoModelForSequenceClassification
 
-    saved(tmp_path / "bert")
-    three = dict(TASK, label_names=("a", "b", "c"))
+    save_pretrained_bert(tmp_path / "bert")
+    three = dict(BUILD_MODEL, label_names=("a", "b", "c"))
     model.build_model(ModelConfig(init=Init.pretrained, name=str(tmp_path / "bert")), **three).save_pretrained(
         tmp_path / "three"
     )
     tuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "three")
-    built = model.build_model(ModelConfig(init=Init.pretrained, name=str(tmp_path / "three")), **TASK)
+    built = model.build_model(ModelConfig(init=Init.pretrained, name=str(tmp_path / "three")), **BUILD_MODEL)
     assert built.classifier.weight.shape == (2, 16)
     assert torch.equal(built.bert.pooler.dense.weight, tuned.bert.pooler.dense.weight)
 
@@ -161,9 +145,9 @@ def test_a_checkpoint_that_was_tuned_for_other_classes_gets_a_fresh_classifier(t
 @pytest.mark.parametrize(("key", "value"), [("intermediate_size", 8), ("hidden_dropout_prob", 0.5)])
 def test_a_key_that_the_family_does_not_know_is_refused(key, value):
     config = ModelConfig(model_type="distilbert", num_hidden_layers=1, hidden_size=24, num_attention_heads=2)
-    assert len(model.build_model(config, **TASK).distilbert.transformer.layer) == 1
+    assert len(model.build_model(config, **BUILD_MODEL).distilbert.transformer.layer) == 1
     with pytest.raises(InputError, match=rf"model\.{key} is not possible: distilbert has no such key"):
-        model.build_model(dataclasses.replace(config, **{key: value}), **TASK)
+        model.build_model(dataclasses.replace(config, **{key: value}), **BUILD_MODEL)
 
 
 @pytest.mark.parametrize(
@@ -177,29 +161,29 @@ def test_a_key_that_the_family_does_not_know_is_refused(key, value):
 )
 def test_what_would_fail_later_is_found_without_weights(tmp_path, config, message):
     for name in ("EMPTY", "CORRUPT"):
-        saved(tmp_path / name)
+        save_pretrained_bert(tmp_path / name)
     (tmp_path / "EMPTY" / "model.safetensors").unlink()
     (tmp_path / "CORRUPT" / "model.safetensors").write_bytes(b"no header here")
     if config.name:
         config = dataclasses.replace(config, name=str(tmp_path / config.name))
-    model.check_model(TINY, **TASK)
+    model.check_model(TINY, **BUILD_MODEL)
     with pytest.raises(InputError, match=message):
-        model.check_model(config, **TASK)
+        model.check_model(config, **BUILD_MODEL)
 
 
 def test_corrupt_weights_are_one_clear_error(tmp_path):
-    saved(tmp_path)
+    save_pretrained_bert(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"no header here")
     with pytest.raises(InputError, match="no model can be loaded"):
-        model.build_model(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **TASK)
+        model.build_model(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **BUILD_MODEL)
 
 
 def test_a_pickle_is_never_loaded(tmp_path):
-    weights = saved(tmp_path)
+    weights = save_pretrained_bert(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(weights, tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match="no model can be loaded"):
-        model.build_model(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **TASK)
+        model.build_model(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **BUILD_MODEL)
 
 
 @pytest.mark.parametrize(
@@ -212,10 +196,10 @@ def test_a_pickle_is_never_loaded(tmp_path):
 )
 def test_what_does_not_fit_is_one_clear_error(changes, task, message):
     with pytest.raises(InputError, match=message):
-        model.build_model(dataclasses.replace(TINY, **changes), **(TASK | task))
+        model.build_model(dataclasses.replace(TINY, **changes), **(BUILD_MODEL | task))
 
 
 def test_a_vocabulary_larger_than_the_embeddings(tmp_path):
-    saved(tmp_path)
+    save_pretrained_bert(tmp_path)
     with pytest.raises(InputError, match=r"model\.tokenizer has 121 entries"):
-        model.build_model(ModelConfig(name=str(tmp_path)), **(TASK | {"vocab_size": 121}))
+        model.build_model(ModelConfig(name=str(tmp_path)), **(BUILD_MODEL | {"vocab_size": 121}))

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from conftest import bert_snapshot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.text import Text
@@ -246,18 +247,6 @@ def test_families_are_the_matrices_that_every_layer_has():
 
 
 # --- figures -------------------------------------------------------------------------------------
-
-
-def bert_snapshot(layers: int, *, lr=1e-4) -> Snapshot:
-    """Plausible numbers for every weight of a BERT with that many layers."""
-    config = model.ModelConfig(num_hidden_layers=layers, hidden_size=4, num_attention_heads=1, intermediate_size=4)
-    found = model.named_weights(model.build_model(config, label_names="ab", vocab_size=100, pad_id=0, max_length=8))
-    rng = np.random.default_rng(0)
-    mean = 10 ** (np.linspace(-9, -3, len(found)) + rng.normal(0, 0.3, len(found)))
-    ratios, sizes = 10 ** rng.normal(-3, 1, len(found)), np.full(len(found), 0.02)
-    values = np.stack([mean, 50 * mean, 2 * mean, rng.random(len(found)), ratios, sizes], axis=1)
-    kinds, depths = zip(*((layer.kind, layer.depth) for layer in found.values()), strict=True)
-    return Snapshot(30, lr, 3 * lr, 1e-3, WeightTable(tuple(found), kinds, depths), values)
 
 
 def plain_figure(kind: str, snapshot: Snapshot):

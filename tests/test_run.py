@@ -1,7 +1,6 @@
 """The program as a user starts it: real processes, real event files."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -10,52 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SHARED, needs_newsgroups, write_texts
+from conftest import SHARED, needs_newsgroups, results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bertmon import compare, data
 from bertmon.data import batches
 from bertmon.monitor.history import History
 from bertmon.run import _say_progress, run_training
-
-TINY = [
-    "model.num_hidden_layers=2",
-    "model.hidden_size=16",
-    "model.intermediate_size=32",
-    "data.max_length=32",
-    "train.batch_size=8",
-    "monitor.every=4",
-]
-
-
-@pytest.fixture
-def bertmon(tmp_path, tmp_path_factory):
-    """Starts `python -m bertmon.run` in tmp_path, with these tests' own cache and no GPU; returns the process."""
-    cache = str(tmp_path_factory.getbasetemp() / "cache")
-
-    def start(*arguments, wait=True):
-        environment = os.environ | {"XDG_CACHE_HOME": cache, "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-m", "bertmon.run", *arguments]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        if wait:
-            return subprocess.run(command, cwd=tmp_path, env=environment, timeout=600, check=False, **pipes)
-        return subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
-
-    return start
-
-
-@pytest.fixture
-def files(tmp_path):
-    train, test = write_texts(tmp_path / "train.csv", 40, seed=1), write_texts(tmp_path / "test.csv", 10, seed=2)
-    return ["data=files", f"data.train={train}", f"data.test={test}", *TINY]
-
-
-def results(folder: Path) -> dict[str, dict]:
-    """result.json of each run, by its name in TensorBoard."""
-    return {
-        str(path.parent.relative_to(folder)): json.loads(path.read_text())
-        for path in sorted(folder.rglob("result.json"))
-    }
 
 
 def only_folder(tmp_path):

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
-from test_model import TASK, saved
-from test_tokens import TEXTS
+from conftest import BUILD_MODEL, TEXTS, TINY, save_pretrained_bert
 
 import bertmon
 from bertmon import data, model, sanitize
@@ -47,7 +45,7 @@ def trapped(folder, marker, *, known):
 
     known: transformers has the family itself. Otherwise there is nothing to load but that code.
     """
-    saved(folder)
+    save_pretrained_bert(folder)
     code = f"import os\nos.mkdir({str(marker)!r})\nclass Evil: pass\n"
     for name in ("evil.py", "modeling_evil.py", "configuration_evil.py", "tokenization_evil.py", "setup.py"):
         (folder / name).write_text(code)
@@ -75,9 +73,9 @@ def test_code_in_a_model_folder_is_never_run(tmp_path, part, known, monkeypatch)
     trapped(folder, marker, known=known)
     pretrained = ModelConfig(init=Init.pretrained, name=str(folder))
     acts = {
-        "config": lambda: model.build_model_config(ModelConfig(name=str(folder)), **TASK),
-        "weights": lambda: model.build_model(pretrained, **TASK),
-        "check": lambda: model.check_model(pretrained, **TASK),
+        "config": lambda: model.build_model_config(ModelConfig(name=str(folder)), **BUILD_MODEL),
+        "weights": lambda: model.build_model(pretrained, **BUILD_MODEL),
+        "check": lambda: model.check_model(pretrained, **BUILD_MODEL),
         "tokenizer": lambda: tokenize.load_tokenizer(ModelConfig(tokenizer=str(folder)), TEXTS, tmp_path),
         "name": lambda: tokenize.load_tokenizer(ModelConfig(name=str(folder)), TEXTS, tmp_path),
     }
@@ -107,15 +105,15 @@ def test_no_key_can_say_otherwise():
 
 @pytest.mark.parametrize("step", [model.check_model, model.build_model])
 def test_weights_that_are_a_pickle_are_refused_and_not_read(tmp_path, step):
-    saved(tmp_path / "model")
+    save_pretrained_bert(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
     for name in ("pytorch_model.bin", "model.safetensors.bin", "pytorch_model-00001-of-00001.bin"):
         (tmp_path / "model" / name).write_bytes(pickle.dumps(Evil(tmp_path / "marker")))
     with pytest.raises(InputError, match=r"model\.safetensors"):
-        step(ModelConfig(init=Init.pretrained, name=str(tmp_path / "model")), **TASK)
+        step(ModelConfig(init=Init.pretrained, name=str(tmp_path / "model")), **BUILD_MODEL)
     (tmp_path / "model" / "model.safetensors").write_bytes(pickle.dumps(Evil(tmp_path / "marker")))
     with pytest.raises(InputError, match=r"model"):
-        step(ModelConfig(init=Init.pretrained, name=str(tmp_path / "model")), **TASK)
+        step(ModelConfig(init=Init.pretrained, name=str(tmp_path / "model")), **BUILD_MODEL)
     assert not (tmp_path / "marker").exists()
 
 
@@ -171,7 +169,7 @@ def test_labels_and_texts_are_text_and_nothing_else(tmp_path):
     before = set(tmp_path.parent.rglob("*"))
     corpus = data.load_corpus(FilesConfig(train=str(train), test=str(train)), tmp_path)
     assert set(corpus.label_names) == set(labels)
-    built = model.build_model(dataclasses.replace(TINY), **TASK | {"label_names": corpus.label_names})
+    built = model.build_model(dataclasses.replace(TINY), **BUILD_MODEL | {"label_names": corpus.label_names})
     assert set(built.config.label2id) == set(labels)
     with recording(tmp_path) as result:
         result["data"] = {"label_names": list(corpus.label_names)}

@@ -2,12 +2,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import SHARED, TINY
+from conftest import SHARED, TEXTS, TINY
 
 from bertmon.data import tokenize
 from bertmon.errors import InputError
-
-TEXTS = ["The sea, the sea!", "a boat upon a wave", "", "boats " * 50, "naïve Äpfel 漢字 \x00 ☃"]
 
 
 def test_training_a_vocabulary_twice_gives_the_same(tmp_path):
