@@ -7,11 +7,12 @@ import logging
 import os
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import BUILD_MODEL, TEXTS, TINY, save_pretrained_bert
+from conftest import BUILD_MODEL, TEXTS, TINY, completed, save_pretrained_bert
 
 import bertmon
 from bertmon import data, model, sanitize
@@ -19,6 +20,7 @@ from bertmon.config import FilesConfig, Init, ModelConfig
 from bertmon.data import tokenize
 from bertmon.errors import InputError
 from bertmon.launch.run_dirs import setting_dir_name, sweep_dir_of
+from bertmon.result import DataSummary, RunResult, recording
 
 ROOT = Path(bertmon.__file__).parent
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in ROOT.rglob("*.py")}
@@ -86,6 +88,26 @@ def test_code_in_a_model_folder_is_never_run(tmp_path, part, known, monkeypatch)
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_the_traps_of_a_model_folder_fire_where_its_code_is_trusted(tmp_path, start_process, known):
+    """Positive control of the test above: each trap is one that would run."""
+    heads = ("AutoConfig", "AutoModel", "AutoModelForSequenceClassification", "AutoTokenizer")
+    for head in heads:
+        trapped(tmp_path / head, tmp_path / f"{head}.marker", known=known)
+    code = (
+        "import contextlib, transformers, torch\n"
+        f"for head in {heads}:\n"
+        "    with contextlib.suppress(Exception):\n"
+        f"        getattr(transformers, head).from_pretrained({str(tmp_path)!r} + '/' + head, trust_remote_code=True)\n"
+    )
+    done = completed(start_process([sys.executable, "-c", code], HF_HOME=str(tmp_path / "home")))
+    fired = {path.stem for path in tmp_path.glob("*.marker")}
+    assert fired == set(heads), done.stderr
+    (tmp_path / "AutoModel.marker").rmdir()
+    torch.load(tmp_path / "AutoModel" / "training_args.bin", weights_only=False)
+    assert (tmp_path / "AutoModel.marker").is_dir()
+
+
 def test_no_key_can_say_otherwise():
     """trust_remote_code is written out as False wherever transformers may ask for it, and no key leads there."""
     calls = [
@@ -117,11 +139,13 @@ def test_weights_that_are_a_pickle_are_refused_and_not_read(tmp_path, step):
     assert not (tmp_path / "marker").exists()
 
 
-TRUSTED = {  # what else would be refused, and what it is for
-    "monitor/drawer.py": {"subprocess"},  # a list of words; both ends of its socket are our own
-    "launch.py": {"joblib"},  # counts cores
-    "worker.py": {"subprocess"},  # scontrol, with the job's own number
+TRUSTED = {  # imports that would be refused elsewhere, and what they are for
+    "monitor/figure_process.py": {"subprocess"},  # a list of words; both ends of its socket are our own
+    "launch/preflight.py": {"joblib"},  # counts cores
+    "launch/compose.py": {"joblib"},  # counts cores
+    "launch/workers.py": {"subprocess"},  # scontrol, with the job's own number
 }
+MAY_EXEC = {"board.py", "cli.py"}  # TensorBoard, by a list of words and without a shell
 
 
 def test_no_source_reads_pickles_or_starts_a_shell():
@@ -137,7 +161,7 @@ def test_no_source_reads_pickles_or_starts_a_shell():
                 assert "spawn" not in called, name
                 assert not any(keyword.arg == "shell" for keyword in node.keywords), name
                 if called.startswith("os.exec"):
-                    assert name == "board.py"  # a list of words, and no shell
+                    assert name in MAY_EXEC
                 if called in ("np.load", "numpy.load"):
                     given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                     assert given.get("allow_pickle") == "False", name
@@ -172,8 +196,8 @@ def test_labels_and_texts_are_text_and_nothing_else(tmp_path):
     built = model.build_model(dataclasses.replace(TINY), **BUILD_MODEL | {"label_names": corpus.label_names})
     assert set(built.config.label2id) == set(labels)
     with recording(tmp_path) as result:
-        result["data"] = {"label_names": list(corpus.label_names)}
-    assert result.read_json(tmp_path / result.RESULT_FILE)["data"]["label_names"] == list(corpus.label_names)
+        result.data = DataSummary("f", 1, 1, corpus.label_names, 1.0)
+    assert RunResult.read(tmp_path).data.label_names == corpus.label_names
     added = {path.name for path in set(tmp_path.parent.rglob("*")) - before}
     assert added == {"result.json", ".lock"}
 
