@@ -1,6 +1,6 @@
 """Words and phrases that prose and messages of this project do not use, with the ones to write instead.
 
-Usage: python .ci/words.py [PATH ...]. Without paths every tracked text file is checked. Exits with 1 if a word is found.
+Usage: python .ci/words.py [PATH ...]. Without paths every tracked text file is checked. Exits with 1 if a word occurs.
 """
 
 import re

@@ -1,56 +1,42 @@
-"""bertmon in transformers' Trainer, in a minute on a CPU (needs `pip install accelerate`):
+"""Monitor a transformers Trainer; a few seconds on a CPU. Needs `pip install accelerate`.
 
-python examples/trainer.py runs/learns --lr 5e-4
-python examples/trainer.py runs/collapses --lr 1e-2
-tensorboard --logdir runs --samples_per_plugin images=100
+python examples/transformers_trainer.py runs/learns --lr 5e-4
+python examples/transformers_trainer.py runs/collapses --lr 1e-2
+python -m tensorboard.main --logdir runs --samples_per_plugin images=100
 """
 
 import argparse
 import logging
+from pathlib import Path
 
-from modules import LENGTH, MODULES, lines
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
+from toy_data import lines, small_bert
+from transformers import Trainer, TrainingArguments
 
 from bertmon.integrations.transformers_trainer import WatchCallback
 
-parser = argparse.ArgumentParser()
-parser.add_argument("folder")
-parser.add_argument("--lr", type=float, default=5e-4)
-parser.add_argument("--steps", type=int, default=400)
-arguments = parser.parse_args()
-logging.basicConfig(format="%(message)s", level=logging.INFO)
 
-set_seed(0)
-texts = lines()
-callback = WatchCallback(
-    arguments.folder,
-    labels=[text["labels"] for text in texts],
-    on_doomed="stop",
-)
-trainer = Trainer(
-    model=BertForSequenceClassification(
-        BertConfig(
-            vocab_size=257,
-            hidden_size=128,
-            num_hidden_layers=6,
-            num_attention_heads=2,
-            intermediate_size=512,
-            max_position_embeddings=LENGTH,
-            num_labels=len(MODULES),
-        )
-    ),
-    args=TrainingArguments(
-        output_dir=f"{arguments.folder}/trainer",
-        learning_rate=arguments.lr,
-        max_steps=arguments.steps,
-        warmup_steps=arguments.steps // 10,
+def train(folder: Path, lr: float, steps: int) -> WatchCallback:
+    examples = lines()
+    callback = WatchCallback(folder, labels=[example["labels"] for example in examples], on_doomed="stop")
+    arguments = TrainingArguments(
+        output_dir=str(folder / "trainer"),
+        learning_rate=lr,
+        max_steps=steps,
+        warmup_steps=steps // 10,
         per_device_train_batch_size=16,
         report_to="none",
         save_strategy="no",
         use_cpu=True,
-    ),
-    train_dataset=texts,
-    callbacks=[callback],
-)
-trainer.train()
-print(callback.watch.diagnosis)
+    )
+    Trainer(model=small_bert(), args=arguments, train_dataset=examples, callbacks=[callback]).train()
+    return callback
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--steps", type=int, default=300)
+    options = parser.parse_args()
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    print(train(options.folder, options.lr, options.steps).watch.diagnosis)
