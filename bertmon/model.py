@@ -1,6 +1,7 @@
-"""BERT-like sequence classifiers: pretrained or freshly initialised, and the short labels of their layers.
+"""BERT-like sequence classifiers: pretrained or freshly initialized, and short labels for their weights.
 
-Knows transformers' models and their parameter names. Leaves vocabularies to tokens.
+Knows transformers' models and their parameter names; tokenizers belong to data.tokenize.
+Shapes: B texts, T tokens, C classes.
 """
 
 import os
@@ -14,9 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from bertmon.config import Init, ModelConfig
-from bertmon.errors import InputError
+from bertmon.errors import InputError, require
 from bertmon.hub import local_files_only
-from bertmon.sanitize import sanitize_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -27,7 +27,7 @@ class NamedWeight(NamedTuple):
 
     parameter: nn.Parameter
     kind: str  # "embedding", "linear", "norm" or "other"; a bias has "bias"
-    depth: int | None  # number of the encoder layer that it belongs to, from the input; None outside of them
+    depth: int | None  # index of its encoder layer, counted from the input; None outside the encoder
 
 
 def build_model(
@@ -36,48 +36,46 @@ def build_model(
     """The classifier on the CPU, in train mode; fresh weights come from torch's global random state.
 
     Its forward takes input_ids [B, T] and attention_mask [B, T] and returns an object with .logits [B, C].
-    Raises InputError where the named model cannot be loaded or does not fit the data.
+    Raises InputError if the named model cannot be loaded or does not fit the data.
     """
     from transformers import AutoModelForSequenceClassification
 
-    planned = build_model_config(
+    model_config = build_model_config(
         config, label_names=label_names, vocab_size=vocab_size, pad_id=pad_id, max_length=max_length
     )
     if config.init is Init.random:
-        model = AutoModelForSequenceClassification.from_config(planned)
+        model = AutoModelForSequenceClassification.from_config(model_config)
     else:
-        model = _load(str(config.name), planned)
-    trained: nn.Module = model.train()
-    return trained
+        model = _load_pretrained(str(config.name), model_config)
+    classifier: nn.Module = model.train()
+    return classifier
 
 
 def check_model(
     config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, pad_id: int, max_length: int
 ) -> None:
-    """Raise InputError for what would make `build` fail or not fit the data, at the cost of no weights."""
+    """Raise InputError for whatever would make `build_model` fail, without allocating any weights."""
     from transformers import AutoModelForSequenceClassification
 
-    planned = build_model_config(
+    model_config = build_model_config(
         config, label_names=label_names, vocab_size=vocab_size, pad_id=pad_id, max_length=max_length
     )
+    family = config.name or model_config.model_type
     try:
         with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(planned)
+            model = AutoModelForSequenceClassification.from_config(model_config)
     except Exception as error:  # whatever the family's own code makes of the keys
-        raise InputError(f"model: {config.name or planned.model_type} cannot be built so: {_reason(error)}") from None
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    if weights > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        raise InputError(f"model: cannot build {family}: {_first_line(error)}") from None
+    n_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    memory = _memory_bytes()
+    if memory is not None and n_bytes > memory:
         raise InputError(
-            f"model: {config.name or planned.model_type} cannot be built so: its weights take {weights / 1e9:,.0f} GB, "
+            f"model: cannot build {family}: its weights take {n_bytes / 1e9:,.0f} GB, "
             f"and this machine has {memory / 1e9:,.0f} GB of memory."
         )
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            positions = module.num_embeddings - module.padding_idx - 1  # RoBERTa counts from behind the padding
-            if max_length > positions:
-                raise InputError(
-                    f"data.max_length={max_length} is not possible: the model knows {positions} positions."
-                )
+            _require_positions(max_length, module.num_embeddings - module.padding_idx - 1)  # RoBERTa skips the padding
     if config.init is Init.pretrained and os.path.isdir(str(config.name)):
         _check_weights(Path(str(config.name)))
 
@@ -85,99 +83,129 @@ def check_model(
 def build_model_config(
     config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, pad_id: int, max_length: int
 ) -> "PretrainedConfig":
-    """The transformers config of the model that `build` makes. Raises InputError where it does not fit the data."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    """The transformers config of the model that `build_model` makes. Raises InputError if it does not fit the data."""
+    from transformers import AutoModelForSequenceClassification
 
-    wanted: dict[str, Any] = dict(config.architecture())
+    architecture: dict[str, Any] = dict(config.architecture())
     labels = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
     if config.name is None:
-        family = config.model_type or "bert"
-        try:
-            planned = AutoConfig.for_model(family, vocab_size=vocab_size, pad_token_id=pad_id, **wanted, **labels)
-        except ValueError:
-            raise InputError(
-                f"model.model_type={family} is not possible: give the name of a family that transformers has, "
-                "such as bert or roberta-prelayernorm."
-            ) from None
-    else:
-        local = local_files_only("model.name", config.name)
-        try:
-            planned = AutoConfig.from_pretrained(
-                config.name, trust_remote_code=False, local_files_only=local, **wanted, **labels
-            )
-        except Exception as error:  # whatever transformers makes of what somebody else has written
-            raise InputError(_unloadable(config.name, error)) from None
-    if type(planned) not in AutoModelForSequenceClassification._model_mapping:
-        raise InputError(f"{config.name or config.model_type} is no sequence classifier that transformers knows.")
-    known = {*type(planned)().to_dict(), *planned.attribute_map}
-    for key in wanted:
-        if key not in known:  # transformers would take it, and do nothing with it
-            raise InputError(f"model.{key} is not possible: {planned.model_type} has no such key, leave it out.")
-    if vocab_size > planned.vocab_size:
-        raise InputError(
-            f"model.tokenizer has {vocab_size} entries and model.name={config.name} has embeddings for "
-            f"{planned.vocab_size}: leave model.tokenizer out."
+        model_config = _config_of_family(
+            config.model_type or "bert", vocab_size=vocab_size, pad_token_id=pad_id, **architecture, **labels
         )
-    positions = getattr(planned, "max_position_embeddings", None)
-    if positions is not None and max_length > positions:
-        raise InputError(f"data.max_length={max_length} is not possible: the model knows {positions} positions.")
-    return planned
+    else:
+        model_config = _config_of_checkpoint(config.name, architecture, labels)
+    if type(model_config) not in AutoModelForSequenceClassification._model_mapping:
+        key, value = ("model.name", config.name) if config.name else ("model.model_type", config.model_type)
+        raise InputError(f"{key}: expected a model that transformers has a sequence classifier for, got {value}.")
+    known_keys = {*type(model_config)().to_dict(), *model_config.attribute_map}
+    for key, value in architecture.items():
+        if key not in known_keys:  # transformers would accept and ignore it
+            raise InputError(
+                f"model.{key}: expected no value, because {model_config.model_type} has no such key, got {value}."
+            )
+    require(
+        vocab_size <= model_config.vocab_size,
+        "model.tokenizer",
+        f"{vocab_size}; leave model.tokenizer out",
+        f"at most {model_config.vocab_size} entries, the embeddings of model.name={config.name}",
+    )
+    if (positions := getattr(model_config, "max_position_embeddings", None)) is not None:
+        _require_positions(max_length, positions)
+    return model_config
+
+
+def _config_of_family(family: str, **keys: Any) -> "PretrainedConfig":
+    from transformers import AutoConfig
+
+    try:
+        model_config: PretrainedConfig = AutoConfig.for_model(family, **keys)
+    except ValueError:
+        raise InputError(
+            "model.model_type: expected a model family of transformers, such as bert or roberta-prelayernorm, "
+            f"got {family}."
+        ) from None
+    return model_config
+
+
+def _config_of_checkpoint(name: str, architecture: dict[str, Any], labels: dict[str, Any]) -> "PretrainedConfig":
+    from transformers import AutoConfig
+
+    local = local_files_only("model.name", name)
+    try:
+        model_config: PretrainedConfig = AutoConfig.from_pretrained(
+            name, trust_remote_code=False, local_files_only=local, **architecture, **labels
+        )
+    except Exception as error:  # whatever transformers makes of a third-party file
+        raise InputError(_load_error(name, error)) from None
+    return model_config
+
+
+def _require_positions(max_length: int, positions: int) -> None:
+    require(max_length <= positions, "data.max_length", max_length, f"at most the model's {positions} positions")
+
+
+def _memory_bytes() -> int | None:
+    """Physical memory of this machine; None where Python cannot tell, as on Windows."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def _check_weights(folder: Path) -> None:
-    """Raise InputError unless the folder has weights whose file opens."""
+    """Raise InputError unless the folder has weights in files that open."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(
-            f"model.name={folder}: there are no weights (model.safetensors); model.init=random needs none."
+            f"model.name: expected a folder with model.safetensors, got {folder}; model.init=random needs no weights."
         )
     for file in files:
         try:
             with safe_open(file, "pt"):
                 pass
         except (OSError, SafetensorError) as error:
-            raise InputError(f"model.name={folder}: {file.name} cannot be read ({error}).") from None
+            raise InputError(f"model.name: could not read {folder}/{file.name}: {error}.") from None
 
 
-def _load(name: str, planned: "PretrainedConfig") -> nn.Module:
-    """Pretrained weights with a fresh classifier on top; raises InputError where the encoder's are not complete."""
+def _load_pretrained(name: str, model_config: "PretrainedConfig") -> nn.Module:
+    """Pretrained weights in float32 under a fresh classifier; raises InputError if the encoder's are incomplete."""
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # that the classifier is fresh is what we want; other gaps raise below
+    logging.set_verbosity_error()  # a fresh classifier is what we want; other gaps raise below
     logging.disable_progress_bar()
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             name,
-            config=planned,
-            dtype=torch.float32,
+            config=model_config,
+            dtype=torch.float32,  # also of a checkpoint stored in bfloat16: small updates would be rounded away
             local_files_only=local_files_only("model.name", name),
-            use_safetensors=True,  # never a pickle from somewhere else
+            use_safetensors=True,  # never a third-party pickle
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # of a classifier for another number of classes; others raise below
             output_loading_info=True,
         )
     except Exception as error:
-        raise InputError(_unloadable(name, error)) from None
+        raise InputError(_load_error(name, error)) from None
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
-    gaps = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
-    for key in sorted(gaps):
+    incomplete = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    for key in sorted(incomplete):
         if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key:
-            raise InputError(f"model.name={name} is not possible: its weights lack {key}, or have it in another shape.")
-    loaded: nn.Module = model
-    return loaded
+            raise InputError(f"model.name: the weights of {name} lack {key}, or have it in another shape.")
+    classifier: nn.Module = model
+    return classifier
 
 
 def named_weights(model: nn.Module, *, biases: bool = False) -> dict[str, NamedWeight]:
-    """The model's trainable weights, and on request its biases, by short label, from input to output.
+    """The model's trainable weights, optionally with biases, by short label, from input to output.
 
     `bert.encoder.layer.0.attention.self.query.weight` has the label `enc.l.0.attention.query`.
     """
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    found = {}
+    weights = {}
     for name, parameter in model.named_parameters():
         owner, _, role = name.rpartition(".")
         if not parameter.requires_grad or (role != "weight" and not biases):
@@ -186,8 +214,8 @@ def named_weights(model: nn.Module, *, biases: bool = False) -> dict[str, NamedW
         label = re.sub(r"\bencoder\.layers?\.", "enc.l.", label).replace(".self.", ".")
         kind = "bias" if role == "bias" else _kind(model.get_submodule(owner))
         number = re.search(r"\blayers?\.(\d+)\.", name)
-        found[label] = NamedWeight(parameter, kind, int(number[1]) if number else None)
-    return found
+        weights[label] = NamedWeight(parameter, kind, int(number[1]) if number else None)
+    return weights
 
 
 def _kind(module: nn.Module) -> str:
@@ -198,14 +226,14 @@ def _kind(module: nn.Module) -> str:
     return "norm" if "norm" in type(module).__name__.lower() else "other"
 
 
-def _reason(error: Exception) -> str:
-    """Its first line: libraries add advice of their own, or where in their source it was."""
-    return sanitize_line(str(error).strip().split("\n")[0] or type(error).__name__)
+def _first_line(error: Exception) -> str:
+    """Of the message: libraries append advice of their own, or a place in their source."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
-def _unloadable(name: str, error: Exception) -> str:
+def _load_error(name: str, error: Exception) -> str:
     return (
-        f"model.name={sanitize_line(name)}: no model can be loaded ({_reason(error)}).\n"
-        "Give the name of a model on the hub (needs a network the first time), or a local folder with config.json and, "
-        "for init=pretrained, model.safetensors."
+        f"model.name={name}: could not load a model ({_first_line(error)}).\n"
+        "Set the name of a model on the hub (the first use needs a network), or a local folder with config.json and, "
+        "for model.init=pretrained, model.safetensors."
     )

@@ -197,7 +197,7 @@ def build_task(settings: RunConfig, device: torch.device) -> tuple[data.Corpus, 
             else tokenize.tokenize(vocabulary, split.texts, settings.data.max_length, cache),
             split.labels,
             batch_size=batch_size,
-            lengths=batches.bucket_lengths(settings.data.max_length, settings.data.bucket_lengths),
+            bucket_lengths=batches.bucket_lengths(settings.data.max_length, settings.data.bucket_lengths),
             pad_id=vocabulary.pad_id,
             device=device,
         )

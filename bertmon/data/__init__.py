@@ -1,6 +1,6 @@
-"""Where texts come from: 20 newsgroups, docstrings of installed packages, your own files -> Corpus.
+"""Sources of labeled texts (20 newsgroups, docstrings of installed packages, your own files), each read into a Corpus.
 
-Leaves tokens, batches and their order to tokens and batches.
+Tokenization is in data.tokenize; padding, batches and their order are in data.batches.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ __all__ = ["Corpus", "LazyTexts", "Split", "load_corpus"]
 
 
 def load_corpus(config: DataConfig, cache: Path) -> Corpus:
-    """The texts that the config asks for. Raises InputError where they cannot be had or do not make a task."""
+    """The corpus that `config` names. Raises InputError if it cannot be read or is not a classification task."""
     match config:
         case NewsgroupsConfig():
             return newsgroups.read(config, cache)
@@ -23,4 +23,4 @@ def load_corpus(config: DataConfig, cache: Path) -> Corpus:
             return docstrings.read(config, cache)
         case FilesConfig():
             return text_files.read(config, cache)
-    raise InputError("data is missing: give data=newsgroups, data=docstrings or data=files.")
+    raise InputError("data: expected newsgroups, docstrings or files, got nothing.")

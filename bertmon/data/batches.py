@@ -1,6 +1,8 @@
-"""Tokens to batches: padding, a few declared shapes, the order of an epoch.
+"""Padded batches of tokens: a few declared widths, and the order of an epoch.
 
-Shapes: N texts, B texts of a batch, T tokens of its longest text rounded up to a declared length.
+Knows nothing of texts; those become tokens in data.tokenize.
+Shapes: N texts of a split, B texts of a batch, T tokens of its longest text rounded up to a declared width, K tokens
+of all texts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,25 +17,25 @@ from torch import Tensor
 from bertmon import distributed
 from bertmon.data.tokenize import LazyTokens, TokenizedTexts
 
-_PREFETCH_BATCHES = 64  # whose texts are tokenized together, where not all are
+_PREFETCH_BATCHES = 64  # batches whose texts are tokenized together if they are not all in memory
 
 
 class Batch(NamedTuple):
-    """What a step takes. Row i is one text; attention_mask is 1 on its tokens and 0 on the padding.
+    """Input of one step. Row i is one text; attention_mask is 1 on its tokens and 0 on the padding.
 
-    Of several processes each has its share of the texts; one that would have none has the first text, which must not
-    count.
+    With several processes each has its part of the texts; one that would have none has the first text, which must not
+    be counted.
     """
 
     input_ids: Tensor  # [B, T] int32
     attention_mask: Tensor  # [B, T] int32
     labels: Tensor  # [B] int64
-    global_size: int  # of the whole batch, over all processes
-    token_counts: npt.NDArray[np.int64]  # [B] tokens of each text; on the host, so that nobody has to ask the device
+    global_size: int  # texts of the whole batch, over all processes
+    token_counts: npt.NDArray[np.int64]  # [B] tokens of each text; on the host, so that no reader waits for the device
 
 
 def bucket_lengths(max_length: int, declared: Sequence[int] | None) -> list[int]:
-    """The lengths a batch may have: as declared, else the quarters of max_length rounded up to a multiple of 8."""
+    """The widths T that a batch may have: as declared, else the quarters of max_length rounded up to multiples of 8."""
     if declared is not None:
         return list(declared)
     quarters = (-(-max_length * quarter // 32) * 8 for quarter in (1, 2, 3))
@@ -41,20 +43,21 @@ def bucket_lengths(max_length: int, declared: Sequence[int] | None) -> list[int]
 
 
 class _DeviceTokens:
-    """Tokens on the device, unpadded."""
+    """Unpadded tokens on the device: text i is ids[starts[i] : ends[i]]."""
 
     def __init__(self, tokens: TokenizedTexts, device: torch.device) -> None:
-        self.lengths = tokens.lengths  # on the host: a batch's width is known without a wait for the device
-        self.ids = torch.from_numpy(tokens.ids).to(device)
-        self.starts = torch.from_numpy(tokens.offsets[:-1]).to(device)
-        self.ends = torch.from_numpy(tokens.offsets[1:]).to(device)
+        self.lengths = tokens.lengths  # [N] on the host: a batch's width is known without waiting for the device
+        self.ids = torch.from_numpy(tokens.ids).to(device)  # [K]
+        self.starts = torch.from_numpy(tokens.offsets[:-1]).to(device)  # [N]
+        self.ends = torch.from_numpy(tokens.offsets[1:]).to(device)  # [N]
 
 
 class BatchLoader:
     """One split as batches of at most `batch_size` texts.
 
-    tokens: those of all texts, which then lie on the device; or a function that makes them, which is asked for those of
-    some batches at a time, in another thread and ahead of need.
+    tokens: of all texts, kept on the device; or a function that tokenizes the texts at given indices, which is called
+    for some batches at a time, ahead of need and in another thread.
+    bucket_lengths: the widths that a batch may have, ascending.
     """
 
     def __init__(
@@ -63,64 +66,73 @@ class BatchLoader:
         labels: Sequence[int],
         *,
         batch_size: int,
-        lengths: Sequence[int],
+        bucket_lengths: Sequence[int],
         pad_id: int,
         device: torch.device,
     ) -> None:
         self._batch_size = batch_size
-        self._lengths = lengths
+        self._bucket_lengths = bucket_lengths
         self._pad_id = pad_id
         self._labels = torch.tensor(labels, dtype=torch.int64).to(device)
-        self._tokens_of = tokens if callable(tokens) else None
+        self._tokenize = tokens if callable(tokens) else None
         self._all = None if callable(tokens) else self._to_device(tokens)
         assert self._all is None or len(self._all.lengths) == len(labels), (len(self._all.lengths), len(labels))
 
     def __len__(self) -> int:
-        """Batches an epoch, the last, smaller one included."""
+        """Batches of an epoch, including the last, smaller one."""
         return -(-len(self._labels) // self._batch_size)
 
     def epoch_batches(self, seed: int, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """Every text once, in an order that depends on (seed, epoch) alone; from the `first` batch on."""
+        """Every text once, in an order that depends on (seed, epoch) alone; from batch number `first` on."""
         order = np.random.default_rng((seed, epoch)).permutation(len(self._labels))
         return self._batches(order[first * self._batch_size :])
 
     def sorted_by_length(self) -> Iterator[Batch]:
-        """Every text once, the short ones first, so that evaluation pads little; only where all tokens are there."""
+        """Every text once, the shortest first, so that evaluation pads little. Needs the tokens of all texts."""
         assert self._all is not None
         return self._batches(np.argsort(self._all.lengths, kind="stable"))
 
     def _batches(self, order: npt.NDArray[np.int64]) -> Iterator[Batch]:
-        rank, size = distributed.rank(), distributed.world_size()
-        for held, rows, texts in self._prefetch(order):
-            rows_there, texts_there = (torch.from_numpy(each).to(self._labels.device) for each in (rows, texts))
+        for tokens, rows, texts in self._prefetch(order):
+            device_rows, device_texts = (torch.from_numpy(array).to(self._labels.device) for array in (rows, texts))
             for start in range(0, len(rows), self._batch_size):
                 end = min(start + self._batch_size, len(rows))
-                share = slice(start + rank, end, size) if start + rank < end else slice(start, start + 1)
-                lengths = held.lengths[rows[share]]
-                width = next(length for length in self._lengths if length >= lengths.max())
-                own = rows_there[share]
-                places = held.starts[own, None] + torch.arange(width, device=own.device)  # in all ids, [B, T]
-                within = places < held.ends[own, None]
-                ids = held.ids[places.clamp_(max=len(held.ids) - 1)].masked_fill_(~within, self._pad_id)
-                yield Batch(ids, within.int(), self._labels[texts_there[share]], end - start, lengths)
+                part = _part_of_rank(start, end)
+                lengths = tokens.lengths[rows[part]]
+                ids, mask = self._padded(tokens, device_rows[part], longest=int(lengths.max()))
+                yield Batch(ids, mask, self._labels[device_texts[part]], end - start, lengths)
+
+    def _padded(self, tokens: _DeviceTokens, rows: Tensor, *, longest: int) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask, each [B, T], of these rows [B]."""
+        width = next(length for length in self._bucket_lengths if length >= longest)
+        positions = tokens.starts[rows, None] + torch.arange(width, device=rows.device)  # in tokens.ids, [B, T]
+        mask = positions < tokens.ends[rows, None]
+        ids = tokens.ids[positions.clamp_(max=len(tokens.ids) - 1)].masked_fill_(~mask, self._pad_id)
+        return ids, mask.int()
 
     def _prefetch(
         self, order: npt.NDArray[np.int64]
     ) -> Iterator[tuple[_DeviceTokens, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        """Some batches after the other: tokens, their rows there, and the texts that these are."""
+        """Tokens, the rows in them, and the indices of the texts in these rows: of all texts, or portion by portion."""
         if self._all is not None:
             yield self._all, order, order
-        if self._tokens_of is not None and len(order):
+        if self._tokenize is not None and len(order):
             size = self._batch_size * _PREFETCH_BATCHES
             portions = [order[start : start + size] for start in range(0, len(order), size)]
-            with ThreadPoolExecutor(1) as ahead:
-                coming = ahead.submit(self._tokens_of, portions[0])
+            with ThreadPoolExecutor(1) as thread:
+                future = thread.submit(self._tokenize, portions[0])
                 for portion, following in zip(portions, [*portions[1:], None], strict=True):
-                    tokens = coming.result()
+                    tokens = future.result()
                     if following is not None:
-                        coming = ahead.submit(self._tokens_of, following)
+                        future = thread.submit(self._tokenize, following)
                     yield self._to_device(tokens), np.arange(len(portion)), portion
 
     def _to_device(self, tokens: TokenizedTexts) -> _DeviceTokens:
-        assert tokens.lengths.max() <= self._lengths[-1], (tokens.lengths.max(), self._lengths)
+        assert tokens.lengths.max() <= self._bucket_lengths[-1], (tokens.lengths.max(), self._bucket_lengths)
         return _DeviceTokens(tokens, self._labels.device)
+
+
+def _part_of_rank(start: int, end: int) -> slice:
+    """This process's texts of the batch [start, end): every world_size-th one, else the first."""
+    rank, size = distributed.rank(), distributed.world_size()
+    return slice(start + rank, end, size) if start + rank < end else slice(start, start + 1)

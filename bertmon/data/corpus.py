@@ -15,7 +15,7 @@ from bertmon.storage import cached_bytes, content_hash
 
 
 class TextSequence(Protocol):
-    """N texts: a list, or files.FileTexts."""
+    """N texts: a list, or text_files.LazyTexts."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[str]: ...
@@ -24,7 +24,7 @@ class TextSequence(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Texts [N] and their labels [N], each from 0 to C - 1."""
+    """Texts [N] and their labels [N], each in [0, C)."""
 
     texts: TextSequence
     labels: list[int]
@@ -49,22 +49,22 @@ class Corpus:
         """SHA-256 of all texts, labels and label names, in order."""
         parts = [*self.label_names]
         for split in (self.train, self.test):
-            known = getattr(split.texts, "digest", None)  # of texts that are not in memory
-            parts += [known or content_hash(*split.texts), ",".join(map(str, split.labels))]
+            digest = getattr(split.texts, "digest", None)  # of texts that are not in memory
+            parts += [digest or content_hash(*split.texts), ",".join(map(str, split.labels))]
         return content_hash(*parts)
 
     def majority_share(self) -> float:
-        """Share of the test split that its most frequent class has: what a run that learned nothing reaches."""
+        """Share of the most frequent class in the test split: the accuracy of a run that learned nothing."""
         return max(self.test.labels.count(label) for label in set(self.test.labels)) / len(self.test)
 
 
 def entropy(labels: Sequence[int]) -> float:
-    """Entropy of labels [N] in nats: the cross-entropy of a model that knows their shares and ignores the texts."""
+    """Entropy of labels [N] in nats: the cross-entropy of a model that knows the class shares and ignores the texts."""
     shares = [count / len(labels) for count in Counter(labels).values()]
     return -sum(share * math.log(share) for share in shares)
 
 
 def cached_corpus(cache: Path, name: str, read: Callable[[], Corpus]) -> Corpus:
-    """The corpus from the cache, where it is, else read and kept there."""
+    """The corpus stored under `name` in the cache; read and stored if missing."""
     content = json.loads(cached_bytes(cache, name, lambda: json.dumps(asdict(read())).encode()))
     return Corpus(Split(**content["train"]), Split(**content["test"]), tuple(content["label_names"]))

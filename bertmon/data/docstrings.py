@@ -1,4 +1,7 @@
-"""Docstrings of installed packages: real English on every machine. Read with `ast`, never imported."""
+"""Docstrings of installed packages: real English on every machine; the class is the package.
+
+Packages are parsed with `ast` and never imported.
+"""
 
 import ast
 import importlib.metadata
@@ -11,10 +14,9 @@ from pathlib import Path
 from bertmon.config import DocstringsConfig
 from bertmon.data.corpus import Corpus, Split, cached_corpus
 from bertmon.errors import InputError
-from bertmon.sanitize import sanitize_line
 from bertmon.storage import content_hash
 
-_MIN_WORDS = 20  # words; below that a docstring is a stub ("Return self.") that no reader could place
+_MIN_WORDS = 20  # words; a shorter docstring is a stub ("Return self.") that no reader could classify
 _ALIASES = {
     "numpy": ("np",),
     "sklearn": ("scikit",),
@@ -27,30 +29,30 @@ def read(config: DocstringsConfig, cache: Path) -> Corpus:
     """Equally many docstrings of each package, in an order and split that depend on their content alone."""
     folders = [_package_folder(package) for package in config.packages]
     sources = [sorted(path for path in folder.rglob("*.py") if _is_source(path, folder)) for folder in folders]
-    state = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for paths in sources for path in paths]
+    stamps = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for paths in sources for path in paths]
     key = content_hash(
-        "1", *map(str, (config.packages, config.train_per_package, config.test_per_package)), *state
-    )  # raise the number when the reading below changes
+        "1", *map(str, (config.packages, config.train_per_package, config.test_per_package)), *stamps
+    )  # increase the number when the reading below changes
+    return cached_corpus(cache, f"docstrings-{key[:32]}.json", lambda: _collect(config, folders, sources))
 
-    def collect() -> Corpus:
-        count = config.train_per_package + config.test_per_package
-        mask = _mask(config.packages)
-        chosen: dict[str, int] = {}  # text -> label; a text that two packages share stays with the first
-        for label, (package, folder, paths) in enumerate(zip(config.packages, folders, sources, strict=True)):
-            texts = _read_package(folder, paths, mask, enough=2 * count) - chosen.keys()
-            if len(texts) < count:
-                raise InputError(
-                    f"data.packages: {package} has {len(texts)} docstrings of at least {_MIN_WORDS} words, and "
-                    f"data.train_per_package + data.test_per_package asks for {count}."
-                )
-            chosen |= dict.fromkeys(sorted(texts, key=content_hash)[:count], label)
-        train: list[tuple[str, int]] = []
-        test: list[tuple[str, int]] = []
-        for row, example in enumerate(chosen.items()):
-            (test if row % count < config.test_per_package else train).append(example)
-        return Corpus(_split(train), _split(test), tuple(config.packages))
 
-    return cached_corpus(cache, f"docstrings-{key[:32]}.json", collect)
+def _collect(config: DocstringsConfig, folders: list[Path], sources: list[list[Path]]) -> Corpus:
+    count = config.train_per_package + config.test_per_package
+    mask = _mask(config.packages)
+    labels: dict[str, int] = {}  # of each text; one that two packages share stays with the first
+    for label, (package, folder, paths) in enumerate(zip(config.packages, folders, sources, strict=True)):
+        texts = _read_package(folder, paths, mask, enough=2 * count) - labels.keys()
+        if len(texts) < count:
+            raise InputError(
+                f"data.packages: expected packages with {count} docstrings of at least {_MIN_WORDS} words "
+                f"(data.train_per_package + data.test_per_package), got {package} with {len(texts)}."
+            )
+        labels |= dict.fromkeys(sorted(texts, key=content_hash)[:count], label)
+    train: list[tuple[str, int]] = []
+    test: list[tuple[str, int]] = []
+    for row, example in enumerate(labels.items()):
+        (test if row % count < config.test_per_package else train).append(example)
+    return Corpus(_split(train), _split(test), tuple(config.packages))
 
 
 def _split(examples: list[tuple[str, int]]) -> Split:
@@ -62,7 +64,7 @@ def _package_folder(package: str) -> Path:
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     locations = list(spec.submodule_search_locations or ()) if spec else []
     if not locations:
-        raise InputError(f"data.packages: {sanitize_line(package)} is not an installed package.")
+        raise InputError(f"data.packages: expected installed packages, got {package}.")
     return Path(locations[0])
 
 
@@ -82,7 +84,7 @@ def _read_package(folder: Path, paths: list[Path], mask: re.Pattern[str], *, eno
 
 def _docstrings_of(path: Path) -> Iterator[str]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes in other people's string literals
+        warnings.simplefilter("ignore")  # invalid escapes in third-party string literals
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):  # a file meant for another Python version
@@ -94,19 +96,19 @@ def _docstrings_of(path: Path) -> Iterator[str]:
 
 
 def _with_docstrings(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """The nodes of ast.walk that may have one. Goes through statements alone: most of a tree is expressions."""
-    waiting: list[ast.AST] = [tree]
-    while waiting:
-        node = waiting.pop()
+    """The nodes of ast.walk that may have one. Visits statements alone: most of a tree is expressions."""
+    stack: list[ast.AST] = [tree]
+    while stack:
+        node = stack.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
         for block in ("body", "orelse", "finalbody", "handlers", "cases"):
-            if isinstance(below := getattr(node, block, None), list):  # that of a lambda is an expression
-                waiting += below
+            if isinstance(children := getattr(node, block, None), list):  # the body of a lambda is an expression
+                stack += children
 
 
 def _mask(packages: Sequence[str]) -> re.Pattern[str]:
-    """Matches every name of every package: that of its import, of its distribution, and its customary short forms."""
+    """Matches every name of every package: import name, distribution names, usual abbreviations."""
     distributions = importlib.metadata.packages_distributions()
     names = {
         name for package in packages for name in (package, *distributions.get(package, ()), *_ALIASES.get(package, ()))

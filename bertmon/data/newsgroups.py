@@ -1,4 +1,4 @@
-"""20 newsgroups, as scikit-learn fetches and keeps it."""
+"""20 newsgroups, downloaded and stored by scikit-learn, with its own train and test parts by date."""
 
 import importlib.metadata
 import os
@@ -7,8 +7,7 @@ from pathlib import Path
 
 from bertmon.config import NewsgroupsConfig
 from bertmon.data.corpus import Corpus, Split, cached_corpus
-from bertmon.errors import InputError
-from bertmon.sanitize import sanitize_line
+from bertmon.errors import InputError, require
 from bertmon.storage import content_hash
 
 NEWSGROUPS = (
@@ -36,16 +35,13 @@ NEWSGROUPS = (
 
 
 def read(config: NewsgroupsConfig, cache: Path) -> Corpus:
-    """The categories' train and test parts. Raises InputError for an unknown one, or where they cannot be had."""
+    """The categories' train and test parts. Raises InputError for an unknown category, or if they are unavailable."""
     for category in config.categories:
-        if category not in NEWSGROUPS:
-            raise InputError(
-                f"data.categories: there is no newsgroup {sanitize_line(category)}. There are {', '.join(NEWSGROUPS)}."
-            )
-    if config.data_home is not None and not os.path.isdir(os.path.expanduser(config.data_home)):
-        raise InputError(
-            f"data.data_home={sanitize_line(config.data_home)} is not possible: give a folder that is there, or null."
-        )
+        require(category in NEWSGROUPS, "data.categories", category, f"newsgroups among {', '.join(NEWSGROUPS)}")
+    home = config.data_home
+    require(
+        home is None or os.path.isdir(os.path.expanduser(home)), "data.data_home", home, "an existing folder, or null"
+    )
     key = content_hash("1", importlib.metadata.version("scikit-learn"), *config.categories, "remove", *config.remove)
     return cached_corpus(cache, f"newsgroups-{key[:32]}.json", lambda: _fetch(config))
 
@@ -58,7 +54,7 @@ def _fetch(config: NewsgroupsConfig) -> Corpus:
             data_home=config.data_home and Path(config.data_home).expanduser(),
             subset=subset,
             categories=config.categories,
-            remove=tuple(part.value for part in config.remove),
+            remove=tuple(post_part.value for post_part in config.remove),
             shuffle=False,
             n_retries=1,
         )
@@ -66,14 +62,14 @@ def _fetch(config: NewsgroupsConfig) -> Corpus:
 
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Retry downloading")  # the error below says it all
+            warnings.filterwarnings("ignore", message="Retry downloading")  # the error below is enough
             (train, label_names), (test, test_names) = part("train"), part("test")
     except OSError as error:
         raise InputError(
-            f"data=newsgroups cannot be had ({error}). With no network, fetch it elsewhere with\n"
+            f"data: could not download 20 newsgroups ({error}). Without a network, download it elsewhere with\n"
             "  python -c 'from sklearn.datasets import fetch_20newsgroups as f; f(subset=\"all\")'\n"
-            "and give the folder that then holds 20news-bydate_py3.pkz as data.data_home=..., "
-            "or train on what is already here: experiment=quickstart"
+            "and set data.data_home=... to the folder that then holds 20news-bydate_py3.pkz, "
+            "or train on docstrings of installed packages: experiment=quickstart"
         ) from None
     assert label_names == test_names
     return Corpus(train, test, label_names)

@@ -1,4 +1,8 @@
-"""Your own texts: .csv, .tsv and .jsonl files; a bad row is named by file and line. Texts of large files stay there."""
+"""Your own texts in .csv, .tsv or .jsonl files: checks each row and names a bad one by file and line.
+
+Texts of large files are not loaded: LazyTexts reads them on demand. Formats are in table_rows.
+Shapes: N texts of a file.
+"""
 
 import io
 import json
@@ -12,34 +16,36 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bertmon import sanitize
 from bertmon.config import FilesConfig
 from bertmon.data import table_rows
 from bertmon.data.corpus import Corpus, Split, TextSequence
 from bertmon.data.table_rows import BadRowError, join_names, preview
-from bertmon.errors import InputError
+from bertmon.errors import InputError, require
+from bertmon.sanitize import has_control_characters
 from bertmon.storage import ContentHash, cached_bytes, content_hash
 
-_LARGE = 32_000_000  # bytes of a file from which on its texts stay there
-_LONGEST_LABEL = 1000  # characters; beyond that it is a text
+_LAZY_BYTES = 32_000_000  # texts of a file of this size or larger are read on demand
+_MAX_LABEL_LENGTH = 1000  # characters; anything longer is a text
 
 
 class LazyTexts:
-    """The texts [N] of a file, each read again when it is asked for: in memory are only the bytes they begin at.
+    """The texts [N] of a file, read on demand: only their byte offsets are in memory.
 
-    Raises InputError where the file cannot be read any more, or is not what it was.
+    Raises InputError if the file has changed or can no longer be read.
     """
 
-    def __init__(self, path: Path, column: str, state: str, places: npt.NDArray[np.int64], digest: str) -> None:
+    def __init__(
+        self, path: Path, column: str, file_stamp: str, byte_offsets: npt.NDArray[np.int64], digest: str
+    ) -> None:
         self._path = path
         self._column = column
-        self._state = state
-        self._places = places
+        self._file_stamp = file_stamp
+        self._byte_offsets = byte_offsets
         self.digest = digest
-        """What cache.digest gives for all of them."""
+        """The content_hash of all texts."""
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._byte_offsets)
 
     def __iter__(self) -> Iterator[str]:
         return self.take(range(len(self)))
@@ -51,143 +57,143 @@ class LazyTexts:
         """The texts at these indices, in their order."""
         try:
             with self._path.open("rb") as file:
-                if _file_stamp(os.fstat(file.fileno())) != self._state:
-                    raise InputError(f"{sanitize.sanitize_line(self._path)} has been changed while it was trained on.")
-                places = (int(self._places[index]) for index in indices)
-                for values in table_rows.rows_at(file, self._path.suffix.lower(), places):
+                if _file_stamp(os.fstat(file.fileno())) != self._file_stamp:
+                    raise InputError(f"{self._path} has changed since training began.")
+                byte_offsets = (int(self._byte_offsets[index]) for index in indices)
+                for values in table_rows.rows_at(file, self._path.suffix.lower(), byte_offsets):
                     yield str(values[self._column])
         except OSError as error:
-            raise InputError(f"{sanitize.sanitize_line(self._path)} cannot be read: {error.strerror}.") from None
+            raise InputError(f"could not read {self._path}: {error.strerror}.") from None
 
 
 class _File(NamedTuple):
-    """What one file holds: N texts, and of each the number of its label's name."""
+    """Content of one file."""
 
-    texts: TextSequence
-    names: list[str]
-    labels: npt.NDArray[np.int64]  # [N], into names
+    texts: TextSequence  # [N]
+    label_names: list[str]
+    labels: npt.NDArray[np.int64]  # [N], indices into label_names
 
 
 def read(config: FilesConfig, cache: Path) -> Corpus:
-    """The texts of data.train and data.test. Every error names the key, the file and, where there is one, the line."""
+    """The texts of data.train and data.test. Errors name the key, the file and, if there is one, the line."""
     train = _read_file("data.train", config.train, config, cache)
     test = _read_file("data.test", config.test, config, cache)
-    names = sorted(train.names, key=lambda name: (int(name), name) if _is_number(name) else (sys.maxsize, name))
+    names = sorted(train.label_names, key=_label_order)
     if len(names) < 2:
-        raise InputError(
-            f"data.train: {sanitize.sanitize_line(config.train)} has the one label {join_names(names)}: at least two are needed."
-        )
-    unknown = sorted(set(test.names) - set(names))
+        raise InputError(f"data.train: expected at least two labels, got {join_names(names)} alone in {config.train}.")
+    unknown = sorted(set(test.label_names) - set(names))
     if unknown:
         raise InputError(
-            f"data.test: {sanitize.sanitize_line(config.test)} has the label {join_names(unknown[:1])}, "
-            f"which {sanitize.sanitize_line(config.train)} lacks. "
-            f"Known are {join_names(names)}."
+            f"data.test: expected the labels of {config.train} ({join_names(names)}), "
+            f"got {join_names(unknown)} in {config.test}."
         )
-    index = {name: label for label, name in enumerate(names)}
+    return Corpus(_split(train, names), _split(test, names), tuple(names))
 
-    def split(file: _File) -> Split:
-        return Split(file.texts, np.array([index[name] for name in file.names])[file.labels].tolist())
 
-    return Corpus(split(train), split(test), tuple(names))
+def _split(file: _File, label_names: list[str]) -> Split:
+    index = {name: label for label, name in enumerate(label_names)}
+    return Split(file.texts, np.array([index[name] for name in file.label_names])[file.labels].tolist())
+
+
+def _label_order(name: str) -> tuple[int, str]:
+    """Numbers by value, before names by alphabet."""
+    is_number = re.fullmatch(r"-?[0-9]{1,15}", name) is not None
+    return (int(name) if is_number else sys.maxsize, name)
 
 
 def _read_file(key: str, name: str, config: FilesConfig, cache: Path) -> _File:
-    """Every error names the key, the file and the line."""
-    path, shown = Path(os.path.expanduser(name)), sanitize.sanitize_line(name)
-    if path.suffix.lower() not in table_rows.READERS:
-        raise InputError(f"{key}={shown} is not possible: give a file that ends in {', '.join(table_rows.READERS)}.")
-    if not os.path.isfile(path):
-        why = "that is no file" if os.path.exists(path) else f"there is no such file in {Path.cwd()}"
-        raise InputError(f"{key}={shown}: {why}.")
+    path = Path(os.path.expanduser(name))
+    suffixes = ", ".join(table_rows.READERS)
+    require(path.suffix.lower() in table_rows.READERS, key, name, f"a file that ends in {suffixes}")
+    require(os.path.exists(path), key, name, f"an existing file (in {Path.cwd()})")
+    require(os.path.isfile(path), key, name, "a file")
     try:
-        found = _indexed(path, config, cache) if path.stat().st_size >= _LARGE else _in_memory(path, config)
+        file = _indexed(path, config, cache) if path.stat().st_size >= _LAZY_BYTES else _in_memory(path, config)
     except BadRowError as bad:
-        raise InputError(f"{key}: {shown}, line {bad.line} {bad.reason}.") from None
+        raise InputError(f"{key}: {name}, line {bad.line} {bad.reason}.") from None
     except OSError as error:
-        raise InputError(f"{key}: {shown} cannot be read: {error.strerror}.") from None
-    if not len(found.texts):
-        raise InputError(f"{key}: {shown} holds no texts.")
-    return found
+        raise InputError(f"{key}: could not read {name}: {error.strerror}.") from None
+    require(len(file.texts) > 0, key, f"{name} without any", "a file with texts")
+    return file
 
 
 def _in_memory(path: Path, config: FilesConfig) -> _File:
-    texts, labels, numbers = [], [], _LabelIndex()
+    texts, labels, index = [], [], _LabelIndex()
     for _, text, label in _examples(path, config):
         texts.append(text)
-        labels.append(numbers[label])
-    return _File(texts, list(numbers), np.array(labels, dtype=np.int64))
+        labels.append(index[label])
+    return _File(texts, list(index), np.array(labels, dtype=np.int64))
 
 
 def _indexed(path: Path, config: FilesConfig, cache: Path) -> _File:
-    """A pass over the whole file, whose result stays in the cache for as long as the file is not changed."""
-    state = _file_stamp(path.stat())
+    """Read the whole file once; the offsets stay in the cache for as long as the file does not change."""
+    stamp = _file_stamp(path.stat())
     columns = (config.text_column, config.label_column)
-    key = content_hash("1", str(path.resolve()), state, *columns)  # raise the number when the pass below changes
+    key = content_hash("2", str(path.resolve()), stamp, *columns)  # increase the number when the pass below changes
 
     def scan() -> bytes:
-        places, labels, numbers, content = [], [], _LabelIndex(), ContentHash()
-        for place, text, label in _examples(path, config):
-            places.append(place)
-            labels.append(numbers[label])
+        byte_offsets, labels, index, content = [], [], _LabelIndex(), ContentHash()
+        for offset, text, label in _examples(path, config):
+            byte_offsets.append(offset)
+            labels.append(index[label])
             content.add(text)
-        told = json.dumps({"names": list(numbers), "digest": content.hex()})
         file = io.BytesIO()
-        np.savez(file, places=np.array(places, np.int64), labels=np.array(labels, np.int64), told=np.array(told))
+        np.savez(
+            file,
+            byte_offsets=np.array(byte_offsets, np.int64),
+            labels=np.array(labels, np.int64),
+            metadata=np.array(json.dumps({"label_names": list(index), "digest": content.hex()})),
+        )
         return file.getvalue()
 
     with np.load(io.BytesIO(cached_bytes(cache, f"rows-{key[:32]}.npz", scan)), allow_pickle=False) as stored:
-        told = json.loads(str(stored["told"]))
-        texts = LazyTexts(path, config.text_column, state, stored["places"], told["digest"])
-        return _File(texts, told["names"], stored["labels"])
+        metadata = json.loads(str(stored["metadata"]))
+        texts = LazyTexts(path, config.text_column, stamp, stored["byte_offsets"], metadata["digest"])
+        return _File(texts, metadata["label_names"], stored["labels"])
 
 
 def _file_stamp(stat: os.stat_result) -> str:
-    """Another one when the file is changed."""
+    """Size and modification time: differs once the file has changed."""
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 class _LabelIndex(dict[str, int]):
-    """Numbers names in the order in which they come."""
+    """Numbers label names in the order of their first use."""
 
     def __missing__(self, name: str) -> int:
         return self.setdefault(name, len(self))
 
 
 def _examples(path: Path, config: FilesConfig) -> Iterator[tuple[int, str, str]]:
-    """Of each row the byte it begins at, its text and its label. Raises BadRowError."""
-    for line, place, values in table_rows.read_rows(path):
+    """(byte offset, text, label) of each row. Raises BadRowError."""
+    for line, offset, values in table_rows.read_rows(path):
         for column in (config.text_column, config.label_column):
             if column not in values:
                 raise BadRowError(line, f"has no {column!r}; it has {join_names(list(map(repr, values)))}")
         text = _text(line, config.text_column, values[config.text_column])
-        yield place, text, _label(line, config.label_column, values[config.label_column])
+        yield offset, text, _label(line, config.label_column, values[config.label_column])
 
 
 def _text(line: int, column: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip() or not _is_unicode(value):
-        raise BadRowError(line, f"has {preview(value)} as {column!r}: a text is needed")
+        raise BadRowError(line, f"has {preview(value)} as {column!r}: expected a text")
     return value
 
 
 def _label(line: int, column: str, value: object) -> str:
     if not isinstance(value, str | int) or not str(value).strip() or not _is_unicode(str(value)):
-        raise BadRowError(line, f"has {preview(value)} as {column!r}: a string, whole number or boolean is needed")
+        raise BadRowError(line, f"has {preview(value)} as {column!r}: expected a string, whole number or boolean")
     label = str(value)
-    if len(label) > _LONGEST_LABEL or sanitize.has_control_characters(label):
-        allowed = f"at most {_LONGEST_LABEL} characters, none of them a control character, are needed"
-        raise BadRowError(line, f"has {preview(value)} as {column!r}: {allowed}")
+    if len(label) > _MAX_LABEL_LENGTH or has_control_characters(label):
+        expected = f"expected at most {_MAX_LABEL_LENGTH} characters, none of them a control character"
+        raise BadRowError(line, f"has {preview(value)} as {column!r}: {expected}")
     return label
 
 
 def _is_unicode(text: str) -> bool:
-    """False for lone surrogates, which JSON can spell (\\ud800) and nothing can write."""
+    """False for lone surrogates, which JSON can spell (\\ud800) and UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _is_number(name: str) -> bool:
-    return re.fullmatch(r"-?[0-9]{1,15}", name) is not None

@@ -8,7 +8,7 @@ from bertmon.data import tokenize
 from bertmon.errors import InputError
 
 
-def test_training_a_vocabulary_twice_gives_the_same(tmp_path):
+def test_load_tokenizer_trained_twice_gives_the_same_vocabulary(tmp_path):
     one = tokenize.load_tokenizer(TINY, TEXTS * 3, tmp_path / "one")
     two = tokenize.load_tokenizer(TINY, TEXTS * 3, tmp_path / "two")
     assert one.tokenizer.to_str() == two.tokenizer.to_str()
@@ -16,10 +16,12 @@ def test_training_a_vocabulary_twice_gives_the_same(tmp_path):
     assert one.size == one.tokenizer.get_vocab_size() <= 8000
 
 
-def test_a_vocabulary_is_trained_once_per_content(tmp_path, monkeypatch):
+def test_load_tokenizer_with_the_same_texts_trains_once(tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(
-        tokenize, "_train", lambda texts, size, train=tokenize._train_wordpiece: trained.append(1) or train(texts, size)
+        tokenize,
+        "_train_wordpiece",
+        lambda texts, size, train=tokenize._train_wordpiece: trained.append(1) or train(texts, size),
     )
     for texts in (TEXTS, TEXTS, [*TEXTS, "one more"]):
         tokenize.load_tokenizer(TINY, texts, tmp_path)
@@ -27,48 +29,46 @@ def test_a_vocabulary_is_trained_once_per_content(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("max_length", [8, 16, 64])
-def test_tokens_equal_those_of_each_text_alone(tmp_path, max_length):
-    vocabulary = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
-    found = tokenize.tokenize(vocabulary, TEXTS, max_length, tmp_path)
+def test_tokenize_many_texts_equals_each_text_alone(tmp_path, max_length):
+    tokenizer = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
+    found = tokenize.tokenize(tokenizer, TEXTS, max_length, tmp_path)
     assert len(found) == len(TEXTS)
     for index, text in enumerate(TEXTS):
         ids = found.ids[found.offsets[index] : found.offsets[index + 1]].tolist()
-        alone = vocabulary.tokenizer.encode(text, add_special_tokens=False).ids[: max_length - 2]
-        cls, sep = (vocabulary.tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]"))
+        alone = tokenizer.tokenizer.encode(text, add_special_tokens=False).ids[: max_length - 2]
+        cls, sep = (tokenizer.tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]"))
         assert ids == [cls, *alone, sep]
         assert found.lengths[index] == len(ids) <= max_length
 
 
-def test_texts_are_tokenized_once(tmp_path, monkeypatch):
-    vocabulary = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
-    first = tokenize.tokenize(vocabulary, TEXTS, 16, tmp_path)
+def test_tokenize_the_same_texts_twice_reads_the_cache(tmp_path, monkeypatch):
+    tokenizer = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
+    first = tokenize.tokenize(tokenizer, TEXTS, 16, tmp_path)
 
     def never(*args, **kwargs):
         raise AssertionError("tokenized again")
 
     monkeypatch.setattr(tokenize.np, "concatenate", never)
-    second = tokenize.tokenize(vocabulary, TEXTS, 16, tmp_path)
+    second = tokenize.tokenize(tokenizer, TEXTS, 16, tmp_path)
     assert np.array_equal(first.ids, second.ids)
     assert np.array_equal(first.offsets, second.offsets)
     with pytest.raises(AssertionError, match="again"):
-        tokenize.tokenize(vocabulary, TEXTS, 15, tmp_path)
+        tokenize.tokenize(tokenizer, TEXTS, 15, tmp_path)
 
 
-def test_many_texts_are_tokenized_in_portions(tmp_path, monkeypatch):
-    vocabulary = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
-    whole = tokenize.tokenize(vocabulary, TEXTS, 16, tmp_path / "whole")
-    monkeypatch.setattr(tokenize, "_AT_ONCE", 2)
-    portions = tokenize.tokenize(vocabulary, TEXTS, 16, tmp_path / "portions")
+def test_tokenize_in_portions_gives_the_same_ids(tmp_path, monkeypatch):
+    tokenizer = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
+    whole = tokenize.tokenize(tokenizer, TEXTS, 16, tmp_path / "whole")
+    monkeypatch.setattr(tokenize, "_ENCODE_BATCH", 2)
+    portions = tokenize.tokenize(tokenizer, TEXTS, 16, tmp_path / "portions")
     assert np.array_equal(whole.ids, portions.ids)
 
 
-def test_tokens_on_demand_are_those_made_beforehand(tmp_path):
-    vocabulary = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
-    whole = tokenize.tokenize(vocabulary, TEXTS, 16, tmp_path)
+def test_tokenize_lazily_gives_the_ids_of_tokenize(tmp_path):
+    tokenizer = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
+    whole = tokenize.tokenize(tokenizer, TEXTS, 16, tmp_path)
     asked = []
-    found = tokenize.tokenize_lazily(
-        vocabulary, lambda some: asked.append(some) or (TEXTS[index] for index in some), 16
-    )
+    found = tokenize.tokenize_lazily(tokenizer, lambda some: asked.append(some) or (TEXTS[index] for index in some), 16)
     assert asked == []
     some = np.array([3, 0, 4])
     assert np.array_equal(found(some).lengths, whole.lengths[some])
@@ -77,8 +77,8 @@ def test_tokens_on_demand_are_those_made_beforehand(tmp_path):
         assert np.array_equal(ids, whole.ids[whole.offsets[index] : whole.offsets[index + 1]])
 
 
-def test_a_vocabulary_of_many_texts_is_that_of_some(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenize, "_MOST_TEXTS", 3)
+def test_load_tokenizer_with_many_texts_trains_on_evenly_spaced_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenize, "_MAX_VOCAB_TEXTS", 3)
     many = [f"boat{number} upon the sea" for number in range(10)]
     found = tokenize.load_tokenizer(TINY, many, tmp_path)
     monkeypatch.undo()
@@ -86,36 +86,36 @@ def test_a_vocabulary_of_many_texts_is_that_of_some(tmp_path, monkeypatch):
     assert found.tokenizer.to_str() == expected.tokenizer.to_str()
 
 
-def test_a_saved_tokenizer_is_read_from_its_folder(tmp_path):
+def test_load_tokenizer_from_a_folder_gives_the_saved_one(tmp_path):
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
-    PreTrainedTokenizerFast(
-        tokenizer_object=vocabulary.tokenizer, pad_token="[PAD]", unk_token="[UNK]"
-    ).save_pretrained(tmp_path / "saved")
+    tokenizer = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer.tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
+        tmp_path / "saved"
+    )
     named = dataclasses.replace(TINY, tokenizer=str(tmp_path / "saved"))
     loaded = tokenize.load_tokenizer(named, ["unused"], tmp_path)
     assert loaded.pad_id == 0
     assert np.array_equal(
         tokenize.tokenize(loaded, TEXTS, 16, tmp_path / "a").ids,
-        tokenize.tokenize(vocabulary, TEXTS, 16, tmp_path / "b").ids,
+        tokenize.tokenize(tokenizer, TEXTS, 16, tmp_path / "b").ids,
     )
 
 
 @pytest.mark.parametrize("key", ["tokenizer", "name"])
-def test_no_tokenizer_is_one_clear_error(tmp_path, key):
+def test_load_tokenizer_from_an_empty_folder_is_refused(tmp_path, key):
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(InputError, match=rf"model\.{key}={empty}: no tokenizer can be loaded"):
+    with pytest.raises(InputError, match=rf"model\.{key}={empty}: could not load a tokenizer"):
         tokenize.load_tokenizer(dataclasses.replace(TINY, **{key: str(empty)}), TEXTS, tmp_path)
 
 
 @pytest.mark.skipif(not (SHARED / "bert-base-uncased").is_dir(), reason="BERT's vocabulary is not on this machine")
-def test_the_vocabulary_of_bert_base_uncased(tmp_path):
+def test_load_tokenizer_of_bert_base_uncased_gives_its_ids(tmp_path):
     named = dataclasses.replace(TINY, tokenizer=str(SHARED / "bert-base-uncased"))
-    vocabulary = tokenize.load_tokenizer(named, TEXTS, tmp_path)
-    assert (vocabulary.size, vocabulary.pad_id) == (30522, 0)
-    assert tokenize.tokenize(vocabulary, ["Hello, world!"], 16, tmp_path).ids.tolist() == [
+    tokenizer = tokenize.load_tokenizer(named, TEXTS, tmp_path)
+    assert (tokenizer.size, tokenizer.pad_id) == (30522, 0)
+    assert tokenize.tokenize(tokenizer, ["Hello, world!"], 16, tmp_path).ids.tolist() == [
         101,
         7592,
         1010,

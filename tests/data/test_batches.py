@@ -8,6 +8,7 @@ from bertmon.data import batches
 from bertmon.data.batches import BatchLoader, bucket_lengths
 from bertmon.data.tokenize import TokenizedTexts
 
+CPU = torch.device("cpu")
 PAD = 9
 LENGTHS = [5, 2, 8, 3, 1, 7, 4]
 
@@ -19,15 +20,15 @@ def texts():
 
 
 @pytest.fixture
-def made(texts):
+def loader(texts):
     tokens = TokenizedTexts(np.concatenate(texts).astype(np.int32), np.cumsum([0, *LENGTHS]))
-    return BatchLoader(tokens, list(range(7)), batch_size=3, lengths=[4, 8], pad_id=PAD, device=torch.device("cpu"))
+    return BatchLoader(tokens, list(range(7)), batch_size=3, bucket_lengths=[4, 8], pad_id=PAD, device=CPU)
 
 
 @pytest.fixture
 def streamed(texts, monkeypatch):
     """The same texts, four at a time."""
-    monkeypatch.setattr(batches, "_BATCHES_AT_ONCE", 2)
+    monkeypatch.setattr(batches, "_PREFETCH_BATCHES", 2)
     asked = []
 
     def tokens_of(indices):
@@ -35,26 +36,26 @@ def streamed(texts, monkeypatch):
         some = [texts[index] for index in indices]
         return TokenizedTexts(np.concatenate(some).astype(np.int32), np.cumsum([0, *map(len, some)]))
 
-    made = BatchLoader(tokens_of, list(range(7)), batch_size=2, lengths=[4, 8], pad_id=PAD, device=torch.device("cpu"))
-    return made, asked
+    loader = BatchLoader(tokens_of, list(range(7)), batch_size=2, bucket_lengths=[4, 8], pad_id=PAD, device=CPU)
+    return loader, asked
 
 
 @pytest.mark.parametrize("first", [0, 1, 3, 4])
-def test_tokens_made_on_demand_give_the_same_batches(texts, streamed, first):
+def test_batch_loader_with_lazy_tokens_gives_the_same_batches(texts, streamed, first):
     tokens = TokenizedTexts(np.concatenate(texts).astype(np.int32), np.cumsum([0, *LENGTHS]))
-    whole = BatchLoader(tokens, list(range(7)), batch_size=2, lengths=[4, 8], pad_id=PAD, device=torch.device("cpu"))
-    made, asked = streamed
-    assert len(made) == len(whole) == 4
+    whole = BatchLoader(tokens, list(range(7)), batch_size=2, bucket_lengths=[4, 8], pad_id=PAD, device=CPU)
+    loader, asked = streamed
+    assert len(loader) == len(whole) == 4
     assert asked == []
-    found, expected = list(made.epoch_batches(1, 2, first)), list(whole.epoch_batches(1, 2, first))
+    found, expected = list(loader.epoch_batches(1, 2, first)), list(whole.epoch_batches(1, 2, first))
     assert len(found) == len(expected) == 4 - first
     for one, other in zip(found, expected, strict=True):
-        assert one.texts == other.global_size
+        assert one.global_size == other.global_size
         assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(one[:3], other[:3], strict=True))
     assert [len(portion) for portion in asked] == {0: [4, 3], 1: [4, 1], 3: [1], 4: []}[first]
 
 
-def test_an_epoch_that_is_left_early_leaves_no_thread(streamed):
+def test_batch_loader_closed_early_leaves_no_thread(streamed):
     before = threading.active_count()
     epoch = streamed[0].epoch_batches(0, 0)
     next(epoch)
@@ -62,26 +63,26 @@ def test_an_epoch_that_is_left_early_leaves_no_thread(streamed):
     assert threading.active_count() == before
 
 
-def test_a_text_that_cannot_be_read_is_an_error_in_the_loop(streamed):
-    made, _ = streamed
-    made._tokens_of = lambda indices: {}[7]
+def test_batch_loader_with_an_unreadable_text_raises_in_the_loop(streamed):
+    loader, _ = streamed
+    loader._tokenize = lambda indices: {}[7]
     with pytest.raises(KeyError):
-        next(made.epoch_batches(0, 0))
+        next(loader.epoch_batches(0, 0))
 
 
 @pytest.mark.parametrize(
     ("max_length", "lengths"), [(64, [16, 32, 48, 64]), (256, [64, 128, 192, 256]), (30, [8, 16, 24, 30]), (8, [8])]
 )
-def test_undeclared_lengths_are_quarters(max_length, lengths):
+def test_bucket_lengths_undeclared_are_quarters(max_length, lengths):
     assert bucket_lengths(max_length, None) == lengths
     assert bucket_lengths(max_length, [3, max_length]) == [3, max_length]
 
 
 @pytest.mark.parametrize("order", ["epoch_batches", "sorted_by_length"])
-def test_every_text_comes_once_padded_to_a_declared_length(made, texts, order):
+def test_batch_loader_over_an_epoch_gives_every_text_once_padded(loader, texts, order):
     seen = []
-    found = list(made.epoch_batches(seed=3, epoch=1) if order == "epoch_batches" else made.sorted_by_length())
-    assert len(found) == len(made) == 3
+    found = list(loader.epoch_batches(seed=3, epoch=1) if order == "epoch_batches" else loader.sorted_by_length())
+    assert len(found) == len(loader) == 3
     for batch in found:
         longest = max(LENGTHS[label] for label in batch.labels)
         assert batch.input_ids.shape == batch.attention_mask.shape == (len(batch.labels), 4 if longest <= 4 else 8)
@@ -95,9 +96,9 @@ def test_every_text_comes_once_padded_to_a_declared_length(made, texts, order):
         assert [LENGTHS[label] for label in seen] == sorted(LENGTHS)
 
 
-def test_the_order_depends_on_seed_and_epoch_alone(made):
+def test_epoch_batches_order_depends_on_seed_and_epoch_alone(loader):
     def order(seed, epoch):
-        return [label for batch in made.epoch_batches(seed, epoch) for label in batch.labels.tolist()]
+        return [label for batch in loader.epoch_batches(seed, epoch) for label in batch.labels.tolist()]
 
     first = order(0, 0)
     torch.manual_seed(5)
@@ -106,7 +107,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(made):
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
-def test_a_text_longer_than_the_lengths_is_our_own_bug(texts):
+def test_batch_loader_with_a_text_over_the_widest_bucket_asserts(texts):
     tokens = TokenizedTexts(np.concatenate(texts).astype(np.int32), np.cumsum([0, *LENGTHS]))
     with pytest.raises(AssertionError):
-        BatchLoader(tokens, list(range(7)), batch_size=3, lengths=[4], pad_id=PAD, device=torch.device("cpu"))
+        BatchLoader(tokens, list(range(7)), batch_size=3, bucket_lengths=[4], pad_id=PAD, device=CPU)
