@@ -24,6 +24,7 @@ from bertmon import config
 from bertmon.config import FilesConfig, ModelConfig, RunConfig, ScheduleConfig, TrainConfig
 from bertmon.monitor.history import HISTORY_FILE, STATISTICS, History, RunPlan, Snapshot, WeightTable
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: test workers and their processes share cores
 sys.modules.setdefault("conftest", sys.modules[__name__])  # `from conftest import X` gets this module, not a copy
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -122,7 +122,10 @@ def test_no_key_can_say_otherwise():
         assert isinstance(given["trust_remote_code"], ast.Constant), name
         assert given["trust_remote_code"].value is False
         starred = [ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg is None]
-        assert set(starred) <= {"architecture", "labels"}  # the architecture keys of ModelConfig, and the names of the labels
+        assert set(starred) <= {
+            "architecture",
+            "labels",
+        }  # the architecture keys of ModelConfig, and the names of the labels
 
 
 @pytest.mark.parametrize("step", [model.check_model, model.build_model])
