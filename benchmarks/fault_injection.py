@@ -1,13 +1,12 @@
-"""What survives what: faults that are done to real sweeps, how often each was tried, and how often it was survived.
+"""Which faults a sweep survives: each fault is injected into real sweeps, and counted with how often it was survived.
 
-    python benchmarks/faults.py [kills]
+    python benchmarks/fault_injection.py [kills]
 
-A sweep of four small runs is begun, hurt, and gone on with by `bertmon resume` until it ends. It has survived if all
-its runs ended, with the same histories, results, points and pictures, bit for bit, as in a sweep to which nothing
-happened. Moments and places are drawn at random from a fixed seed; how far a process has come by then is not fixed.
+A sweep of four small runs is started, disturbed, and resumed by `bertmon resume` until it ends. It has survived if all
+its runs ended with the same histories, results, scalars and figures, bit for bit, as those of an undisturbed sweep.
+Moments and places are drawn at random from a fixed seed; how far a process has come by then is not fixed.
 """
 
-import json
 import os
 import random
 import shutil
@@ -17,13 +16,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bertmon.monitor.history import HISTORY_FILE
-from bertmon.training import checkpoint
+from bertmon.result import RESULT_FILE, SWEEP_FILE, RunResult, Status
+from bertmon.training.checkpoint import CHECKPOINT_FILE
 
 WARMUPS = "schedule.warmup_frac=0.1,0.7"
 SWEEP = [
@@ -39,18 +40,20 @@ SWEEP = [
     "monitor.every=10",
 ]
 EVENTS = "events.out.tfevents.*"
+TIMEOUT = 600
+"""Seconds that anything may take at most."""
 
-SPOILED = """
+FAILING_RUNS = """
 import importlib.abc, sys
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name == "bertmon.training.trainer":
+        if name == "bertmon.training.task":
             sys.meta_path.remove(self)
             import torch
             from bertmon import schedule
-            original = schedule.factor
-            def factor(step, *, warmup_frac, **rest):
+            original = schedule.lr_factor
+            def lr_factor(step, *, warmup_frac, **rest):
                 if warmup_frac == 0.3:
                     raise RuntimeError("the cat sat on the keyboard")
                 if warmup_frac == 0.5:
@@ -58,34 +61,47 @@ class Finder(importlib.abc.MetaPathFinder):
                 if warmup_frac == 0.7:
                     sys.exit("enough")
                 return original(step, warmup_frac=warmup_frac, **rest)
-            schedule.factor = factor
+            schedule.lr_factor = lr_factor
 
 sys.meta_path.insert(0, Finder())
 """
 """A sitecustomize.py with which runs raise, need a petabyte, or exit, by their warm-up."""
 
 
-def content(run: Path) -> tuple[Any, ...]:
-    """What a run came to: its history, its results, every point and picture of its event files."""
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
-    tags = events.Tags()
-    result = json.loads((run / "result.json").read_text())
-    return (
-        (run / HISTORY_FILE).read_bytes(),
-        [result[key] for key in ("status", "evaluations", "metrics", "verdict", "verdict_step", "findings", "steps")],
-        {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags["scalars"]},
-        {tag: [(event.step, event.encoded_image_string) for event in events.Images(tag)] for tag in tags["images"]},
-        {tag: [event.step for event in events.Tensors(tag)] for tag in tags["tensors"]},
-    )
+@dataclass(frozen=True)
+class RunContent:
+    """Everything in a run's folder that must not depend on what happened to it."""
+
+    history: bytes
+    result: tuple[Any, ...]  # status, steps, evaluations, diagnosis
+    scalars: dict[str, list[tuple[int, float]]]  # by tag: step and value
+    images: dict[str, list[tuple[int, bytes]]]
+    tensors: dict[str, list[int]]
+
+    @classmethod
+    def read(cls, run_dir: Path) -> "RunContent":
+        """Raises an error if anything is missing."""
+        result = RunResult.read(run_dir)
+        assert result is not None, run_dir
+        events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
+        tags = events.Tags()
+        return cls(
+            (run_dir / HISTORY_FILE).read_bytes(),
+            (result.status, result.steps, repr(result.evaluations), result.diagnosis),
+            {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags["scalars"]},
+            {tag: [(event.step, event.encoded_image_string) for event in events.Images(tag)] for tag in tags["images"]},
+            {tag: [event.step for event in events.Tensors(tag)] for tag in tags["tensors"]},
+        )
 
 
-def contents(sweep: Path) -> dict[str, Any]:
-    """What its finished runs came to, by their names."""
-    return {str(path.parent.relative_to(sweep)): content(path.parent) for path in sorted(sweep.rglob(HISTORY_FILE))}
+def read_runs(sweep: Path) -> dict[str, RunContent]:
+    """The contents of a sweep's runs that left a history, by name."""
+    run_dirs = sorted(path.parent for path in sweep.rglob(HISTORY_FILE))
+    return {str(run_dir.relative_to(sweep)): RunContent.read(run_dir) for run_dir in run_dirs}
 
 
 class Sweep:
-    """One sweep that is hurt and gone on with; it has a cache of its own beside its folder."""
+    """One sweep that is disturbed and resumed; it has a cache of its own next to its folder."""
 
     def __init__(self, folder: Path, warmups: str = WARMUPS, path: str = "") -> None:
         self.folder = folder
@@ -97,10 +113,9 @@ class Sweep:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Begin it, or go on with it once there is something to go on with."""
-        begun = (self.folder / "sweep.json").exists()
-        anew = ["bertmon.run", self._warmups, *SWEEP, f"hydra.sweep.dir={self.folder}"]
-        command = ["bertmon", "resume", self.folder] if begun else anew
+        """Start it, or resume it once there is something to resume."""
+        first = ["bertmon.run", self._warmups, *SWEEP, f"hydra.sweep.dir={self.folder}"]
+        command = ["bertmon", "resume", self.folder] if (self.folder / SWEEP_FILE).exists() else first
         self._process = subprocess.Popen(
             [sys.executable, "-m", *map(str, command)],
             stdout=subprocess.PIPE,
@@ -111,14 +126,14 @@ class Sweep:
         )
 
     def wait_for(self, pattern: str) -> Path:
-        """The first file of its folder with such a name, as soon as it is there."""
-        deadline = time.monotonic() + 120
-        while not (found := list(self.folder.rglob(pattern))):
+        """The first file below its folder with such a name, as soon as there is one."""
+        deadline = time.monotonic() + TIMEOUT
+        while not (paths := list(self.folder.rglob(pattern))):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        return found[0]
+        return paths[0]
 
-    def hurt(self, number: signal.Signals, seconds: float) -> bool:
+    def send_signal(self, number: signal.Signals, seconds: float) -> bool:
         """Send a signal after so many seconds; returns whether the sweep was still running."""
         process = self._process
         assert process is not None
@@ -130,13 +145,13 @@ class Sweep:
             return True
         return False
 
-    def drawer(self) -> int | None:
-        """The process that draws its figures, if there is one now."""
+    def figure_process(self) -> int | None:
+        """Id of the process that draws its figures, if there is one now."""
         assert self._process is not None
         tasks = Path(f"/proc/{self._process.pid}/task")
         children = [pid for each in tasks.glob("*/children") for pid in each.read_text().split()]
-        named = [pid for pid in children if b"monitor.drawer" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        return int(named[0]) if named else None
+        drawing = [pid for pid in children if b"monitor.figure_process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return int(drawing[0]) if drawing else None
 
     def end(self) -> int:
         """Wait until it ends by itself; returns its exit code."""
@@ -146,7 +161,7 @@ class Sweep:
 
 
 class Trial:
-    """Where sweeps are hurt, and what they should come to."""
+    """Where sweeps are disturbed, and what they should come to."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -154,62 +169,62 @@ class Trial:
         undisturbed = self.sweep()
         undisturbed.start()
         assert undisturbed.end() == 0
-        self.whole = contents(undisturbed.folder)
-        assert len(self.whole) == 4
+        self.expected = read_runs(undisturbed.folder)
+        assert len(self.expected) == 4
 
     def sweep(self, **rest: str) -> Sweep:
-        """A new one, not begun."""
+        """A new one, not started."""
         return Sweep(Path(tempfile.mkdtemp(dir=self._folder)) / "sweep", **rest)
 
     def survived(self, sweep: Sweep) -> bool:
-        """Whether it ends by itself as if nothing had happened."""
-        return sweep.end() == 0 and contents(sweep.folder) == self.whole
+        """Whether it ends by itself as an undisturbed one does."""
+        return sweep.end() == 0 and read_runs(sweep.folder) == self.expected
 
     def signalled(self, number: signal.Signals, times: int) -> Iterator[bool]:
         """Sweeps that get the signal at random moments, again and again until each has ended; an answer a signal."""
-        done = 0
-        while done < times:
-            sweep, hurt = self.sweep(), 0
+        total = 0
+        while total < times:
+            sweep, sent = self.sweep(), 0
             while True:
                 sweep.start()
-                if done + hurt >= times or not sweep.hurt(number, self.rng.uniform(3, 12)):
+                if total + sent >= times or not sweep.send_signal(number, self.rng.uniform(3, 12)):
                     break
-                hurt += 1
-            done += hurt
-            yield from [self.survived(sweep)] * hurt
+                sent += 1
+            total += sent
+            yield from [self.survived(sweep)] * sent
 
     def killed(self, damage: Callable[[Sweep, Path], None]) -> tuple[Sweep, Path]:
         """A sweep that is killed while a run has a checkpoint, and something of it or of that run is then damaged."""
         while True:
             sweep = self.sweep()
             sweep.start()
-            found = sweep.wait_for(checkpoint.CHECKPOINT_FILE)
-            assert sweep.hurt(signal.SIGKILL, 0.01)
-            if found.exists():  # else it had ended just then
-                damage(sweep, found.parent)
+            checkpoint = sweep.wait_for(CHECKPOINT_FILE)
+            assert sweep.send_signal(signal.SIGKILL, 0.01)
+            if checkpoint.exists():  # else the run had just ended
+                damage(sweep, checkpoint.parent)
                 sweep.start()
-                return sweep, found.parent
+                return sweep, checkpoint.parent
 
     def damaged(self, damage: Callable[[Sweep, Path], None]) -> bool:
         sweep, _ = self.killed(damage)
         return self.survived(sweep)
 
     def without_events(self, damage: Callable[[Sweep, Path], None]) -> bool:
-        """Everything but the points that were in the damaged event file, and that is still there under another name."""
+        """As `damaged`, but for the points of the corrupt event file, which is renamed."""
         sweep, run = self.killed(damage)
         if sweep.end() != 0:
             return False
-        found, name = contents(sweep.folder), str(run.relative_to(sweep.folder))
-        same = found[name][:2] == self.whole[name][:2]
-        others = {each: found[each] for each in found if each != name}
-        kept = len(list(run.glob("damaged.events.*"))) == 1
-        return same and kept and others == {each: self.whole[each] for each in self.whole if each != name}
+        name, corrupt_files = str(run.relative_to(sweep.folder)), list(run.glob("*.corrupt"))
+        expected, actual = dict(self.expected), read_runs(sweep.folder)
+        before, after = expected.pop(name), actual.pop(name)
+        same = (before.history, before.result) == (after.history, after.result)
+        return same and len(corrupt_files) == 1 and actual == expected
 
     def truncate(self, name: str) -> Callable[[Sweep, Path], None]:
         def damage(sweep: Sweep, run: Path) -> None:
             (path,) = run.glob(name)
-            least = 0 if name != EVENTS else 100  # what stands behind the checkpoint is cut off in any case
-            os.truncate(path, self.rng.randrange(least, path.stat().st_size) if name != EVENTS else least)
+            # an event file is cut before the checkpoint's position: what follows that is cut off in any case
+            os.truncate(path, 100 if name == EVENTS else self.rng.randrange(path.stat().st_size))
 
         return damage
 
@@ -230,38 +245,38 @@ class Trial:
             if path.is_file():
                 os.truncate(path, self.rng.randrange(path.stat().st_size))
 
-    def without_drawer(self) -> bool:
+    def without_figure_process(self) -> bool:
         sweep = self.sweep()
         sweep.start()
         sweep.wait_for(EVENTS)
-        while (drawer := sweep.drawer()) is None:
+        while (process := sweep.figure_process()) is None:
             time.sleep(0.02)
-        os.kill(drawer, signal.SIGKILL)
+        os.kill(process, signal.SIGKILL)
         return self.survived(sweep)
 
     def twice_at_once(self) -> bool:
-        """One of both launches has to be refused, and the other to end as if it were alone."""
+        """One of the two launches has to be refused, and the other to end as if it were alone."""
         sweep = self.sweep()
         second = Sweep(sweep.folder)
         sweep.start()
         second.start()
         codes = sorted([sweep.end(), second.end()])
-        return codes == [0, 1] and contents(sweep.folder) == self.whole
+        return codes == [0, 1] and read_runs(sweep.folder) == self.expected
 
-    def spoiled(self) -> bool:
-        """Three runs of eight raise, exit, or need a petabyte: the five others end, and the exit code says it."""
+    def failing_runs(self) -> bool:
+        """Six runs of eight raise, exit, or need a petabyte: the two others end, and the exit code is 1."""
         path = Path(tempfile.mkdtemp(dir=self._folder))
-        (path / "sitecustomize.py").write_text(SPOILED)
+        (path / "sitecustomize.py").write_text(FAILING_RUNS)
         sweep = self.sweep(warmups="schedule.warmup_frac=0.1,0.3,0.5,0.7", path=str(path))
         sweep.start()
         code = sweep.end()
-        found = sorted(json.loads(each.read_text())["status"] for each in sweep.folder.rglob("result.json"))
-        alone = {name: self.whole[name] for name in self.whole if "=0.1" in name}
-        finished = {name: each for name, each in contents(sweep.folder).items() if each[1][0] == "ok"}
-        return code == 1 and found == 6 * ["failed"] + 2 * ["ok"] and finished == alone
+        statuses = [RunResult.read(path.parent).status for path in sweep.folder.rglob(RESULT_FILE)]  # type: ignore[union-attr]
+        expected = {name: run for name, run in self.expected.items() if "=0.1" in name}
+        finished = {name: run for name, run in read_runs(sweep.folder).items() if run.result[0] is Status.finished}
+        return code == 1 and sorted(statuses) == 6 * ["failed"] + 2 * ["finished"] and finished == expected
 
-    def without_room(self) -> bool:
-        """A disk of a megabyte, then one of 64: on the first it ends with a message, on the second it goes on."""
+    def on_a_full_disk(self) -> bool:
+        """A disk of a megabyte, then one of 64: on the first it ends with a message, on the second it resumes."""
         sweep = self.sweep()
         disk = sweep.folder
         disk.mkdir()
@@ -276,46 +291,44 @@ class Trial:
             subprocess.run(["umount", disk], check=True)
 
     def _flip(self, path: Path, within: int | None = None) -> None:
-        bytes_ = bytearray(path.read_bytes())
-        bytes_[self.rng.randrange(within or len(bytes_))] ^= 1 << self.rng.randrange(8)
-        path.write_bytes(bytes_)
+        content = bytearray(path.read_bytes())
+        content[self.rng.randrange(within or len(content))] ^= 1 << self.rng.randrange(8)
+        path.write_bytes(content)
+
+
+def faults(trial: Trial, kills: int) -> Iterator[tuple[str, Iterator[bool]]]:
+    """Every fault with the answers of its trials, whether the sweep survived."""
+    few = max(kills // 10, 1)
+
+    def repeat(survives: Callable[..., bool], *arguments: Any) -> Iterator[bool]:
+        return (survives(*arguments) for _ in range(few))
+
+    for number, times in ((signal.SIGKILL, kills), (signal.SIGTERM, few), (signal.SIGINT, few)):
+        yield f"{number.name} at a random moment", trial.signalled(number, times)
+    for what, pattern in (("checkpoint", CHECKPOINT_FILE), ("result.json", RESULT_FILE)):
+        yield f"SIGKILL, and the {what} is truncated", repeat(trial.damaged, trial.truncate(pattern))
+    yield "SIGKILL, and a bit of the checkpoint is flipped", repeat(trial.damaged, trial.flip(CHECKPOINT_FILE))
+    yield "SIGKILL, and the event file is truncated *", repeat(trial.without_events, trial.truncate(EVENTS))
+    yield "SIGKILL, and a bit of the event file is flipped *", repeat(trial.without_events, trial.flip(EVENTS))
+    yield "SIGKILL, and all caches are truncated", repeat(trial.damaged, trial.truncate_caches)
+    yield "SIGKILL, and a bit of each cache is flipped", repeat(trial.damaged, trial.flip_caches)
+    yield "SIGKILL of the process that draws figures", repeat(trial.without_figure_process)
+    yield "the same launch twice at once, with no cache", repeat(trial.twice_at_once)
+    yield "runs that raise, exit, or need a petabyte of memory", repeat(trial.failing_runs)
+    if os.geteuid() == 0 and shutil.which("mount"):
+        yield "a full disk, and then one with room", repeat(trial.on_a_full_disk)
+    else:
+        yield "a full disk, and then one with room (only root can mount one)", iter(())
 
 
 def main(kills: int) -> None:
+    """See the module's docstring."""
     print("| fault | tried | survived |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
-        trial, few = Trial(Path(name)), max(kills // 10, 1)
-
-        def row(fault: str, answers: Iterator[bool]) -> None:
-            told = list(answers)
-            print(f"| {fault} | {len(told)} | {sum(told)} |", flush=True)
-
-        def again(once: Callable[..., bool], *arguments: Any) -> Iterator[bool]:
-            return (once(*arguments) for _ in range(few))
-
-        row("SIGKILL at a random moment", trial.signalled(signal.SIGKILL, kills))
-        row("SIGTERM at a random moment", trial.signalled(signal.SIGTERM, few))
-        row("SIGINT at a random moment", trial.signalled(signal.SIGINT, few))
-        for what, pattern in (("checkpoint", checkpoint.CHECKPOINT_FILE), ("result.json", "result.json")):
-            row(f"SIGKILL, and the {what} is truncated", again(trial.damaged, trial.truncate(pattern)))
-        row(
-            "SIGKILL, and a bit of the checkpoint is another",
-            again(trial.damaged, trial.flip(checkpoint.CHECKPOINT_FILE)),
-        )
-        row("SIGKILL, and the event file is truncated *", again(trial.without_events, trial.truncate(EVENTS)))
-        row("SIGKILL, and a bit of the event file is another *", again(trial.without_events, trial.flip(EVENTS)))
-        row("SIGKILL, and all caches are truncated", again(trial.damaged, trial.truncate_caches))
-        row("SIGKILL, and a bit of each cache is another", again(trial.damaged, trial.flip_caches))
-        row("SIGKILL of the process that draws", again(trial.without_drawer))
-        row("the same launch twice at once, with no cache", again(trial.twice_at_once))
-        row("runs that raise, exit, or need a petabyte of memory", again(trial.spoiled))
-        if os.geteuid() == 0 and shutil.which("mount"):
-            row("a disk without room, and then with it", again(trial.without_room))
-        else:
-            print("| a disk without room, and then with it | not tried: only root can mount one | |")
-    print(
-        "\n* named, set aside, and its points are missing in TensorBoard; the run and its history are as they should be"
-    )
+        for fault, trials in faults(Trial(Path(name)), kills):
+            answers = list(trials)
+            print(f"| {fault} | {len(answers)} | {sum(answers)} |", flush=True)
+    print("\n* reported and renamed; its points are missing in TensorBoard, the run and its history are as expected")
 
 
 if __name__ == "__main__":

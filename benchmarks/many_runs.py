@@ -1,9 +1,9 @@
 """Whether a sweep of many runs in one process grows: memory, open files, threads and processes after each run.
 
-    python benchmarks/load.py [runs]
+    python benchmarks/many_runs.py [runs] [OVERRIDE...]
 
-Tiny runs, each with figures, checkpoints and a report that is written again and again. What stays behind a run, stays
-behind each of them: the slope is that of a line through the second half of the runs.
+Tiny runs, each with figures, checkpoints and a report that is refreshed again and again. What one run leaks, every run
+leaks: the slope is that of a line through the second half of the runs.
 """
 
 import csv
@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ COLUMNS = ("resident MB", "on the device MB", "open files", "threads", "processe
 
 
 class Meter(Callback):
-    """Notes what this process holds after each run."""
+    """Hydra callback that writes what this process holds after each run, a line of CSV each."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
@@ -49,26 +50,28 @@ class Meter(Callback):
             csv.writer(file).writerow([resident, device, files, int(status["Threads"]), len(children), *children])
 
 
-def main(runs: int) -> None:
+def main(runs: int, overrides: Sequence[str]) -> None:
+    """See the module's docstring."""
     with tempfile.TemporaryDirectory() as folder:
-        noted = Path(folder) / "noted.csv"
-        meter = ["+hydra.callbacks.load._target_=load.Meter", f"+hydra.callbacks.load.path={noted}"]
-        command = [sys.executable, "-m", "bertmon.run", f"seed=range({runs})", *RUN, *meter]
+        measured = Path(folder) / "measured.csv"
+        meter = ["+hydra.callbacks.meter._target_=many_runs.Meter", f"+hydra.callbacks.meter.path={measured}"]
+        command = [sys.executable, "-m", "bertmon.run", f"seed=range({runs})", *RUN, *meter, *overrides]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
         assert process.wait() == 0
-        rows = list(csv.reader(noted.open()))
-    held = np.array([row[: len(COLUMNS)] for row in rows], dtype=float)
-    left = {pid for row in rows for pid in row[len(COLUMNS) :] if Path("/proc", pid).exists()}
-    assert len(held) == runs
+        rows = list(csv.reader(measured.open()))
+    holdings = np.array([row[: len(COLUMNS)] for row in rows], dtype=float)
+    orphans = {pid for row in rows for pid in row[len(COLUMNS) :] if Path("/proc", pid).exists()}
+    assert len(holdings) == runs
     second = np.arange(runs // 2, runs)
     print(f"| after run | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
     for run in sorted({1, *range(runs // 5, runs, max(runs // 5, 1)), runs}):
-        print(f"| {run} | {' | '.join(f'{value:.0f}' for value in held[run - 1])} |")
-    slopes = [np.polyfit(second, column, 1)[0] for column in held[second].T]
-    print(f"| a run more | {' | '.join(f'{slope:+.3f}' for slope in slopes)} |")
-    print(f"\nProcesses left behind: {len(left)}")
+        print(f"| {run} | {' | '.join(f'{value:.0f}' for value in holdings[run - 1])} |")
+    slopes = [np.polyfit(second, column, 1)[0] for column in holdings[second].T]
+    print(f"| per further run | {' | '.join(f'{slope:+.3f}' for slope in slopes)} |")
+    print(f"\nProcesses that outlived the sweep: {len(orphans)}")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
+    words = sys.argv[1:]
+    main(int(next((word for word in words if word.isdigit()), "200")), [word for word in words if "=" in word])

@@ -2,23 +2,25 @@
 
     python benchmarks/report.py [most runs]
 
-Each run is one of the labelled runs of benchmarks/verdicts.py, with its own history, beside a result.json as a run
-leaves it. Every size is measured in a process of its own, from its start to its exit, as `bertmon compare` is.
+Each run is one of the labelled runs of benchmarks/labelled_runs.py with its own history, and a result.json as a run
+leaves it. Every size is measured in a process of its own, from its start to its exit, as `bertmon compare` runs.
 """
 
-import json
 import platform
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
-import verdicts
+from labelled_runs import LabelledRun, unpack
 
 from bertmon.config import VerdictThresholds
+from bertmon.metrics import EvalResult
 from bertmon.monitor.diagnosis import diagnose
 from bertmon.monitor.history import HISTORY_FILE
+from bertmon.result import RESULT_FILE, DataSummary, RunResult, Status
 
 COMPARE = """
 import re, sys
@@ -28,48 +30,46 @@ print(re.search("VmHWM.*", open("/proc/self/status").read())[0])  # rusage would
 """
 
 
-def leave(runs: list[verdicts.Run], count: int, folder: Path) -> None:
+def write_runs(runs: list[LabelledRun], count: int, folder: Path) -> None:
     """Runs as a sweep over settings and seeds leaves them."""
-    stored = [run.history.to_bytes() for run in runs]
-    said = [diagnose(run.history, VerdictThresholds()) for run in runs]
+    histories = [run.history.to_bytes() for run in runs]
+    results = [as_result(run) for run in runs]
     for number in range(count):
-        at = number % len(runs)
-        run, diagnosis = runs[at], said[at]
-        steps, seed = len(run.history.losses), number // len(runs)
-        evaluation = {"step": steps, "loss": run.history.losses[-1], "accuracy": run.accuracy}
-        result = {
-            "status": "ok",
-            "seed": seed,
-            "differs": {"setting": at},
-            "settings": {"setting": at, "overrides": run.overrides},
-            "data": {"fingerprint": "", "test_texts": run.test_texts, "majority": run.majority},
-            "steps": steps,
-            "steps_planned": steps,
-            "metrics": {"final": evaluation, "best": evaluation},
-            "evaluations": [evaluation],
-            "verdict": diagnosis.verdict,
-            "verdict_step": diagnosis.since_step,
-            "cause": diagnosis.cause,
-            "advice": diagnosis.advice,
-            "seconds": 30.0,
-        }
-        target = folder / f"setting={at}/seed={seed}"
-        target.mkdir(parents=True)
-        (target / "result.json").write_text(json.dumps(result))
-        (target / HISTORY_FILE).write_bytes(stored[at])
+        index, seed = number % len(runs), number // len(runs)
+        result = replace(results[index], seed=seed, overrides={"setting": index})
+        run_dir = folder / f"setting={index}/seed={seed}"
+        run_dir.mkdir(parents=True)
+        (run_dir / RESULT_FILE).write_bytes(result.to_json())
+        (run_dir / HISTORY_FILE).write_bytes(histories[index])
+
+
+def as_result(run: LabelledRun) -> RunResult:
+    """The result of a labelled run."""
+    steps = len(run.history.losses)
+    return RunResult(
+        status=Status.finished,
+        seconds=30.0,
+        config={"setting": run.setting, "overrides": run.overrides},
+        data=DataSummary("", 3600, run.test_texts, (), run.majority_share),
+        steps=steps,
+        total_steps=steps,
+        evaluations=[EvalResult(steps, run.history.losses[-1], run.accuracy)],
+        diagnosis=diagnose(run.history, VerdictThresholds()),
+    )
 
 
 def main(most: int) -> None:
+    """See the module's docstring."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     print(f"{platform.machine()}, Python {platform.python_version()}, {commit.stdout.strip()}\n")
     print("| runs | seconds | peak memory, MB | report.html, MB |\n|---|---|---|---|")
-    known = verdicts.unpack()
+    labelled = unpack()
     for count in (2, 10, 100, 1000, 10000):
         if count > most:
             break
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            leave(known, count, folder)
+            write_runs(labelled, count, folder)
             started = time.perf_counter()
             done = subprocess.run([sys.executable, "-c", COMPARE, name], check=True, stdout=subprocess.PIPE, text=True)
             seconds = time.perf_counter() - started

@@ -1,13 +1,12 @@
-"""One sweep plainly and on a real Slurm: what its jobs go through there, and whether the result is the same.
+"""One sweep without and with a real Slurm: what happens to its jobs there, and whether the results are the same.
 
     apt-get install slurm-wlm munge
     python benchmarks/slurm.py [what ...]
 
-Starts munged, slurmctld and slurmd on this machine, as root, with all their files in a temporary folder, and ends them.
-The sweep's jobs are an array of two at a time. Equal: histories, results, points and pictures are the same bit for bit.
+Starts munged, slurmctld and slurmd on this machine, as root, with all their files in a temporary folder, and stops
+them. The sweep's jobs are an array of two at a time. Equal: histories, results, scalars and figures, bit for bit.
 """
 
-import json
 import os
 import shutil
 import socket
@@ -20,9 +19,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fault_injection import SWEEP, contents
+from fault_injection import SWEEP, read_runs
 
-from bertmon.training import checkpoint
+from bertmon.result import SWEEP_FILE, run_names
+from bertmon.training.checkpoint import CHECKPOINT_FILE
 
 INSTALL = "apt-get install slurm-wlm munge"
 INSTALLED = all(map(shutil.which, ("munged", "slurmctld", "slurmd"))) and os.geteuid() == 0
@@ -86,7 +86,7 @@ def cluster(folder: Path) -> Iterator[None]:
             ):
                 daemons.append(subprocess.Popen(command, stdout=log, stderr=log))
                 time.sleep(0.5)
-            _wait(lambda: "idle" in _told("sinfo", "-h", "-o", "%T"), f"Slurm did not come up: {folder}/daemons.log")
+            _wait(lambda: "idle" in _output("sinfo", "-h", "-o", "%T"), f"Slurm did not come up: {folder}/daemons.log")
             yield
             subprocess.run(["scancel", "--user=root"], check=False)
         finally:
@@ -104,11 +104,11 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _told(*command: str) -> str:
+def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
-def _wait(until: Callable[[], object], otherwise: str, seconds: float = 180) -> None:
+def _wait(until: Callable[[], object], otherwise: str, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < deadline, otherwise
@@ -116,42 +116,40 @@ def _wait(until: Callable[[], object], otherwise: str, seconds: float = 180) -> 
 
 
 class Sweep:
-    """The sweep, on Slurm with the launcher's `settings`, or plainly without any."""
+    """The sweep, on Slurm if `overrides` choose its launcher."""
 
-    def __init__(self, folder: Path, *settings: str, epochs: int = 10) -> None:
+    def __init__(self, folder: Path, *overrides: str, epochs: int = 10) -> None:
         self.folder = folder
         self.epochs = epochs
         self._log = folder.with_suffix(".log")
-        self._begin("bertmon.run", *THREE, f"train.epochs={epochs}", f"hydra.sweep.dir={folder}", *settings)
+        self._start("bertmon.run", *THREE, f"train.epochs={epochs}", f"hydra.sweep.dir={folder}", *overrides)
 
-    def _begin(self, *command: str) -> None:
+    def _start(self, *command: str) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen([sys.executable, "-m", *command], stdout=log, stderr=log)
 
     def job(self, number: int) -> str:
         """Slurm's name for a run, once that run has a checkpoint."""
-        names = self.folder / "sweep.json"
-        _wait(names.exists, f"{self._log}: no run has begun")
-        _wait(lambda: names.read_text().strip(), "")
-        run = self.folder / json.loads(names.read_text())["runs"][number]
-        _wait((run / checkpoint.CHECKPOINT_FILE).exists, f"{self._log}: run {number} has no checkpoint")
-        return f"{_told('squeue', '-h', '-o', '%F').split()[0]}_{number}"
+        _wait(lambda: run_names(self.folder), f"{self._log}: no {SWEEP_FILE}")
+        run_dir = self.folder / run_names(self.folder)[number]
+        _wait((run_dir / CHECKPOINT_FILE).exists, f"{self._log}: run {number} has no checkpoint")
+        return f"{_output('squeue', '-h', '-o', '%F').split()[0]}_{number}"
 
-    def go_on(self) -> None:
-        """As a user does: end what is left of the sweep, and start it once more where it stands."""
+    def resume(self) -> None:
+        """As a user does: end what is left of the sweep, and resume it."""
         self._process.terminate()
         self._process.wait()
         subprocess.run(["scancel", "--user=root"], check=True)
-        _wait(lambda: not _told("squeue", "-h"), "jobs are left")
-        self._begin("bertmon", "resume", str(self.folder))
+        _wait(lambda: not _output("squeue", "-h"), "jobs are left")
+        self._start("bertmon", "resume", str(self.folder))
 
     def end(self) -> None:
         assert self._process.wait() == 0, self._log.read_text()
 
-    def went_on(self) -> list[str]:
-        """Runs that have gone on from a checkpoint."""
+    def resumed(self) -> list[str]:
+        """Runs that were resumed from a checkpoint."""
         logs = sorted(self.folder.rglob("run.log"))
-        return [str(log.parent.relative_to(self.folder)) for log in logs if "goes on at step" in log.read_text()]
+        return [str(log.parent.relative_to(self.folder)) for log in logs if "resuming at step" in log.read_text()]
 
 
 def nothing(folder: Path) -> Sweep:
@@ -177,9 +175,9 @@ def timed_out(folder: Path) -> Sweep:
     return Sweep(folder, *ONE_CORE, *limit, epochs=60)
 
 
-def preempted(folder: Path, *settings: str) -> Sweep:
+def preempted(folder: Path, *overrides: str) -> Sweep:
     """A job of higher priority takes the node for three seconds."""
-    sweep = Sweep(folder, *ONE_CORE, *settings)
+    sweep = Sweep(folder, *ONE_CORE, *overrides)
     sweep.job(0)
     sweep.job(1)
     command = ["srun", "--quiet", "--partition=high", "--cpus-per-task=2", "--mem=1G", "sleep", "3"]
@@ -194,7 +192,7 @@ def preempted_with_grace(folder: Path) -> Sweep:
 def cancelled(folder: Path) -> Sweep:
     sweep = Sweep(folder, *ONE_CORE)
     sweep.job(0)
-    sweep.go_on()
+    sweep.resume()
     return sweep
 
 
@@ -210,24 +208,25 @@ WHAT: dict[str, Callable[[Path], Sweep]] = {
 
 
 def main(chosen: Sequence[str]) -> None:
+    """See the module's docstring."""
     os.environ["OMP_NUM_THREADS"] = "1"  # as many as a job has: the same sums in the same order
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        plain: dict[int, Any] = {}  # by epochs
-        print("| what happened to the jobs | runs | went on from a checkpoint | equal |\n|---|---|---|---|", flush=True)
+        references: dict[int, Any] = {}  # runs of the sweep without Slurm, by epochs
+        print("| what happened to the jobs | runs | resumed from a checkpoint | equal |\n|---|---|---|---|", flush=True)
         for number, (what, happen) in enumerate(WHAT.items()):
             if chosen and happen.__name__ not in chosen:
                 continue
             with cluster(folder / f"slurm{number}"):
                 sweep = happen(folder / f"sweep{number}")
                 sweep.end()
-            if sweep.epochs not in plain:
-                undisturbed = Sweep(folder / f"plain{sweep.epochs}", epochs=sweep.epochs)
+            if sweep.epochs not in references:
+                undisturbed = Sweep(folder / f"reference{sweep.epochs}", epochs=sweep.epochs)
                 undisturbed.end()
-                plain[sweep.epochs] = contents(undisturbed.folder)
-            runs, whole = contents(sweep.folder), plain[sweep.epochs]
-            equal = sum(runs[run] == whole[run] for run in whole)
-            print(f"| {what} | {len(runs)} | {len(sweep.went_on())} | {equal} |", flush=True)
+                references[sweep.epochs] = read_runs(undisturbed.folder)
+            runs, expected = read_runs(sweep.folder), references[sweep.epochs]
+            equal = sum(runs[run] == expected[run] for run in expected)
+            print(f"| {what} | {len(runs)} | {len(sweep.resumed())} | {equal} |", flush=True)
 
 
 if __name__ == "__main__":

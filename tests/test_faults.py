@@ -1,4 +1,4 @@
-"""What a sweep survives: real processes, real faults. benchmarks/faults.py does more of it, and counts."""
+"""What a sweep survives: real processes, real faults. benchmarks/fault_injection.py does more of it, and counts."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from conftest import results
-from faults import SPOILED, content
+from fault_injection import FAILING_RUNS, RunContent
 from test_checkpoint import broken_off
 
 from bertmon.run import run_training
@@ -14,7 +14,7 @@ from bertmon.training import checkpoint
 
 
 def test_of_eight_runs_one_raises_one_exits_and_one_needs_a_petabyte(bertmon, files, tmp_path, monkeypatch):
-    (tmp_path / "sitecustomize.py").write_text(SPOILED)
+    (tmp_path / "sitecustomize.py").write_text(FAILING_RUNS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     sweep = tmp_path / "sweep"
     eight = "schedule.warmup_frac=0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8"
@@ -71,7 +71,7 @@ def test_a_disk_without_room_ends_the_launch_and_with_room_it_goes_on(bertmon, f
     again = bertmon(*LONG, f"resume={disk / 'sweep'}", *files)
     assert again.returncode == 0, again.stderr
     for name in results(tmp_path / "whole"):
-        assert content(disk / "sweep" / name) == content(tmp_path / "whole" / name)
+        assert RunContent.read(disk / "sweep" / name) == RunContent.read(tmp_path / "whole" / name)
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_message(bertmon, files, small_disk):
@@ -97,9 +97,9 @@ def test_a_damaged_event_file_is_set_aside(settings, tmp_path, monkeypatch, capl
     run_training(settings, tmp_path / "broken", name="run")
     assert f"{file} is damaged, and is now damaged." in caplog.text
     assert (tmp_path / "broken" / f"damaged.{file.name.replace('tfevents', 'events')}").read_bytes() == damaged
-    there, expected = content(tmp_path / "broken"), content(tmp_path / "whole")
-    assert there[:2] == expected[:2]
-    assert there[2]["loss/train"] == [point for point in expected[2]["loss/train"] if point[0] > 4]
+    there, expected = RunContent.read(tmp_path / "broken"), RunContent.read(tmp_path / "whole")
+    assert (there.history, there.result) == (expected.history, expected.result)
+    assert there.scalars["loss/train"] == [point for point in expected.scalars["loss/train"] if point[0] > 4]
 
 
 def test_a_run_that_was_killed_is_not_shown_as_running(tmp_path):

@@ -11,7 +11,7 @@ import time
 import pytest
 import slurm
 from conftest import TINY_OVERRIDES, results
-from faults import SPOILED, contents
+from fault_injection import FAILING_RUNS, read_runs
 from omegaconf import OmegaConf
 
 from bertmon.training import checkpoint
@@ -32,10 +32,10 @@ def test_a_sweep_is_the_same_by_every_launcher(bertmon, files, tmp_path):
         done = bertmon(*SWEEP, *files, f"hydra.sweep.dir={name}", f"hydra/launcher={name}")
         assert done.returncode == 0, done.stderr
         told[name] = done.stdout
-    whole, report = contents(tmp_path / "basic"), shown(tmp_path / "basic")
+    whole, report = read_runs(tmp_path / "basic"), shown(tmp_path / "basic")
     for name in launchers[1:]:
         folder = tmp_path / name
-        assert contents(folder) == whole
+        assert read_runs(folder) == whole
         assert shown(folder) == report
         assert json.loads((folder / "sweep.json").read_text())["runs"] == list(whole)
         assert list((folder / "side by side").glob("events.out.tfevents.*"))
@@ -80,11 +80,11 @@ def test_a_sweep_on_joblib_leaves_checkpoints_and_goes_on(bertmon, files, tmp_pa
     done = bertmon(*long, *beside, "resume=beside")
     assert done.returncode == 0, done.stderr
     assert "goes on at step" in done.stdout
-    assert contents(tmp_path / "beside") == contents(tmp_path / "plain")
+    assert read_runs(tmp_path / "beside") == read_runs(tmp_path / "plain")
 
 
 def test_a_run_that_fails_beside_others_names_its_lines(bertmon, files, tmp_path, monkeypatch):
-    (tmp_path / "sitecustomize.py").write_text(SPOILED)
+    (tmp_path / "sitecustomize.py").write_text(FAILING_RUNS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     chosen = ["hydra/launcher=joblib", "hydra.sweep.dir=sweep"]
     done = bertmon("schedule.warmup_frac=0.1,0.3,0.9", "-m", *files, *chosen)
@@ -105,7 +105,7 @@ def test_jobs_on_a_real_slurm_are_queued_again_and_go_on(tmp_path):
     plain = slurm.Sweep(tmp_path / "plain", epochs=sweep.epochs)
     plain.end()
     assert len(sweep.went_on()) == 2
-    assert contents(sweep.folder) == contents(plain.folder)
+    assert read_runs(sweep.folder) == read_runs(plain.folder)
 
 
 SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.seeds=[0,1]"]

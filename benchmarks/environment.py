@@ -1,0 +1,28 @@
+"""What benchmarks start from: a composed config, the device, and a line that says where and what was measured."""
+
+import platform
+import subprocess
+from collections.abc import Sequence
+
+import torch
+from hydra import compose, initialize_config_module
+
+from bertmon import config
+from bertmon.config import RunConfig
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+
+
+def compose_config(overrides: Sequence[str]) -> RunConfig:
+    """The config of `python -m bertmon.run OVERRIDE...`; the last of several values for a key counts."""
+    config.register()
+    with initialize_config_module("bertmon.conf", version_base="1.3"):
+        return config.from_hydra(compose("config", list(overrides)))
+
+
+def describe() -> str:
+    """Device or CPU with its threads, version of torch, and commit."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    device = torch.cuda.get_device_name() if CUDA else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{device}, torch {torch.__version__}, {commit.stdout.strip()}"

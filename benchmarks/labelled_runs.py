@@ -1,0 +1,227 @@
+"""The labelled runs that verdicts are scored on, and the file that holds their histories.
+
+    python benchmarks/labelled_runs.py pack FOLDER    store the histories that verdict_grid.py left in FOLDER
+
+Shapes: K watched steps, L layers, S statistics. What the rules do not use is not stored, and the rest is coarse: 16
+logarithmic steps to a factor of two, losses in 1e-4. tests/benchmarks/test_labelled_runs.py compares the verdicts.
+"""
+
+import io
+import json
+import lzma
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bertmon import optimizer, schedule
+from bertmon.config import OptimizerConfig
+from bertmon.metrics import did_not_learn
+from bertmon.monitor.history import HISTORY_FILE, STATISTICS, FloatArray, History, RunPlan, Snapshot, WeightTable
+from bertmon.result import RunResult
+
+STORE = Path(__file__).parent / "results" / "verdict_histories.npz.xz"
+ADVICE = STORE.with_name("verdict_advice.json")
+STORED_STATISTICS = [STATISTICS.index(name) for name in ("grad_mean", "update_ratio", "weight_rms")]
+CALIBRATION_SETTINGS = 137
+BLIND_FROM = 197  # no rule was changed after these settings were scored
+PLATEAU = 0.25  # a run whose loss first falls after this share of its steps learned late
+
+
+class Label(StrEnum):
+    """What became of a run that was trained to its end."""
+
+    did_not_learn = "did not learn"
+    learned = "learned"
+    between = "between"  # left out of the score
+
+
+def label(accuracy: float, majority_share: float, test_texts: int) -> Label:
+    """By the final test accuracy alone; one at least 20 points above the majority class has learned."""
+    if did_not_learn(accuracy, majority_share, test_texts):
+        return Label.did_not_learn
+    return Label.learned if accuracy >= majority_share + 0.2 else Label.between
+
+
+@dataclass(frozen=True)
+class LabelledRun:
+    """A run of the study, with its history and its end."""
+
+    setting: int
+    seed: int
+    overrides: str
+    accuracy: float
+    majority_share: float
+    test_texts: int
+    recorded: str | None  # the verdict that the run itself ended with, where it had one
+    history: History
+
+    @property
+    def label(self) -> Label:
+        return label(self.accuracy, self.majority_share, self.test_texts)
+
+    @property
+    def calibration(self) -> bool:
+        """Thresholds were set on these runs; all others are held out."""
+        return self.setting < CALIBRATION_SETTINGS and self.seed == 0
+
+    @property
+    def task(self) -> str:
+        """The data source: runs of one task can be compared by their losses."""
+        overrides = dict(override.split("=", 1) for override in self.overrides.split())
+        return overrides.get("data", "docstrings")
+
+    @property
+    def learned_at(self) -> float:
+        """Share of the steps after which the smoothed loss first fell below 0.95 of chance; inf if it never did."""
+        smoothed, window = smooth_loss(self.history)
+        below = np.flatnonzero(smoothed < 0.95 * self.history.plan.chance_loss)
+        return float((below[0] + window) / len(self.history.plan)) if len(below) else np.inf
+
+
+def smooth_loss(history: History) -> tuple[FloatArray, int]:
+    """The mean loss of every window of steps (a twentieth of the run, at least 20), and the window's length."""
+    window = max(20, len(history.plan) // 20)
+    return np.convolve(history.losses, np.full(window, 1 / window), "valid"), window
+
+
+# --- folders of runs -----------------------------------------------------------------------------
+
+
+def read_folder(folder: Path) -> Iterator[LabelledRun]:
+    """The runs that verdict_grid.py left; those that have not ended are skipped."""
+    for path in sorted(folder.glob(f"*/seed=?/{HISTORY_FILE}")):
+        result = RunResult.read_ended(path.parent)
+        if result is None:
+            continue
+        assert result.final is not None
+        assert result.data is not None
+        assert result.seed is not None
+        yield LabelledRun(
+            setting=int(path.parent.parent.name),
+            seed=result.seed,
+            overrides=" ".join(path.with_name("overrides.txt").read_text().split()),
+            accuracy=result.final.accuracy,
+            majority_share=result.data.majority_share,
+            test_texts=result.data.test_texts,
+            recorded=result.diagnosis.verdict if result.diagnosis else None,
+            history=History.load(path),
+        )
+
+
+def read_advice(folder: Path) -> Iterator[dict[str, Any]]:
+    """The runs that were trained again as advised, as verdict_advice.json has them."""
+    for path in sorted(folder.glob("*/result.json")):
+        result = RunResult.read_ended(path.parent)
+        if result is None:
+            continue
+        assert result.final is not None
+        assert result.data is not None
+        setting, verdict, advice = path.parent.name.split(",")
+        yield {
+            "setting": int(setting),
+            "verdict": verdict,
+            "advice": advice,
+            "accuracy": result.final.accuracy,
+            "majority": result.data.majority_share,
+            "test_texts": result.data.test_texts,
+        }
+
+
+# --- the store -----------------------------------------------------------------------------------
+
+_STORED_NAMES = {name: name for name in LabelledRun.__annotations__ if name != "history"} | {
+    "majority_share": "majority"
+}
+"""Fields of LabelledRun, and what they are called in the file."""
+
+
+def pack(runs: list[LabelledRun], store: Path = STORE) -> None:
+    """Write the runs to one compressed file."""
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    metadata = []
+    for number, run in enumerate(runs):
+        history, plan = run.history, run.history.plan
+        layers = history.snapshots[0].layers
+        values = np.stack([shot.values[:, STORED_STATISTICS] for shot in history.snapshots])
+        arrays[f"values{number}"] = _quantize(values).transpose(2, 1, 0)  # compresses best with time last
+        arrays[f"spread{number}"] = _quantize(np.array([shot.logit_std for shot in history.snapshots]))
+        arrays[f"loss{number}"] = np.round(1e4 * np.nan_to_num(history.losses, nan=1e5)).astype(np.int32)
+        arrays[f"norm{number}"] = _quantize(np.array(history.grad_norms))
+        metadata.append(
+            {stored: getattr(run, name) for name, stored in _STORED_NAMES.items()}
+            | {"steps": [shot.step for shot in history.snapshots], "total": len(plan), "peak": float(plan.lr.max())}
+            | {"warmup_frac": plan.warmup_frac, "bias_correction": plan.bias_correction, "chance": plan.chance_loss}
+            | {"labels": layers.labels, "kinds": layers.kinds, "depths": layers.depths}
+        )
+    file = io.BytesIO()
+    np.savez(file, about=np.array(json.dumps(metadata)), **arrays)
+    store.write_bytes(lzma.compress(file.getvalue(), preset=9))
+
+
+def unpack(store: Path = STORE) -> list[LabelledRun]:
+    """The runs of the study."""
+    with np.load(io.BytesIO(lzma.decompress(store.read_bytes())), allow_pickle=False) as stored:
+        return [_unpack_run(stored, number, about) for number, about in enumerate(json.loads(str(stored["about"])))]
+
+
+def _unpack_run(stored: Any, number: int, about: dict[str, Any]) -> LabelledRun:
+    plan = _plan(about)
+    layers = WeightTable(*(tuple(about[key]) for key in ("labels", "kinds", "depths")))
+    measured = _dequantize(stored[f"values{number}"].transpose(2, 1, 0))
+    values = np.full((*measured.shape[:2], len(STATISTICS)), np.nan)  # [K, L, S]
+    values[:, :, STORED_STATISTICS] = measured
+    spreads = _dequantize(stored[f"spread{number}"])
+    snapshots = [
+        Snapshot(step, plan.lr[step], plan.effective_lr[step], spread, layers, value)
+        for step, spread, value in zip(about["steps"], spreads, values, strict=True)
+    ]
+    losses = (stored[f"loss{number}"] / 1e4).tolist()
+    history = History(plan, losses, _dequantize(stored[f"norm{number}"]).tolist(), snapshots)
+    return LabelledRun(**{name: about[stored] for name, stored in _STORED_NAMES.items()}, history=history)
+
+
+def _plan(about: dict[str, Any]) -> RunPlan:
+    """All stored runs have the linear schedule and the default betas."""
+    total, config = about["total"], OptimizerConfig(bias_correction=about["bias_correction"])
+    factors = [
+        schedule.lr_factor(step, shape="linear", warmup_frac=about["warmup_frac"], total_steps=total)
+        for step in range(total)
+    ]
+    lr = about["peak"] * np.array(factors)
+    effective = lr * np.array([optimizer.bias_correction_gain(config, step) for step in range(total)])
+    return RunPlan(lr, effective, about["chance"], about["warmup_frac"], about["bias_correction"])
+
+
+_ZERO, _NAN, _INFINITE = -32768, -32767, 32767
+
+
+def _quantize(values: FloatArray) -> npt.NDArray[np.int16]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sixteenths = np.round(16 * np.log2(values))
+    quantized = np.where(np.isnan(values), _NAN, np.where(values == 0, _ZERO, np.minimum(sixteenths, _INFINITE)))
+    return quantized.astype(np.int16)
+
+
+def _dequantize(quantized: npt.NDArray[np.int16]) -> FloatArray:
+    values = 2 ** (quantized / 16)
+    return np.select([quantized == _ZERO, quantized == _NAN, quantized == _INFINITE], [0.0, np.nan, np.inf], values)
+
+
+def main(arguments: list[str]) -> None:
+    """See the module's docstring."""
+    match arguments:
+        case ["pack", folder]:
+            pack(list(read_folder(Path(folder))))
+            ADVICE.write_text(json.dumps(list(read_advice(Path(folder, "advice"))), indent=1) + "\n")
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

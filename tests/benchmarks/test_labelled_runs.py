@@ -1,0 +1,69 @@
+"""The store of labelled runs: what is in it, and that a run comes out of it as it went in."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from labelled_runs import STORED_STATISTICS, Label, label, pack, read_folder, unpack
+from scipy.stats import binom
+
+from bertmon.metrics import EvalResult
+from bertmon.monitor.history import HISTORY_FILE
+from bertmon.result import RESULT_FILE, DataSummary, RunResult, Status
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return unpack()
+
+
+def test_store_holds_enough_runs_of_every_kind(runs):
+    labels = [run.label for run in runs]
+    assert len(runs) >= 150
+    assert labels.count(Label.did_not_learn) >= len(runs) / 3
+    assert sum(run.label is Label.learned and run.learned_at > 0.25 for run in runs) >= 40
+    assert {run.task for run in runs} == {"docstrings", "newsgroups"}
+    assert not {(run.setting, run.seed) for run in runs if run.calibration} & {
+        (run.setting, run.seed) for run in runs if not run.calibration
+    }
+
+
+def test_labels_equal_those_of_the_two_sided_binomial_interval(runs):
+    """Version 0.1 labelled runs by scipy's interval; the one function that decides today gives the same labels."""
+    for run in runs:
+        low, high = binom.interval(0.99, run.test_texts, run.majority_share)
+        guessing = low <= run.accuracy * run.test_texts <= high
+        assert (run.label is Label.did_not_learn) == guessing, run.overrides
+
+
+def test_label_between_the_two_bounds_is_left_out():
+    assert label(0.30, 0.25, 400) is Label.did_not_learn
+    assert label(0.32, 0.25, 400) is Label.between
+    assert label(0.45, 0.25, 400) is Label.learned
+
+
+def test_pack_and_unpack_keep_what_rules_use_to_a_sixteenth_of_a_factor_of_two(runs, tmp_path):
+    some = runs[::100]
+    pack(some, tmp_path / "store")
+    for before, after in zip(some, unpack(tmp_path / "store"), strict=True):
+        assert dataclasses.replace(after, history=before.history) == before
+        assert np.array_equal(after.history.plan.effective_lr, before.history.plan.effective_lr)
+        assert after.history.losses == pytest.approx(before.history.losses, abs=5e-5)
+        for one, other in zip(before.history.snapshots, after.history.snapshots, strict=True):
+            assert (one.step, one.layers) == (other.step, other.layers)
+            stored = other.values[:, STORED_STATISTICS]
+            np.testing.assert_allclose(stored, one.values[:, STORED_STATISTICS], rtol=2 ** (1 / 32) - 1)
+
+
+def test_read_folder_skips_runs_that_have_not_ended(runs, tmp_path):
+    for seed, status in enumerate((Status.finished, Status.interrupted)):
+        run_dir = tmp_path / "007" / f"seed={seed}"
+        run_dir.mkdir(parents=True)
+        result = RunResult(status=status, seed=seed, steps=9, total_steps=9)
+        result.data, result.evaluations = DataSummary("", 1, 400, (), 0.25), [EvalResult(9, 1.0, 0.5)]
+        (run_dir / RESULT_FILE).write_bytes(result.to_json())
+        (run_dir / HISTORY_FILE).write_bytes(runs[0].history.to_bytes())
+        (run_dir / "overrides.txt").write_text("data=newsgroups\noptimizer.lr=1e-3\n")
+    (run,) = read_folder(tmp_path)
+    assert (run.setting, run.seed, run.overrides) == (7, 0, "data=newsgroups optimizer.lr=1e-3")
+    assert (run.label, run.recorded, run.task) == (Label.learned, None, "newsgroups")

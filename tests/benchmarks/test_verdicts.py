@@ -1,0 +1,56 @@
+"""What docs/verdicts.md claims, on the stored histories of its labelled runs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import verdicts
+from labelled_runs import Label, unpack
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return unpack()
+
+
+@pytest.mark.parametrize("every", [10, 30])
+def test_verdicts_on_held_out_runs_are_right_and_early(runs, every):
+    held_out = [run for run in runs if not run.calibration]
+    lost = [run for run in held_out if run.label is Label.did_not_learn]
+    learned = [run for run in held_out if run.label is Label.learned]
+    flags = [verdicts.bertmon_rules(run, every) for run in lost]
+    shares = [flag / len(run.history.plan) for flag, run in zip(flags, lost, strict=True) if flag is not None]
+    assert len(shares) >= 0.98 * len(lost)
+    assert np.median(shares) <= 0.2
+    assert sum(verdicts.bertmon_rules(run, every) is not None for run in learned) <= 0.01 * len(learned)
+
+
+def test_verdicts_from_stored_histories_equal_those_of_the_runs(runs):
+    recorded = [run for run in runs if run.recorded]
+    assert len(recorded) >= 40
+    for run in recorded:
+        *_, (_, last) = verdicts.verdicts(run.history, every=10)
+        assert last.verdict == run.recorded, run.overrides
+
+
+def test_verdicts_tables_equal_those_of_the_page(runs, capsys):
+    verdicts.main([])
+    printed = capsys.readouterr().out.splitlines()
+    page = (ROOT / "docs" / "verdicts.md").read_text()
+    score = page[page.index("## The score") : page.index("## The rules")].splitlines()
+    advice = page[page.index("## Is the advice") :].splitlines()
+    rows = [line for line in (*score, *advice) if line.startswith("|")]
+    assert len(rows) > 30
+    assert [row for row in rows if row not in printed] == []
+
+
+def test_verdicts_with_an_unknown_argument_print_the_usage():
+    with pytest.raises(SystemExit, match=r"python benchmarks/verdicts\.py"):
+        verdicts.main(["nonsense"])
+
+
+def test_verdicts_picture_is_a_png(runs, tmp_path):
+    verdicts.picture(runs[::20], tmp_path / "verdicts.png")
+    assert (tmp_path / "verdicts.png").read_bytes().startswith(b"\x89PNG")
