@@ -147,7 +147,7 @@ def _cell(text: str) -> str:
 def api_page() -> str:
     """docs/api.md."""
     parts = [API_HEAD]
-    for name in getattr(bertmon, "__all__", ()):
+    for name in sorted(set(getattr(bertmon, "__all__", ())) - {"__version__"}, key=str.lower):
         parts.append(_entry(f"bertmon.{name}", getattr(bertmon, name), level=2))
     for module, name in EXTRA:
         parts.append(_entry(f"{module}.{name}", getattr(importlib.import_module(module), name), level=2))

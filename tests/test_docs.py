@@ -1,6 +1,8 @@
 """The documents: generated pages are current, links lead somewhere, commands are ones that the program takes."""
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import generate
@@ -40,3 +42,42 @@ def test_every_page_of_docs_is_linked_from_its_index():
     index = ROOT / "docs" / "README.md"
     linked = {(index.parent / link.partition("#")[0]).resolve() for link in LINK.findall(index.read_text())}
     assert {page for page in PAGES if page.parent.name == "docs"} - {index} <= linked
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of each `python -m bertmon.run` or `bertmon run` command in a page's code blocks and code spans."""
+    text = page.read_text().replace("\\\n", " ")
+    code = [block.strip("`") for block in FENCE.findall(text)] + re.findall(r"(?<!`)`([^`\n]+)`", FENCE.sub("", text))
+    for match in re.finditer(r"bertmon(?:\.run| run) ([^\n&]+)", "\n".join(code)):
+        words = shlex.split(match[1], comments=True)
+        if words and "..." not in words:
+            yield words
+
+
+RUNS = {(page.name, *words): words for page in PAGES for words in commands(page) if page.name != "LOG.md"}
+
+
+def one_value(word: str, which: int) -> str:
+    """An override with the first (0) or last (-1) value of a simple sweep."""
+    key, equals, value = word.partition("=")
+    return f"{key}{equals}{value if set('[({') & set(value) else value.split(',')[which]}"
+
+
+@pytest.mark.parametrize("words", RUNS.values(), ids=[f"{name}: {' '.join(words)}" for name, *words in RUNS])
+def test_command_composes(words, monkeypatch):
+    from bertmon.launch.compose import load_config
+
+    if {"--config-dir", "--help"} & set(words) or any("<" in word for word in words):
+        pytest.skip("names a folder of the reader's own, or prints only")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    is_override = re.compile(r"[\w/.]+=(?!(tag|choice|interval|range)\()")  # a search's ranges are its sweeper's
+    overrides = [word for word in words if is_override.match(word)]
+    for which in (0, -1):
+        load_config([one_value(word, which) for word in overrides])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_scripts_that_a_page_names_exist(page):
+    if page.name != "LOG.md":
+        names = re.findall(r"(?:python|pytest) ((?:benchmarks|docs|examples|tests)/\S+\.py)", page.read_text())
+        assert [name for name in names if not (ROOT / name).exists()] == []
