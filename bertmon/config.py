@@ -39,6 +39,7 @@ class Device(StrEnum):
 
 class Precision(StrEnum):
     fp32 = "fp32"
+    tf32 = "tf32"
     bf16 = "bf16"
 
 
@@ -291,7 +292,9 @@ class TrainConfig:
     """Write a checkpoint at the end of a step when so many minutes have passed since the last. Above 0; null: never
     by the clock. A run that is interrupted writes one unless both are null; one that ends takes it away."""
     precision: Precision = Precision.fp32
-    """fp32, or bf16: autocast matrix products to bfloat16, weights and optimizer stay in float32."""
+    """fp32: IEEE float32, whatever the environment says of TF32. tf32: the same with TF32 matrix products, faster on
+    NVIDIA GPUs since Ampere. bf16: matrix products autocast to bfloat16. Weights and optimizer state are float32 in all
+    of them."""
     compile: bool = False
     """true: torch.compile the training pass, once for each shape of a batch. Sums are rounded otherwise than without.
     For GPUs: on the CPU it needs a C++ compiler and gains nothing (docs/LOG.md)."""

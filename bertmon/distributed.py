@@ -22,12 +22,6 @@ def init() -> None:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
-def leave() -> None:
-    """Say goodbye, so that no process waits for this one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def world_size() -> int:
     """R."""
     return dist.get_world_size() if dist.is_initialized() else 1
@@ -53,7 +47,9 @@ def wrap_ddp(model: nn.Module) -> nn.Module:
     if world_size() == 1:
         return model
     devices = [local_rank()] if next(model.parameters()).is_cuda else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False
+    )
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter])
     if not config.bias_correction:
         for parameter in trained:
             optimizer.state[parameter] = {
-                "step": torch.tensor(_UNBIASED_STEP, device=parameter.device),
+                "step": torch.full((), _UNBIASED_STEP, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }

@@ -8,15 +8,15 @@ def warmup_steps(warmup_frac: float, total_steps: int) -> int:
     return math.floor(warmup_frac * total_steps + 0.5)
 
 
-def lr_factor(step: int, *, shape: str, warmup_frac: float, total_steps: int) -> float:
+def lr_factor(step: int, *, decay: str, warmup_frac: float, total_steps: int) -> float:
     """What the peak learning rate is multiplied by at `step`, counted from 0 to total_steps - 1; in [0, 1].
 
     With W = warmup_steps(...) and N = total_steps:
 
         step / W                                     for step < W
-        (N - step) / (N - W)                         then, for shape "linear"
-        (1 + cos(pi * (step - W) / (N - W))) / 2     then, for shape "cosine"
-        1                                            then, for shape "constant"
+        (N - step) / (N - W)                         then, for decay "linear"
+        (1 + cos(pi * (step - W) / (N - W))) / 2     then, for decay "cosine"
+        1                                            then, for decay "constant"
 
     Step 0 has factor 0 where there is a warm-up: it moves no weight, and fills the optimizer's moments only. The peak,
     exactly 1, is at step W. The formula is that of transformers' get_*_schedule_with_warmup with a whole W.
@@ -25,10 +25,10 @@ def lr_factor(step: int, *, shape: str, warmup_frac: float, total_steps: int) ->
     warmup = warmup_steps(warmup_frac, total_steps)
     if step < warmup:
         return step / warmup
-    if shape == "constant":
+    if decay == "constant":
         return 1.0
     remaining = (total_steps - step) / (total_steps - warmup)
-    if shape == "linear":
+    if decay == "linear":
         return remaining
-    assert shape == "cosine", shape
+    assert decay == "cosine", decay
     return (1 + math.cos(math.pi * (1 - remaining))) / 2

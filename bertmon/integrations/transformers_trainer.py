@@ -1,9 +1,9 @@
-"""The same watching in transformers' Trainer, as a callback.
+"""Monitor a transformers Trainer with a callback.
 
     Trainer(..., callbacks=[WatchCallback("runs/mine", labels=labels)])
 
-Knows what a Trainer tells its callbacks, and gets the rest from hooks: it clips gradients before it calls anybody, and
-tells nobody a step's loss and inputs.
+Hooks are needed because the Trainer clips gradients before any callback runs and does not pass on a step's loss and
+inputs.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ from bertmon.integrations.own_loop import Inputs, Watch
 class WatchCallback(TrainerCallback):
     """Watches a classifier that a Trainer trains; `watch` is the Watch, once training has begun.
 
-    folder, labels, bias_correction, every, figures, rules: as for Watch.
-    on_doomed: "warn", or "stop": training ends, as the Trainer ends it, at the first verdict that says doomed.
+    folder, labels, bias_correction, every, figures, thresholds: as for Watch.
+    on_doomed: "warn", or "stop": the Trainer ends training at the first doomed verdict.
 
-    Gradients are measured when the last of a step's backward passes is done, so before clipping. One process, one
+    Gradients are measured before clipping, when the last backward pass of a step is done. One process, one
     device, fp32 or bf16. Raises InputError, when training begins or at its first step, where that is not so, where
     the labels do not reach the model, or for an argument that does not fit.
     """
@@ -40,7 +40,7 @@ class WatchCallback(TrainerCallback):
         bias_correction: bool = True,
         every: int = 30,
         figures: bool = True,
-        rules: VerdictThresholds | None = None,
+        thresholds: VerdictThresholds | None = None,
         on_doomed: str = "warn",
     ) -> None:
         require(on_doomed in list(OnDoomed), "on_doomed", on_doomed, "warn or stop")
@@ -51,7 +51,7 @@ class WatchCallback(TrainerCallback):
             "bias_correction": bias_correction,
             "every": every,
             "figures": figures,
-            "rules": rules,
+            "thresholds": thresholds,
         }
         self._hook: RemovableHandle | None = None
 
@@ -82,12 +82,12 @@ class WatchCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.watch.before(self._loss / self._texts, self._inputs)
+        self.watch.before_update(self._loss / self._texts, self._inputs)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        self.watch.after()
+        self.watch.after_update()
         if self.watch.doomed and self._on_doomed is OnDoomed.stop:
             control.should_training_stop = True
         return control
@@ -120,4 +120,4 @@ class WatchCallback(TrainerCallback):
         self._inputs = inputs
         # called when this backward pass is through, with all gradients in place; FSDP does it so
         engine = torch.autograd.Variable._execution_engine
-        outputs.loss.register_hook(lambda gradient: engine.queue_callback(self.watch.gradients))
+        outputs.loss.register_hook(lambda gradient: engine.queue_callback(self.watch.measure_gradients))

@@ -1,4 +1,4 @@
-"""What is healthy: a History so far -> a verdict in words. Pure, numpy only; says nothing about when it is asked.
+"""The rules: a History so far -> a verdict in words. Pure, numpy only; leaves when to ask to monitor.
 
 How often the rules are right is measured on labelled runs: benchmarks/verdicts.py.
 """
@@ -18,9 +18,10 @@ from bertmon.monitor.history import History, RunPlan, Snapshot
 
 
 class Verdict(StrEnum):
-    """How a run stands. The last three are doomed: it is not expected to learn any more."""
+    """The state of a run. The last three are doomed: the run is not expected to learn any more."""
 
-    healthy = "healthy"
+    undecided = "undecided"  # it has not shown anything yet
+    healthy = "healthy"  # its loss is clearly below chance
     slow = "slow"
     collapsed = "collapsed"
     diverged = "diverged"
@@ -75,7 +76,10 @@ class Diagnosis:
         """The inverse of dataclasses.asdict; other keys are ignored. Raises KeyError, TypeError and ValueError."""
         findings = tuple(map(Finding.from_dict, fields.get("findings") or ()))
         cause, advice = (None if fields.get(key) is None else str(fields[key]) for key in ("cause", "advice"))
-        return cls(Verdict(fields["verdict"]), int(fields["since_step"]), findings, cause, advice)
+        verdict = Verdict(fields["verdict"])
+        if verdict is Verdict.healthy and not findings:  # as version 0.1 called it
+            verdict = Verdict.undecided
+        return cls(verdict, int(fields["since_step"]), findings, cause, advice)
 
     def findings_text(self) -> str:
         """The findings in words."""
@@ -97,18 +101,19 @@ _HYSTERESIS = 10.0
 
 
 def diagnose(history: History, rules: VerdictThresholds, before: Diagnosis | None = None) -> Diagnosis:
-    """The verdict after the last step of `history`, whose snapshot is there; the first rule that holds decides.
+    """The verdict after the last step of `history`, which must have a snapshot; the first rule that applies decides.
 
-    before: what was said of the run last; it is returned as it was where the verdict is still the same.
+    before: the last diagnosis of the run; it is returned unchanged while its verdict holds.
     """
     for rule in (_diverged, _collapsed, _learned, _not_learning, _slow):
-        found = rule(history, rules, before)
-        if found is not None:
+        diagnosis = rule(history, rules, before)
+        if diagnosis is not None:
             break
     else:
-        found = Diagnosis(Verdict.healthy, len(history.losses) - 1)
-    same = before is not None and before.verdict is found.verdict and bool(before.findings) >= bool(found.findings)
-    return before if before is not None and same else found
+        if before is not None and before.verdict is Verdict.healthy:  # what it has learned it has learned
+            return before
+        diagnosis = Diagnosis(Verdict.undecided, len(history.losses) - 1)
+    return before if before is not None and before.verdict is diagnosis.verdict else diagnosis
 
 
 def divergence(plan: RunPlan, signal: str, value: float, step: int, layer: str | None = None) -> Diagnosis:
@@ -164,9 +169,9 @@ def _collapsed(history: History, rules: VerdictThresholds, before: Diagnosis | N
         findings.append(Finding("depth_ratio", first, profile, rules.min_depth_ratio, snapshot.step, text))
     moved = snapshot.signals.get("update_per_lr/linear", math.inf)
     if moved < rules.min_update_per_lr:
-        text = f"weights hardly move (steps {_below(moved, rules.min_update_per_lr)} of the learning rate)"
+        text = f"the weights barely move (steps {_below(moved, rules.min_update_per_lr)} of the learning rate)"
         findings.append(Finding("update_per_lr/linear", None, moved, rules.min_update_per_lr, snapshot.step, text))
-    text = f"every text gets the same logits (spread {_below(snapshot.logit_std, rules.min_logit_std)})"
+    text = f"every text gets the same logits (standard deviation {_below(snapshot.logit_std, rules.min_logit_std)})"
     findings.append(Finding("logit_std", None, snapshot.logit_std, rules.min_logit_std, snapshot.step, text))
     return Diagnosis(Verdict.collapsed, snapshot.step, tuple(findings), *_explain_collapse(history.plan, snapshot.step))
 
@@ -187,8 +192,8 @@ def _explain_collapse(plan: RunPlan, step: int) -> tuple[str | None, str | None]
         ways.append(f"optimizer.lr={_format_number(nominal * broke / 3 / plan.effective_lr.max())}")
     if boosts[peak] > 1.5:
         cause = (
-            f"an effective learning rate of {_format_number(broke)} at step {peak}, {boosts[peak]:.1f}x the nominal one "
-            f"(no bias correction, warm-up {plan.warmup_frac:g})"
+            f"an effective learning rate of {_format_number(broke)} at step {peak}, {boosts[peak]:.1f}x the nominal "
+            f"one (no bias correction, warm-up {plan.warmup_frac:g})"
         )
     else:
         cause = f"a learning rate of {_format_number(broke)} at step {peak} is too large for this model"
@@ -201,7 +206,7 @@ def _learned(history: History, rules: VerdictThresholds, before: Diagnosis | Non
     Clearly: by two standard errors too, since the losses of small batches with few texts of a class scatter.
     """
     loss, error = _smoothed(history)
-    has_learned = before is not None and before.verdict is Verdict.healthy and before.findings
+    has_learned = before is not None and before.verdict is Verdict.healthy
     share = (1 + rules.learned_loss_ratio) / 2 if has_learned else rules.learned_loss_ratio
     chance, step = history.plan.chance_loss, len(history.losses) - 1
     if not (loss < share * chance and loss + 2 * error < chance):
@@ -213,7 +218,7 @@ def _learned(history: History, rules: VerdictThresholds, before: Diagnosis | Non
 
 
 def _not_learning(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
-    """By the end of the run the logits will hardly depend on the texts, however well it goes from here."""
+    """By the end of the run the logits will barely depend on the texts, even at the best growth to expect."""
     plan, shots = history.plan, history.snapshots
     step, expected = shots[-1].step, _predict_final_spread(plan, shots, rules)
     if not plan.effective_lr[: step + 1].any():
@@ -222,8 +227,8 @@ def _not_learning(history: History, rules: VerdictThresholds, before: Diagnosis 
     if not expected < rules.min_final_logit_std * stay:
         return None
     text = (
-        "the logits hardly depend on the text, nor will they by the last step "
-        f"(largest spread to expect {_below(expected, rules.min_final_logit_std)})"
+        "the logits barely depend on the text, and at this rate will not by the last step "
+        f"(standard deviation expected at most {_below(expected, rules.min_final_logit_std)})"
     )
     return Diagnosis(
         Verdict.not_learning,

@@ -1,13 +1,15 @@
-"""Cadence: at which steps is measured, and what happens with a measurement.
+"""The monitor: at which steps a run is measured, and what follows from a measurement.
 
-stats -> Snapshot -> History -> {diagnosis, writer}.
+stats -> Snapshot -> History -> diagnosis -> MetricLog. The runner, `Watch` and `WatchCallback` all use this class.
+Shapes: L watched weights, S statistics.
 """
 
 import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from dataclasses import asdict
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,14 +17,15 @@ from torch import Tensor, nn
 
 from bertmon.config import MonitorConfig
 from bertmon.monitor import stats
-from bertmon.monitor.diagnosis import Diagnosis, Verdict, diagnose
+from bertmon.monitor.diagnosis import Diagnosis, Verdict, diagnose, divergence
 from bertmon.monitor.history import STATISTICS, History, Snapshot, WeightTable
+from bertmon.monitor.probe import LogitProbe
 
 log = logging.getLogger(__name__)
 
 
-class Layer(Protocol):
-    """A parameter to watch; model.Layer is one."""
+class Weight(Protocol):
+    """A parameter to watch; model.NamedWeight is one."""
 
     @property
     def parameter(self) -> nn.Parameter: ...
@@ -33,7 +36,7 @@ class Layer(Protocol):
 
 
 class MetricLog(Protocol):
-    """Whoever takes measurements; in a run, monitor.writer.RunWriter."""
+    """Where measurements are written; in a run, monitor.tensorboard.RunWriter."""
 
     def snapshot(self, snapshot: Snapshot) -> None: ...
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
@@ -41,10 +44,10 @@ class MetricLog(Protocol):
 
 
 class _PendingSnapshot(NamedTuple):
-    """What still is on the device."""
+    """A measurement that still is on the device."""
 
     step: int
-    rows: list[int]  # of the layers that have a gradient
+    rows: list[int]  # of the weights that have a gradient
     values: Tensor  # [rows, S]
 
 
@@ -54,101 +57,175 @@ class PendingScalars:
     def __init__(self) -> None:
         self._pairs: list[Tensor] = []
 
-    def add(self, loss: Tensor, norm: Tensor) -> None:
+    def add(self, loss: Tensor, grad_norm: Tensor) -> None:
         """Those of one step, [] each."""
-        self._pairs.append(torch.stack([loss, norm]))
+        self._pairs.append(torch.stack([loss, grad_norm]))
 
     def flush_to(self, history: History) -> bool:
-        """Wait for them and hand them over, up to the first that is not finite; returns whether all are."""
+        """Wait for the device and append to `history`, up to the first value that is not finite.
+
+        Returns whether all are finite.
+        """
         pairs, self._pairs = self._pairs, []
-        for loss, norm in torch.stack(pairs).tolist() if pairs else ():
+        for loss, grad_norm in torch.stack(pairs).tolist() if pairs else ():
             history.losses.append(loss)
-            history.grad_norms.append(norm)
-            if not math.isfinite(loss + norm):
+            history.grad_norms.append(grad_norm)
+            if not math.isfinite(loss + grad_norm):
                 return False
         return True
 
 
 class Monitor:
-    """Measures `layers` (by label, from input to output) every so many steps, from step 0 on, and judges the run."""
+    """Measures `weights` (by label, from input to output) every config.every steps and judges the run.
 
-    def __init__(self, layers: Mapping[str, Layer], history: History, config: MonitorConfig, sink: MetricLog) -> None:
-        self._meter = stats.WeightStatistics([layer.parameter for layer in layers.values()])
-        self._layers = WeightTable(
-            tuple(layers),
-            tuple(layer.kind for layer in layers.values()),
-            tuple(layer.depth for layer in layers.values()),
+    A step is `with monitor.update(step, batch, logits): ...` around clipping and the optimizer's step, then `record`;
+    `flush` waits for the device. With config.enabled=false no step is ever due and there is no diagnosis, but losses
+    are recorded and logged all the same.
+    probe: None if nothing is known of the logits; verdicts then rest on gradients and updates alone.
+    max_grad_norm: the norm that gradients are clipped to, for the share of clipped steps.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Weight],
+        history: History,
+        config: MonitorConfig,
+        metric_log: MetricLog,
+        *,
+        probe: LogitProbe | None,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        self.history = history
+        self.diagnosis = Diagnosis(Verdict.undecided, 0) if config.enabled else None
+        self._statistics = stats.WeightStatistics([weight.parameter for weight in weights.values()])
+        self._table = WeightTable(
+            tuple(weights),
+            tuple(weight.kind for weight in weights.values()),
+            tuple(weight.depth for weight in weights.values()),
         )
-        self._history = history
-        self._every = config.every
-        self._rules = config.thresholds
-        self.diagnosis = Diagnosis(Verdict.healthy, 0)
-        self._sink = sink
-        self._measured: _PendingSnapshot | None = None
-        self._spread = torch.full((), torch.nan)
+        self._config = config
+        self._log = metric_log
+        self._probe = probe
+        self._max_grad_norm = max_grad_norm
+        self._scalars = PendingScalars()
+        self._pending: _PendingSnapshot | None = None
+        self._logit_std: Tensor | None = None
+        self._logged_steps = 0  # steps whose scalars have been logged
+
+    @property
+    def doomed(self) -> bool:
+        """Whether the run is not expected to learn any more."""
+        return self.diagnosis is not None and self.diagnosis.verdict.doomed
 
     def due(self, step: int) -> bool:
         """Whether this step is measured."""
-        return bool(self._layers) and step % self._every == 0
+        return self.diagnosis is not None and len(self._table) > 0 and step % self._config.every == 0
 
     @contextmanager
-    def update(self, step: int) -> Iterator[None]:
-        """Put around clipping and the optimizer's step: gradients are measured on entry, changes on exit."""
-        self.measure_gradients()
-        self.keep_weights()
+    def update(self, step: int, batch: Any, logits: Tensor | None = None) -> Iterator[None]:
+        """Put around clipping and the optimizer's step. Does nothing unless the step is due.
+
+        batch: as the probe's forward takes it. logits: those of the training pass [B, C], if at hand.
+        """
+        self.measure_gradients(step)
+        self.before_update(step, batch, logits)
         yield
-        self.measure_updates(step)
+        self.after_update(step)
 
-    def measure_gradients(self) -> None:
-        """Measure the gradients as they are now."""
-        self._meter.measure_gradients()
+    def measure_gradients(self, step: int) -> None:
+        """The first part of `update`: measure the gradients as they are now."""
+        if self.due(step):
+            self._statistics.measure_gradients()
 
-    def keep_weights(self) -> None:
-        """Keep the weights as they are now."""
-        self._meter.keep_weights()
+    def before_update(self, step: int, batch: Any, logits: Tensor | None = None) -> None:
+        """The second part: measure the logits and keep the weights as they are now."""
+        if self.due(step):
+            self._logit_std = self._probe.logit_std(step, batch, logits) if self._probe else None
+            self._statistics.keep_weights()
 
-    def measure_updates(self, step: int) -> None:
-        """Measure what has changed since; `step` is then ready to be read."""
-        self._measured = _PendingSnapshot(step, *self._meter.measure_updates())
+    def after_update(self, step: int) -> None:
+        """The third part: measure what has changed since."""
+        if self.due(step):
+            self._pending = _PendingSnapshot(step, *self._statistics.measure_updates())
 
-    def set_logit_std(self, logit_spread: Tensor) -> None:
-        """How much the scores of the measured step depend on the text [], still on the device."""
-        self._spread = logit_spread
+    def record(self, loss: Tensor, grad_norm: Tensor) -> None:
+        """Note a step's mean loss [] and its gradient norm before clipping []; they stay on the device."""
+        self._scalars.add(loss, grad_norm)
 
-    def flush(self) -> None:
-        """Wait for what was measured last, hand it on, and judge the run as its history now stands."""
-        measured, self._measured = self._measured, None
-        if measured is not None and measured.step < len(self._history.losses):  # else training stopped before it
-            snapshot = self._snapshot(measured)
-            self._history.snapshots.append(snapshot)
-            self._sink.snapshot(snapshot)
-            self._sink.scalars(snapshot.step, snapshot.signals)
-        self.set_diagnosis(diagnose(self._history, self._rules, self.diagnosis))
+    def flush(self) -> bool:
+        """Wait for the device once: extend the history, write the snapshot, and judge the run if it was measured.
 
-    def set_diagnosis(self, found: Diagnosis) -> None:
-        """Take over a diagnosis; a verdict that is new is told."""
-        changed = found.verdict is not self.diagnosis.verdict
-        self.diagnosis = found
+        Returns False if a loss or gradient is not finite; the history then ends with the first of them.
+        """
+        finite = self._scalars.flush_to(self.history)
+        pending, self._pending = self._pending, None
+        if pending is not None and pending.step < len(self.history.losses):  # else training diverged before it
+            snapshot = self._snapshot(pending)
+            self.history.snapshots.append(snapshot)
+            self._log.snapshot(snapshot)
+            self._log.scalars(snapshot.step, snapshot.signals)
+        if self.diagnosis is None:
+            if not finite:
+                log.error(f"step {len(self.history.losses) - 1}: the loss or the gradient is not finite, training ends")
+        elif pending is not None or not finite:
+            self._set_diagnosis(diagnose(self.history, self._config.thresholds, self.diagnosis))
+        return finite
+
+    def log_means(self) -> dict[str, float]:
+        """Write the last step's scalars, means over the steps since the last call; returns them by tag."""
+        done = len(self.history.losses)
+        if done == self._logged_steps:
+            return {}
+        values = self.history.mean_since(self._logged_steps, self._max_grad_norm)
+        self._log.scalars(done - 1, values)
+        self._logged_steps = done
+        return values
+
+    def report_divergence(self, signal: str, value: float, step: int) -> None:
+        """Judge a run whose evaluation gave a value that is not finite."""
+        if self.diagnosis is not None:
+            self._set_diagnosis(divergence(self.history.plan, signal, value, step))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the history; JSON can hold it."""
+        return {
+            "diagnosis": asdict(self.diagnosis) if self.diagnosis else None,
+            "logged_steps": self._logged_steps,
+            "next_probe_step": self._probe.next_step if self._probe else 0,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken. Raises KeyError, TypeError and ValueError."""
+        if self.diagnosis is not None and state["diagnosis"] is not None:
+            self.diagnosis = Diagnosis.from_dict(state["diagnosis"])
+        self._logged_steps = int(state["logged_steps"])
+        if self._probe:
+            self._probe.next_step = int(state["next_probe_step"])
+
+    def _set_diagnosis(self, diagnosis: Diagnosis) -> None:
+        """A verdict that is new is logged."""
+        changed = self.diagnosis is None or diagnosis.verdict is not self.diagnosis.verdict
+        self.diagnosis = diagnosis
         if changed:
-            log.log(logging.WARNING if found.verdict.doomed else logging.INFO, found)
-            self._sink.text("verdict", str(found), found.since_step)
+            log.log(logging.WARNING if diagnosis.verdict.doomed else logging.INFO, diagnosis)
+            self._log.text("verdict", str(diagnosis), diagnosis.since_step)
 
-    def _snapshot(self, measured: _PendingSnapshot) -> Snapshot:
-        plan = self._history.plan
-        values = np.full((len(self._layers), len(STATISTICS)), np.nan)
-        values[measured.rows] = measured.values.cpu().numpy()
+    def _snapshot(self, pending: _PendingSnapshot) -> Snapshot:
+        plan = self.history.plan
+        values = np.full((len(self._table), len(STATISTICS)), np.nan)
+        values[pending.rows] = pending.values.cpu().numpy()
         return Snapshot(
-            step=measured.step,
-            lr=float(plan.lr[measured.step]),
-            effective_lr=float(plan.effective_lr[measured.step]),
-            logit_std=self._spread.item(),
-            layers=self._layers,
+            step=pending.step,
+            lr=float(plan.lr[pending.step]),
+            effective_lr=float(plan.effective_lr[pending.step]),
+            logit_std=math.nan if self._logit_std is None else self._logit_std.item(),
+            layers=self._table,
             values=values,
         )
 
 
 def subsample(labels: list[str], skip_prob: float) -> list[str]:
     """The labels less a share of `skip_prob`, the same ones at every call; the first and the last always stay."""
-    kept = np.random.default_rng(0).random(len(labels)) >= skip_prob
-    kept[[0, -1]] = True
-    return [label for label, keep in zip(labels, kept, strict=True) if keep]
+    stays = np.random.default_rng(0).random(len(labels)) >= skip_prob
+    stays[[0, -1]] = True
+    return [label for label, stay in zip(labels, stays, strict=True) if stay]

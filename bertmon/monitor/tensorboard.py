@@ -38,12 +38,12 @@ Positions = Mapping[str, Sequence[Any]]
 class RunWriter:
     """Writes one run's event file into `folder`. Use as a context manager: leaving it waits for the last figure.
 
-    rewind: what the folder's event files had in them at the moment that the run goes on from, as `marks` told it. What
+    truncate_to: what the folder's event files had in them at the moment that the run goes on from, as `marks` told it. What
     was written after that is taken away, so that no point stands there twice.
     """
 
-    def __init__(self, folder: Path, *, draw: bool = True, rewind: Positions | None = None) -> None:
-        self._before = {} if rewind is None else _truncate(folder, rewind)
+    def __init__(self, folder: Path, *, draw: bool = True, truncate_to: Positions | None = None) -> None:
+        self._before = {} if truncate_to is None else _truncate(folder, truncate_to)
         self._file = EventFile(folder)
         if not self._before:
             self._file.write(summaries.custom_scalars(_LAYOUT))

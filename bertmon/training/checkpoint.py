@@ -1,16 +1,16 @@
-"""One atomic file that training can go on from: weights, optimizer, random states, and what the caller adds.
+"""One atomic file that training resumes from: weights, optimizer, random states, history, and typed metadata.
 
-Written to a temporary name and renamed, so that the last whole one is there at every moment. It is a safetensors file,
-never a pickle; the SHA-256 of each tensor and of what else is told stands in its header and is checked when it is read.
+A safetensors file, never a pickle. The SHA-256 of each tensor and of the metadata is stored in its header and checked
+when it is read.
 """
 
 import hashlib
 import json
-import os
 import random
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,77 +18,85 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bertmon.storage import atomic_path
+from bertmon.training.state import TrainState
+
 CHECKPOINT_FILE = "checkpoint.safetensors"
+_HISTORY = "more.history"
 
 
 class CorruptCheckpointError(Exception):
-    """A file that is no whole checkpoint: truncated, changed or foreign. The message says which and why."""
+    """A file that is not a complete checkpoint: truncated, changed or something else. The message names it."""
 
 
-def save(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, about: Mapping[str, Any], **more: bytes
+@dataclass(frozen=True, slots=True)
+class CheckpointMetadata:
+    """What a checkpoint holds beside tensors."""
+
+    identity: Mapping[str, Any]  # config.run_identity of the run
+    fingerprint: str  # of its data
+    state: TrainState
+    monitor: Mapping[str, Any]  # Monitor.state_dict()
+    event_files: Mapping[str, Any]  # RunWriter.positions()
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of dataclasses.asdict. Raises KeyError, TypeError and ValueError."""
+        return cls(**{**fields, "state": TrainState.from_dict(fields["state"])})
+
+
+def save_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, metadata: CheckpointMetadata, history: bytes
 ) -> None:
-    """Replace the checkpoint at `path`. about: anything that JSON can say; more: anything else. Raises OSError."""
+    """Replace the checkpoint at `path`. history: History.to_bytes(). Raises OSError."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for row, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{row}.{name}": value for name, value in state.items()}
-    tensors["random.torch"] = torch.get_rng_state()
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-    _, keys, *numpy_rest = np.random.get_state(legacy=True)
-    tensors["random.numpy"] = torch.from_numpy(np.asarray(keys).astype(np.int64))
-    tensors |= {
-        f"more.{name}": torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in more.items()
-    }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    header = {
-        "about": json.dumps(about),
-        "random": json.dumps({"python": random.getstate(), "numpy": numpy_rest}),
-    }
+    tensors[_HISTORY] = torch.frombuffer(bytearray(history), dtype=torch.uint8)
+    random_tensors, random_header = _random_states(next(model.parameters()).device)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in (tensors | random_tensors).items()}
+    header = {"metadata": json.dumps(asdict(metadata)), "random": random_header}
     header["sha256"] = json.dumps(_checksums(header, tensors))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with atomic_path(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=header)
-        except SafetensorError as error:  # its own name for a disk that is full
+        except SafetensorError as error:  # its own name for a full disk
             raise OSError(str(error)) from None
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Checkpoint:
-    """A checkpoint that was read and found whole. Raises CheckpointError otherwise, FileNotFoundError without one."""
+    """A checkpoint read back and verified.
+
+    Raises CorruptCheckpointError if the file is not a complete checkpoint, FileNotFoundError if there is none.
+    """
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
             raise FileNotFoundError(path)
         try:
-            if not path.is_file():  # a pipe would never end
-                raise OSError("it is no file")
+            if not path.is_file():  # reading a FIFO would block
+                raise OSError("not a file")
             with safe_open(path, "pt") as file:
                 header = file.metadata() or {}
-                sums = json.loads(header.pop("sha256"))
+                checksums = json.loads(header.pop("sha256"))
                 self._tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            self.about: dict[str, Any] = json.loads(header["about"])
+            self.metadata = CheckpointMetadata.from_dict(json.loads(header["metadata"]))
             self._random = json.loads(header["random"])
-        except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
-            raise CorruptCheckpointError(f"{path} is no whole checkpoint: {error}") from None
-        if sums != _checksums(header, self._tensors):
-            raise CorruptCheckpointError(f"{path} is damaged: its checksums do not match.")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise CorruptCheckpointError(f"{path}: corrupt checkpoint ({type(error).__name__}: {error}).") from None
+        if checksums != _checksums(header, self._tensors):
+            raise CorruptCheckpointError(f"{path}: corrupt checkpoint (its checksums do not match).")
 
-    def blob(self, name: str) -> bytes:
-        """What was added under that name."""
-        return self._tensors[f"more.{name}"].numpy().tobytes()
+    @property
+    def history(self) -> bytes:
+        """For History.from_bytes."""
+        return self._tensors[_HISTORY].numpy().tobytes()
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Put weights, moments and random states back, bit for bit."""
-        model.load_state_dict(self._of("model."))
+        model.load_state_dict(self._with_prefix("model."))
         states: dict[int, dict[str, Tensor]] = {}
-        for key, value in self._of("optimizer.").items():
+        for key, value in self._with_prefix("optimizer.").items():
             row, _, name = key.partition(".")
             states.setdefault(int(row), {})[name] = value
         groups = optimizer.state_dict()["param_groups"]
@@ -102,13 +110,23 @@ class Checkpoint:
         version, numbers, gauss = self._random["python"]
         random.setstate((version, tuple(numbers), gauss))
 
-    def _of(self, prefix: str) -> dict[str, Tensor]:
+    def _with_prefix(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in self._tensors.items() if name.startswith(prefix)}
 
 
+def _random_states(device: torch.device) -> tuple[dict[str, Tensor], str]:
+    """torch's, numpy's and Python's global random states: as tensors, and the rest as JSON."""
+    tensors = {"random.torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
+    _, keys, *numpy_rest = np.random.get_state(legacy=True)
+    tensors["random.numpy"] = torch.from_numpy(np.asarray(keys).astype(np.int64))
+    return tensors, json.dumps({"python": random.getstate(), "numpy": numpy_rest})
+
+
 def _checksums(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    told = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in header.items()}
-    return told | {name: _sha256(value) for name, value in tensors.items()}
+    texts = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in header.items()}
+    return texts | {name: _sha256(value) for name, value in tensors.items()}
 
 
 def _sha256(tensor: Tensor) -> str:

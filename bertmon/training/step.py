@@ -1,8 +1,9 @@
-"""One forward and backward pass: device and precision. Leaves clipping, updates and cadence to train.
+"""One forward and backward pass and one update: device, precision, clipping. Leaves when to trainer.
 
-Shapes: B texts, C classes.
+Shapes: B texts, C classes, T tokens.
 """
 
+import logging
 import os
 import shutil
 from typing import Any
@@ -15,44 +16,59 @@ from bertmon import distributed
 from bertmon.config import Device, Precision
 from bertmon.data.batches import Batch
 from bertmon.errors import InputError
-from bertmon.monitor import stats
+from bertmon.monitor.probe import MAX_TEXTS, LogitProbe, is_exact
+from bertmon.monitor.stats import set_matmul_precision
+
+log = logging.getLogger(__name__)
 
 
 def resolve_device(wanted: Device) -> torch.device:
-    """The device asked for; raises InputError where it is not there. auto: the first of cuda and mps, else cpu."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    name = next(each for each, available in there.items() if available) if wanted is Device.auto else wanted.value
-    if not there[name]:
-        choices = ", ".join(each for each, available in there.items() if available)
-        raise InputError(f"device={name} is not possible: this machine has {choices}.")
-    if name == "cuda" and distributed.world_size() > 1:  # one GPU a process
-        torch.cuda.set_device(distributed.local_rank())
-        return torch.device("cuda", distributed.local_rank())
+    """The device asked for; auto: the first of cuda and mps that is available, else cpu. Raises InputError."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    names = [name for name, there in available.items() if there]
+    name = names[0] if wanted is Device.auto else wanted.value
+    if not available[name]:
+        build = "; this build of torch has no CUDA" if name == "cuda" and torch.version.cuda is None else ""
+        raise InputError(f"device: expected one of {', '.join(names)} on this machine, got {name}{build}.")
+    if name == "cuda" and distributed.world_size() > 1:  # one GPU per process
+        rank, gpus = distributed.local_rank(), torch.cuda.device_count()
+        if rank >= gpus:
+            raise InputError(f"torchrun: expected at most one process per GPU ({gpus} here), got process {rank + 1}.")
+        torch.cuda.set_device(rank)
+        return torch.device("cuda", rank)
     return torch.device(name)
 
 
 def set_determinism(wanted: bool) -> None:
-    """Whether torch takes deterministic kernels alone, from now on and in this whole process."""
+    """Whether torch uses deterministic kernels only, from now on and in this whole process."""
     if wanted:  # cuBLAS reads it when it starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
 
 
-def maybe_compile(model: nn.Module, wanted: bool) -> nn.Module:
-    """The model, as torch.compile makes it if `wanted`: once for each shape of a batch, with the same parameters.
+def set_precision(precision: Precision, device: torch.device) -> None:
+    """Fix whether float32 matrix products use TF32, whatever the environment says; warn of slow bfloat16."""
+    set_matmul_precision("tf32" if precision is Precision.tf32 else "ieee")
+    if precision is Precision.bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        log.warning("train.precision=bf16: this GPU has no bfloat16 and emulates it, slower than fp32")
 
-    Raises InputError where there is no compiler.
+
+def maybe_compile(model: nn.Module, wanted: bool) -> nn.Module:
+    """The model, through torch.compile if `wanted`: one graph per shape of a batch, with the same parameters.
+
+    Raises InputError without a compiler.
     """
     if not wanted:
         return model
-    kind = next(model.parameters()).device.type
-    if kind == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-        raise InputError("train.compile=true is not possible on the CPU: it needs a C++ compiler (g++, or $CXX).")
-    torch._dynamo.config.recompile_limit = 64  # four widths, padded or not, and as many for an epoch's last batch
-    torch._dynamo.config.fail_on_recompile_limit_hit = True  # not as slow as without, and no word
-    faster: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
-    return faster
+    device_type = next(model.parameters()).device.type
+    if device_type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise InputError("train.compile: expected a C++ compiler (g++, or $CXX) to compile for the CPU, got none.")
+    torch._dynamo.reset()  # its limit counts the graphs of all runs of a process
+    torch._dynamo.config.recompile_limit = 64  # four widths, and as many for an epoch's last batch
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # else it would run uncompiled without a word
+    compiled: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+    return compiled
 
 
 _ACCEPTS_4D_MASK = (
@@ -69,97 +85,84 @@ _ACCEPTS_4D_MASK = (
 whether anything is masked at all, in every pass."""
 
 
-def _mask(model: nn.Module, batch: Batch) -> Tensor | None:
-    config: Any = getattr(model, "module", model).config  # of the model in a DistributedDataParallel
+def _attention_mask(model: nn.Module, batch: Batch) -> Tensor | None:
+    """None where nothing is masked, for the fastest kernels; a compiled model always gets one, for half the graphs."""
+    plain: Any = getattr(model, "module", model)  # in a DistributedDataParallel
+    config = plain.config
     if config.model_type not in _ACCEPTS_4D_MASK or config._attn_implementation != "sdpa":
         return batch.attention_mask
     width = batch.input_ids.shape[1]
-    if batch.token_counts.min() == width:  # the fastest kernels take no mask
+    if batch.token_counts.min() == width and not isinstance(plain, torch._dynamo.OptimizedModule):
         return None
     return batch.attention_mask.bool()[:, None, None, :].expand(-1, -1, width, -1)  # [B, 1, T, T]
 
 
 def compute_logits(model: nn.Module, batch: Batch, precision: Precision) -> Tensor:
-    """The model's scores [B, C] in float32, whatever the precision of the matrix products."""
+    """The model's logits [B, C] in float32, whatever the precision of the matrix products."""
     with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=precision is Precision.bf16):
-        scores: Tensor = model(input_ids=batch.input_ids, attention_mask=_mask(model, batch)).logits
-    return scores.float()
+        logits: Tensor = model(input_ids=batch.input_ids, attention_mask=_attention_mask(model, batch)).logits
+    return logits.float()
 
 
 def forward_backward(model: nn.Module, batch: Batch, precision: Precision) -> tuple[Tensor, Tensor]:
     """Add the gradient of the batch's mean cross-entropy to `.grad`, over the texts of all processes.
 
-    Returns that loss [] and the scores [B, C] of this process, both detached and on the device.
+    Returns that loss [] and the logits [B, C] of this process, both detached and on the device.
     """
-    scores = compute_logits(model, batch, precision)
-    loss = F.cross_entropy(scores, batch.labels)
+    logits = compute_logits(model, batch, precision)
+    loss = F.cross_entropy(logits, batch.labels)
     if (processes := distributed.world_size()) > 1:  # so that the mean over processes is the mean over texts
         loss = loss * (distributed.local_count(batch.global_size) * processes / batch.global_size)
     loss.backward()
-    return distributed.all_reduce_sum(loss.detach()) / processes, scores.detach()
+    return distributed.all_reduce_sum(loss.detach()) / processes, logits.detach()
+
+
+def build_probe(model: nn.Module, precision: Precision) -> LogitProbe:
+    """The probe of a run's own training passes, over the texts of all processes."""
+
+    def forward(batch: Batch) -> Tensor:
+        texts = min(MAX_TEXTS, batch.global_size)
+        rows = slice(-(-texts // distributed.world_size()))
+        first = batch._replace(
+            input_ids=batch.input_ids[rows],
+            attention_mask=batch.attention_mask[rows],
+            labels=batch.labels[rows],
+            token_counts=batch.token_counts[rows],
+            global_size=texts,
+        )
+        logits = compute_logits(model, first, Precision.fp32)
+        return distributed.all_gather_rows(logits, texts)
+
+    def training_logits(batch: Batch, logits: Tensor) -> Tensor:
+        return distributed.all_gather_rows(logits, batch.global_size)
+
+    exact = precision is Precision.fp32 and is_exact(model)
+    return LogitProbe(model, forward, training_logits if exact else None)
 
 
 class GuardedUpdate:
     """Clipping and the optimizer's step, as long as everything is finite.
 
     From the first loss or gradient on that is not, no update reaches weights or moments, and the device need not be
-    asked: the fused kernels take the answer there, as they do for a GradScaler.
+    asked: the fused kernels read the answer there, as they do for a GradScaler.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> None:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer = optimizer
-        self._clip = clip
+        self._max_grad_norm = max_grad_norm
         self._stopped = torch.zeros((), device=self._parameters[0].device)  # 0 or 1
 
     def update(self, loss: Tensor, lr: float) -> Tensor:
-        """One update with the gradients that are there; returns their global L2 norm [] before clipping."""
+        """One update with the current gradients; returns their global L2 norm [] before clipping."""
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        if self._clip is not None:
-            nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
+        if self._max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self._parameters, self._max_grad_norm, norm)
         self._stopped = torch.maximum(self._stopped, 1.0 - torch.isfinite(norm + loss).float())
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        self._optimizer.found_inf = self._stopped  # type: ignore[attr-defined]  # torch's own name, set so by GradScaler
+        self._optimizer.found_inf = self._stopped  # type: ignore[attr-defined]  # torch's own name, as GradScaler sets it
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return norm
-
-
-class LogitProbe:
-    """How much a model's scores depend on the text that it reads.
-
-    In fp32 and without dropout the scores of the training pass tell it. Else their noise would hide what matters, and a
-    pass of its own is made, in eval mode and fp32, over the first texts of the batch: a sixth of a step's work at 16
-    texts, so not more often than every tenth step.
-    """
-
-    _TEXTS = 8
-    _MIN_STEPS = 10  # steps
-
-    def __init__(self, model: nn.Module, precision: Precision, next_pass: int = 0) -> None:
-        self._model = model
-        dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-        self._noisy = dropout or precision is not Precision.fp32
-        self.next_step = next_pass
-        """The step from which on a pass of its own is made again."""
-
-    def logit_std(self, step: int, batch: Batch, scores: Tensor) -> Tensor:
-        """Standard deviation of the scores over texts, mean over classes: []; nan for a single text.
-
-        scores: those of the training pass [B, C]. Between two passes of its own it is nan too.
-        """
-        if not self._noisy:
-            return stats.logit_std(distributed.all_gather_rows(scores, batch.global_size))
-        if step < self.next_step:
-            return torch.full_like(scores[0, 0], torch.nan)
-        self.next_step = step + self._MIN_STEPS
-        texts = min(self._TEXTS, batch.global_size)
-        some = slice(-(-texts // distributed.world_size()))
-        first = Batch(
-            batch.input_ids[some], batch.attention_mask[some], batch.labels[some], texts, batch.token_counts[some]
-        )
-        with stats.eval_fp32(self._model):
-            scores = compute_logits(self._model, first, Precision.fp32)
-        return stats.logit_std(distributed.all_gather_rows(scores, texts))

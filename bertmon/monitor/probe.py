@@ -1,0 +1,60 @@
+"""How much a model's logits depend on what it reads.
+
+Shapes: B texts of a batch, C classes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from bertmon.monitor import stats
+
+MAX_TEXTS = 8
+"""Texts of a batch that a pass of the probe's own reads."""
+_MIN_STEPS = 10  # between two passes of its own, each a sixth of the work of a step of 16 texts in the same precision
+
+
+class LogitProbe:
+    """Standard deviation of the logits over the texts of a batch, without dropout and in float32.
+
+    forward: the logits [n, C] of the batch's first texts, MAX_TEXTS at most. It is called in eval mode, at most every
+    tenth step: dropout and bfloat16 would hide the differences that matter.
+    training_logits: the logits [B, C] of all processes' texts, from the batch and the logits of the training pass.
+    Given only if that pass is exact, without dropout and in float32; then no pass of the probe's own is made.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Callable[[Any], Tensor],
+        training_logits: Callable[[Any, Tensor], Tensor] | None = None,
+    ) -> None:
+        self._model = model
+        self._forward = forward
+        self._training_logits = training_logits
+        self.next_step = 0
+        """The first step at which a pass of the probe's own is made again."""
+
+    def logit_std(self, step: int, batch: Any, logits: Tensor | None) -> Tensor | None:
+        """Standard deviation over texts, mean over classes []; nan for a single text. None: not measured at this step.
+
+        batch: as `forward` takes it. logits: those of the training pass [B, C], if known.
+        """
+        if self._training_logits is not None and logits is not None:
+            return stats.logit_std(self._training_logits(batch, logits))
+        if step < self.next_step:
+            return None
+        self.next_step = step + _MIN_STEPS
+        with stats.eval_fp32(self._model):
+            return stats.logit_std(self._forward(batch))
+
+
+def is_exact(model: nn.Module) -> bool:
+    """Whether a float32 training pass of the model gives the logits that it would give in eval mode."""
+    return not any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+
+
+def first_texts(batch: dict[str, Any]) -> dict[str, Any]:
+    """The first MAX_TEXTS rows of every tensor of a model's keyword arguments."""
+    return {name: rows[:MAX_TEXTS] if isinstance(rows, Tensor) and rows.ndim else rows for name, rows in batch.items()}

@@ -1,0 +1,234 @@
+"""One run from its config to its result: the table of contents of the program."""
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from bertmon import distributed
+from bertmon.config import RunConfig, require_same_run, run_identity
+from bertmon.data import Corpus
+from bertmon.errors import InputError, storage_errors
+from bertmon.monitor.history import HISTORY_FILE, History
+from bertmon.monitor.monitor import Monitor
+from bertmon.monitor.tensorboard import RunWriter
+from bertmon.result import DataSummary, RunResult, recording
+from bertmon.storage import atomic_write
+from bertmon.training.checkpoint import (
+    CHECKPOINT_FILE,
+    Checkpoint,
+    CheckpointMetadata,
+    CorruptCheckpointError,
+    save_checkpoint,
+)
+from bertmon.training.state import TrainState
+from bertmon.training.step import resolve_device
+from bertmon.training.task import Task, build_monitor, build_task, seed_dropout
+from bertmon.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def run_training(
+    config: RunConfig, run_dir: Path, *, name: str, overrides: Mapping[str, str] | None = None
+) -> RunResult:
+    """Train and watch one model; everything that it leaves is in `run_dir`.
+
+    name: heads the progress bar and log lines. overrides: those that tell this run from its sweep's others, as given;
+    they and the seed are the columns of TensorBoard's HPARAMS table.
+    With config.resume a run that has ended is skipped, and one that was interrupted resumes from its checkpoint. Of
+    several processes only the first one writes. Raises InputError, and whatever training raises.
+    """
+    if config.resume and (ended := RunResult.read_ended(run_dir)) and ended.final:
+        log.info(f"{name}: already finished ({ended.status}, accuracy/test {ended.final.accuracy:.1%}), skipped")
+        return ended
+    with _writable_dir(run_dir) as home, recording(home, resume=config.resume is not None) as result:
+        result.experiment, result.seed, result.config = config.experiment, config.seed, asdict(config)
+        result.overrides = {key: _config_value(config, key, given) for key, given in (overrides or {}).items()}
+        checkpoint = _find_checkpoint(run_dir, config)
+        with RunWriter(
+            home,
+            draw=config.monitor.figures and home is run_dir,
+            truncate_to=checkpoint.metadata.event_files if checkpoint else None,
+        ) as writer:
+            device = resolve_device(config.device)
+            task = build_task(config, device)
+            _describe(result, task, device)
+            state, monitor = _start_or_resume(checkpoint, task, config, home, writer, name, result)
+            del checkpoint  # its tensors take as much memory as the model and its optimizer
+            try:
+                Trainer(
+                    task,
+                    config,
+                    monitor,
+                    state,
+                    log_scalars=writer.scalars,
+                    name=name,
+                    save_checkpoint=_checkpoint_saver(config, task, state, monitor, writer, home),
+                ).fit()
+            finally:
+                _fill(result, state, monitor, device)
+                with storage_errors(home / HISTORY_FILE):
+                    atomic_write(home / HISTORY_FILE, monitor.history.to_bytes())
+            result.status = state.status
+            writer.hparams(*_hparams(result))
+        (home / CHECKPOINT_FILE).unlink(missing_ok=True)
+        log.info(_last_line(name, result))
+    return result
+
+
+@contextmanager
+def _writable_dir(run_dir: Path) -> Iterator[Path]:
+    """The run's folder; for all processes but the first one a temporary folder."""
+    if distributed.rank() == 0:
+        yield run_dir
+    else:
+        with TemporaryDirectory() as folder:
+            yield Path(folder)
+
+
+def _find_checkpoint(run_dir: Path, config: RunConfig) -> Checkpoint | None:
+    """The checkpoint to resume from, if there is one. A corrupt one is renamed and reported by the first process."""
+    if config.resume is None:
+        return None
+    path = run_dir / CHECKPOINT_FILE
+    checkpoint = None
+    if distributed.rank() == 0:
+        try:
+            checkpoint = Checkpoint(path)
+        except FileNotFoundError:
+            pass
+        except CorruptCheckpointError as error:
+            set_aside = path.with_suffix(".corrupt")
+            path.replace(set_aside)
+            log.warning(f"{error} Renamed it to {set_aside.name}; the run starts over.")
+    if not distributed.broadcast(checkpoint is not None):
+        return None
+    checkpoint = checkpoint or Checkpoint(path)
+    require_same_run(run_identity(asdict(config)), checkpoint.metadata.identity, run_dir)
+    return checkpoint
+
+
+def _start_or_resume(
+    checkpoint: Checkpoint | None,
+    task: Task,
+    config: RunConfig,
+    home: Path,
+    writer: RunWriter,
+    name: str,
+    result: RunResult,
+) -> tuple[TrainState, Monitor]:
+    """A fresh state and monitor, or those of the checkpoint, whose weights and random states are restored."""
+    sizes = f"{len(task.corpus.train)} texts to train on, {len(task.corpus.test)} to test on"
+    summary = f"{name}: {sizes}, {(result.parameters or 0) / 1e6:.1f} M parameters on {result.device['type']}"
+    if checkpoint is None:
+        writer.text("config", OmegaConf.to_yaml(OmegaConf.structured(config)))
+        log.info(summary)
+        seed_dropout(config.seed, 0)
+        return TrainState(), build_monitor(config, task, History(task.plan), writer)
+    if checkpoint.metadata.fingerprint != task.corpus.fingerprint():
+        raise InputError(f"{home}: the training data has changed since this run started.")
+    state = checkpoint.metadata.state
+    result.previous_seconds = state.train_seconds + state.eval_seconds
+    log.info(f"{summary}; resuming at step {state.steps} of {len(task.plan)}")
+    monitor = build_monitor(config, task, History.from_bytes(checkpoint.history), writer)
+    monitor.load_state_dict(checkpoint.metadata.monitor)
+    checkpoint.restore(task.classifier, task.optimizer)
+    seed_dropout(config.seed, state.steps)
+    return state, monitor
+
+
+def _checkpoint_saver(
+    config: RunConfig, task: Task, state: TrainState, monitor: Monitor, writer: RunWriter, home: Path
+) -> Callable[[], None] | None:
+    """What the trainer calls to save a checkpoint; None if the config asks for none."""
+    if config.train.checkpoint_every is None and config.train.checkpoint_minutes is None:
+        return None
+    identity, fingerprint = run_identity(asdict(config)), task.corpus.fingerprint()
+
+    def save() -> None:
+        if distributed.rank():
+            return
+        metadata = CheckpointMetadata(identity, fingerprint, state, monitor.state_dict(), writer.positions())
+        path = home / CHECKPOINT_FILE
+        try:
+            save_checkpoint(path, task.classifier, task.optimizer, metadata, monitor.history.to_bytes())
+        except OSError as error:  # training is worth more than the chance to resume it
+            log.error(f"step {state.steps}: could not write {path} ({error}); the previous checkpoint is kept")
+
+    return save
+
+
+def _describe(result: RunResult, task: Task, device: torch.device) -> None:
+    """Note what is known before the first step."""
+    result.processes = distributed.world_size()
+    result.parameters = sum(parameter.numel() for parameter in task.classifier.parameters())
+    result.total_steps = len(task.plan)
+    result.data = _data_summary(task.corpus)
+    result.device = {"type": device.type}
+    if device.type == "cuda":
+        result.device |= {
+            "name": torch.cuda.get_device_name(device),
+            "cuda": torch.version.cuda,
+            "tf32": torch.backends.cuda.matmul.fp32_precision == "tf32",
+        }
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _data_summary(corpus: Corpus) -> DataSummary:
+    return DataSummary(
+        fingerprint=corpus.fingerprint(),
+        train_texts=len(corpus.train),
+        test_texts=len(corpus.test),
+        label_names=corpus.label_names,
+        majority_share=corpus.majority_share(),
+    )
+
+
+def _fill(result: RunResult, state: TrainState, monitor: Monitor, device: torch.device) -> None:
+    """Note what training has come to so far."""
+    result.steps, result.evaluations, result.diagnosis = state.steps, state.evaluations, monitor.diagnosis
+    result.timings = {f"{part}_seconds": getattr(state, f"{part}_seconds") for part in ("train", "eval", "compile")}
+    if device.type == "cuda":
+        result.device["max_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+
+
+def _hparams(result: RunResult) -> tuple[dict[str, Any], dict[str, float]]:
+    """Columns and metrics of TensorBoard's HPARAMS table."""
+    assert result.final is not None
+    columns: dict[str, Any] = {**result.overrides, "seed": result.seed}
+    if result.diagnosis:
+        columns |= {
+            "verdict": result.diagnosis.verdict,
+            "verdict_step": result.diagnosis.since_step,
+            "findings": result.diagnosis.findings_text(),
+        }
+    return columns, {"accuracy/test": result.final.accuracy, "loss/test": result.final.loss}
+
+
+def _last_line(name: str, result: RunResult) -> str:
+    """What the run came to, for the log."""
+    assert result.final is not None
+    assert result.data is not None
+    words = [str(result.status)]
+    if result.diagnosis:
+        verdict, since = result.diagnosis.verdict, f"since step {result.diagnosis.since_step}"
+        words.append(f"({since})" if str(verdict) == str(result.status) else f"({verdict} {since})")
+    line = (
+        f"{name}: {' '.join(words)}, accuracy/test {result.final.accuracy:.1%} "
+        f"(majority class: {result.data.majority_share:.1%}), {result.timings['train_seconds']:.0f} s of training"
+    )
+    return f"{line}, {result.saved_steps} of {result.total_steps} steps saved" if result.saved_steps else line
+
+
+def _config_value(config: RunConfig, key: str, given: str) -> object:
+    """The value at a dotted key; for a whole group, such as `model`, the name of the choice that was given."""
+    value: object = functools.reduce(getattr, key.split("."), config)
+    return given if is_dataclass(value) else value
