@@ -54,7 +54,7 @@ def build_task(config: RunConfig, device: torch.device) -> Task:
             else tokenize.tokenize(tokenizer, split.texts, config.data.max_length, cache),
             split.labels,
             batch_size=batch_size,
-            lengths=bucket_lengths(config.data.max_length, config.data.bucket_lengths),
+            bucket_lengths=bucket_lengths(config.data.max_length, config.data.bucket_lengths),
             pad_id=tokenizer.pad_id,
             device=device,
         )
