@@ -12,8 +12,8 @@ import bertmon
 
 ROOT = Path(bertmon.__file__).parent
 FLOORS = [
-    {"sanitize"},
-    {"errors"},
+    {"sanitize", "notation"},
+    {"errors", "plot_style"},
     {"storage", "schedule", "metrics", "distributed"},
     {"config"},
     {"hub"},
@@ -22,7 +22,8 @@ FLOORS = [
     {"training"},
     {"integrations", "compare"},
     {"launch"},
-    {"run", "cli"},
+    {"run"},
+    {"cli"},
     {"__main__"},
     {""},  # bertmon/__init__.py, the public API: it imports its parts on first use
 ]
