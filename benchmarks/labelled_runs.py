@@ -190,7 +190,7 @@ def _plan(about: dict[str, Any]) -> RunPlan:
     """All stored runs have the linear schedule and the default betas."""
     total, config = about["total"], OptimizerConfig(bias_correction=about["bias_correction"])
     factors = [
-        schedule.lr_factor(step, shape="linear", warmup_frac=about["warmup_frac"], total_steps=total)
+        schedule.lr_factor(step, decay="linear", warmup_frac=about["warmup_frac"], total_steps=total)
         for step in range(total)
     ]
     lr = about["peak"] * np.array(factors)

@@ -1,30 +1,28 @@
 """What watching costs: the same run, from its first step to its last written byte, with watching on and off.
 
-    python benchmarks/watching.py [repeats [override...]]
+    python benchmarks/monitor_overhead.py [repeats] [OVERRIDE...]
 
 One epoch of 225 steps on docstrings, the same seed, unless overrides say otherwise. On CUDA: BERT-base in bf16, texts
-of at most 256 tokens; on the CPU: bert_small, 32. Variants take turns, so that a machine whose speed drifts treats them
-alike; a ratio compares a variant with `off` of the same turn.
+of at most 256 tokens; on the CPU: bert_small, 32. Without a network: model.tokenizer=FOLDER. Variants take turns, so
+that a machine whose speed drifts treats them alike; a ratio compares a variant with `off` of the same turn.
 """
 
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_module
+from environment import CUDA, DEVICE, compose_config, describe
 
-from bertmon import config
 from bertmon.monitor.history import History
 from bertmon.monitor.tensorboard import RunWriter
-from bertmon.run import _observer, build_task
-from bertmon.training import trainer
+from bertmon.training.state import TrainState
+from bertmon.training.task import build_monitor, build_task
+from bertmon.training.trainer import Trainer
 
-CUDA = torch.cuda.is_available()
 SETUP = [
     "experiment=quickstart",
     "train.epochs=1",
@@ -38,32 +36,24 @@ VARIANTS = {
 }
 
 
-def seconds(overrides: list[str]) -> float:
-    with initialize_config_module("bertmon.conf", version_base="1.3"):
-        composed = compose("config", [*SETUP, *overrides])
-    settings = config.from_hydra(composed)
-    corpus, parts = build_task(settings, torch.device("cuda" if CUDA else "cpu"))
-    history = History(trainer.plan_run(settings, len(parts.train), corpus.train.label_entropy()))
+def train_seconds(overrides: Sequence[str]) -> float:
+    """Seconds from the first step until the event file is closed; reading texts and building the model do not count."""
+    config = compose_config([*SETUP, *overrides])
+    task = build_task(config, DEVICE)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        with RunWriter(Path(folder), draw=settings.monitor.figures) as writer:
-            trainer.fit(
-                parts,
-                settings,
-                history,
-                observer=_observer(settings, parts.classifier, history, writer),
-                record=writer.scalars,
-                outcome=trainer.TrainState(),
-                name="",
-            )
+        with RunWriter(Path(folder), draw=config.monitor.figures) as writer:
+            monitor = build_monitor(config, task, History(task.plan), writer)
+            Trainer(task, config, monitor, TrainState(), log_scalars=writer.scalars, name="").fit()
         return time.perf_counter() - started
 
 
-def main(repeats: int, given: list[str]) -> None:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    where = torch.cuda.get_device_name() if CUDA else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    print(f"{where}, torch {torch.__version__}, {commit.stdout.strip()} {' '.join(given)}".rstrip())
-    turns = [{name: seconds([*given, *overrides]) for name, overrides in VARIANTS.items()} for _ in range(repeats)]
+def main(repeats: int, overrides: Sequence[str]) -> None:
+    """See the module's docstring."""
+    if CUDA:
+        torch.zeros(1, device=DEVICE)  # so that no variant pays for CUDA's start
+    print(f"{describe()} {' '.join(overrides)}".rstrip())
+    turns = [{name: train_seconds([*overrides, *own]) for name, own in VARIANTS.items()} for _ in range(repeats)]
     print(f"\n| watching | seconds, median of {repeats} (least to most) | of `off` (least to most) |\n|---|---|---|")
     for name in VARIANTS:
         times = [turn[name] for turn in turns]
@@ -75,4 +65,5 @@ def main(repeats: int, given: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5, sys.argv[2:])
+    words = sys.argv[1:]
+    main(int(next((word for word in words if word.isdigit()), "5")), [word for word in words if "=" in word])

@@ -1,13 +1,12 @@
 """How costs grow: with layers, weights, documents. The slope is that of log(cost) over log(size); 1 is linear.
 
-    python benchmarks/growth.py [layers] [weights] [documents]
+    python benchmarks/scaling.py [layers] [weights] [documents] [OVERRIDE...]
 
-Runs in a sweep: benchmarks/report.py (the report) and benchmarks/load.py (memory).
+How they grow with the runs of a sweep: benchmarks/report.py (the report) and benchmarks/many_runs.py (memory).
 """
 
 import json
 import math
-import platform
 import random
 import resource
 import statistics
@@ -20,15 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_module
+from environment import compose_config, describe
 
-from bertmon import config
 from bertmon.config import RunConfig
+from bertmon.data.batches import Batch
 from bertmon.monitor.history import History
 from bertmon.monitor.tensorboard import RunWriter
-from bertmon.run import _observer, build_task
-from bertmon.training import trainer
 from bertmon.training.step import GuardedUpdate, forward_backward
+from bertmon.training.task import Task, build_monitor, build_task
 
 SHAPES = {  # weights of these architectures, with 30,522 words: 4 M, 11 M, 29 M, 110 M, 335 M
     "tiny": (2, 128),
@@ -39,120 +37,135 @@ SHAPES = {  # weights of these architectures, with 30,522 words: 4 M, 11 M, 29 M
 }
 """Layers and width; feed-forward is four times as wide, heads have 64 (Turc et al. 2019, arXiv 1908.08962)."""
 
-
-def settings_of(*overrides: str) -> RunConfig:
-    with initialize_config_module("bertmon.conf", version_base="1.3"):
-        return config.from_hydra(compose("config", ["experiment=quickstart", "model=bert_small", *overrides]))
+Table = Callable[[Sequence[str]], Iterator[tuple[str, dict[str, float]]]]
+"""(overrides) -> rows: a label, and costs by column; the first column is the size."""
 
 
-def milliseconds(call: Callable[[], Any], repeats: int) -> float:
-    call()
-    found = []
-    for _ in range(repeats):
+def milliseconds(call: Callable[[], Any], repeats: int, prepare: Callable[[], Any] = lambda: None) -> float:
+    """Median time of `call`; `prepare` is called before each and not timed."""
+    times = []
+    for _ in range(repeats + 1):  # the first is a warm-up
+        prepare()
         started = time.perf_counter()
         call()
-        found.append(1e3 * (time.perf_counter() - started))
-    return statistics.median(found)
+        times.append(1e3 * (time.perf_counter() - started))
+    return statistics.median(times[1:])
 
 
-def watched(*overrides: str, repeats: int) -> dict[str, float]:
-    """What a step takes, and what watching adds to it, part by part; the figures are drawn elsewhere."""
-    settings = settings_of("monitor.figures=false", "data.train_per_package=40", "data.test_per_package=4", *overrides)
-    corpus, parts = build_task(settings, torch.device("cpu"))
-    history = History(trainer.plan_run(settings, 10_000, corpus.train.label_entropy()))
-    updater = GuardedUpdate(parts.classifier, parts.optimizer, settings.train.max_grad_norm)
-    batch = next(parts.train.epoch_batches(0, 0))
-    weights = sum(parameter.numel() for parameter in parts.classifier.parameters())
+def watched(overrides: Sequence[str], *, repeats: int) -> dict[str, float]:
+    """What a step costs, and what watching adds to it; figures are drawn in another process and left out."""
+    small = ["data.train_per_package=40", "data.test_per_package=4", "monitor.figures=false", "monitor.every=1"]
+    config = compose_config(["experiment=quickstart", "model=bert_small", *small, "train.epochs=1000", *overrides])
+    task = build_task(config, torch.device("cpu"))
+    batch = next(task.train.epoch_batches(0, 0))
+    update = GuardedUpdate(task.classifier, task.optimizer, config.train.max_grad_norm)
+
+    def step() -> None:
+        loss, _ = forward_backward(task.classifier, batch, config.train.precision)
+        update.update(loss, 1e-4)
+
+    step_ms = milliseconds(step, repeats)
+    watching_ms = sum(_monitor_ms(config, task, batch, repeats))
+    weights = sum(parameter.numel() for parameter in task.classifier.parameters())
+    return {
+        "M weights": weights / 1e6,
+        "step, ms": step_ms,
+        "watching, ms": watching_ms,
+        "share": watching_ms / step_ms,
+    }
+
+
+def _monitor_ms(config: RunConfig, task: Task, batch: Batch, repeats: int) -> Iterator[float]:
+    """Each part of what a monitor does at a step that is watched, the last one its flush."""
+    forward_backward(task.classifier, batch, config.train.precision)
+    zero, one = torch.zeros(()), torch.ones(())
     with tempfile.TemporaryDirectory() as folder, RunWriter(Path(folder), draw=False) as writer:
-        observer = _observer(settings, parts.classifier, history, writer)
-        assert observer is not None
+        monitor = build_monitor(config, task, History(task.plan), writer)
 
-        def step() -> None:
-            loss, _ = forward_backward(parts.classifier, batch, settings.train.precision)
-            updater.update(loss, 1e-4)
+        def due_step() -> int:
+            return len(monitor.history.losses)
 
-        def read() -> None:
-            history.losses.append(1.0)
-            history.grad_norms.append(1.0)
-            observer._measured = observer._measured or measured
-            observer._measured = observer._measured._replace(step=len(history.losses) - 1)
-            observer.flush()
+        def measure() -> None:
+            monitor.measure_gradients(due_step())
+            monitor.before_update(due_step(), batch, logits)
+            monitor.after_update(due_step())
+            monitor.record(one, zero)
 
-        step_ms = milliseconds(step, repeats)
-        forward_backward(parts.classifier, batch, settings.train.precision)
-        parts_ms = {
-            "gradients": milliseconds(observer.measure_gradients, repeats),
-            "before": milliseconds(observer.keep_weights, repeats),
-            "after": milliseconds(lambda: observer.measure_updates(0), repeats),
-        }
-        measured = observer._measured
-        parts_ms["read"] = milliseconds(read, repeats)
-    watching = sum(parts_ms.values())
-    return {"M weights": weights / 1e6, "step, ms": step_ms, "watching, ms": watching, "share": watching / step_ms}
+        logits = torch.zeros(len(batch.labels), len(task.corpus.label_names))
+        yield milliseconds(lambda: monitor.measure_gradients(due_step()), repeats)
+        yield milliseconds(lambda: monitor.before_update(due_step(), batch, logits), repeats)
+        yield milliseconds(lambda: monitor.after_update(due_step()), repeats)
+        yield milliseconds(monitor.flush, repeats, prepare=measure)
 
 
-def layers() -> Iterator[tuple[str, dict[str, float]]]:
+def layers(overrides: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
+    """More layers of one width."""
     for count in (2, 4, 8, 16, 24):
-        yield f"{count} layers of width 128", watched(f"model.num_hidden_layers={count}", repeats=10)
+        row = watched([f"model.num_hidden_layers={count}", *overrides], repeats=10)
+        yield f"{count} layers of width 128", row
 
 
-def weights() -> Iterator[tuple[str, dict[str, float]]]:
+def weights(overrides: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
+    """BERT in the sizes that were published."""
     for name, (depth, width) in SHAPES.items():
-        overrides = [
+        shape = [
             f"model.num_hidden_layers={depth}",
             f"model.hidden_size={width}",
             f"model.num_attention_heads={width // 64}",
             f"model.intermediate_size={4 * width}",
         ]
-        yield f"BERT-{name}, {depth} layers of {width}", watched(*overrides, repeats=3)
+        yield f"BERT-{name}, {depth} layers of {width}", watched([*shape, *overrides], repeats=3)
 
 
-def documents() -> Iterator[tuple[str, dict[str, float]]]:
+def documents(overrides: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
     """From a JSONL file to the first batch, in a process of its own, with no cache and then with one."""
     for count in (10_000, 100_000, 1_000_000):
         with tempfile.TemporaryDirectory() as folder:
-            rng = random.Random(0)
-            words = [f"{first}{second}" for first in "bdfgklmnprst" for second in "aeiou"]
             for name, lines in (("train", count), ("test", 100)):
-                with (Path(folder) / f"{name}.jsonl").open("w") as file:
-                    for number in range(lines):
-                        text = " ".join("".join(rng.choices(words, k=3)) for _ in range(20))
-                        file.write(json.dumps({"text": text, "label": number % 4}) + "\n")
-            told = {}
-            for cached in ("first", "again"):
-                command = [sys.executable, __file__, "--first-batch", folder]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                seconds, megabytes = map(float, done.stdout.split())
-                told |= {f"to the first batch, s ({cached})": seconds, f"peak memory, MB ({cached})": megabytes}
-            size = (Path(folder) / "train.jsonl").stat().st_size / 1e6
-            yield f"{count} documents", {"MB": size, **told}
+                write_documents(Path(folder, f"{name}.jsonl"), lines)
+            columns = {"MB": Path(folder, "train.jsonl").stat().st_size / 1e6}
+            for cache in ("no cache", "cached"):
+                command = [sys.executable, __file__, "--first-batch", folder, *overrides]
+                finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                seconds, megabytes = map(float, finished.stdout.split())
+                columns |= {f"to the first batch, s ({cache})": seconds, f"peak memory, MB ({cache})": megabytes}
+            yield f"{count} documents", columns
 
 
-def first_batch(folder: str) -> None:
+def write_documents(path: Path, count: int) -> None:
+    """JSON lines of 20 made-up words each, of four classes."""
+    rng = random.Random(0)
+    syllables = [f"{first}{second}" for first in "bdfgklmnprst" for second in "aeiou"]
+    with path.open("w") as file:
+        for number in range(count):
+            text = " ".join("".join(rng.choices(syllables, k=3)) for _ in range(20))
+            file.write(json.dumps({"text": text, "label": number % 4}) + "\n")
+
+
+def first_batch(folder: str, overrides: Sequence[str]) -> None:
+    """Print the seconds to the first batch and the process's peak memory in MB."""
     started = time.perf_counter()
     files = [f"data.{name}={folder}/{name}.jsonl" for name in ("train", "test")]
-    with initialize_config_module("bertmon.conf", version_base="1.3"):
-        overrides = ["experiment=quickstart", "data=files", *files, f"cache_dir={folder}/cache"]
-        settings = config.from_hydra(compose("config", overrides))
-    _, parts = build_task(settings, torch.device("cpu"))
-    next(parts.train.epoch_batches(0, 0))
+    base = ["experiment=quickstart", "model=bert_small", "data=files", *files, f"cache_dir={folder}/cache"]
+    task = build_task(compose_config([*base, *overrides]), torch.device("cpu"))
+    next(task.train.epoch_batches(0, 0))
     print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def slope(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """Of log(cost) over log(size), by least squares."""
     return statistics.linear_regression([math.log(size) for size in sizes], [math.log(cost) for cost in costs]).slope
 
 
-def main(asked: Sequence[str]) -> None:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {commit.stdout.strip()}"
-    )
-    for name, table in (("layers", layers), ("weights", weights), ("documents", documents)):
-        if asked and name not in asked:
-            continue
+TABLES: dict[str, Table] = {"layers": layers, "weights": weights, "documents": documents}
+
+
+def main(names: Sequence[str], overrides: Sequence[str]) -> None:
+    """See the module's docstring."""
+    print(f"{describe()} {' '.join(overrides)}".rstrip())
+    for name in names or TABLES:
         rows = []
-        for label, row in table():
+        for label, row in TABLES[name](overrides):
             if not rows:
                 print(f"\n| {name} | {' | '.join(row)} |\n|---|{'---|' * len(row)}")
             rows.append(row)
@@ -163,7 +176,10 @@ def main(asked: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--first-batch"]:
-        first_batch(sys.argv[2])
+    words = sys.argv[1:]
+    if words[:1] == ["--first-batch"]:
+        first_batch(words[1], words[2:])
+    elif any("=" not in word and word not in TABLES for word in words):
+        sys.exit(__doc__)
     else:
-        main(sys.argv[1:])
+        main([word for word in words if "=" not in word], [word for word in words if "=" in word])

@@ -4,10 +4,10 @@
     python benchmarks/verdict_grid.py FOLDER advice [processes]
 
 Trains settings 0 to 136 with seeds 0 and 1, and those above, made to score on alone, with seed 2, into FOLDER, one
-thread a process; what is there already is left alone, so the same command goes on after an interruption. Settings are
-drawn at random, each from its own number: the first 237 of 300 are the 237 that are trained without a number.
-Real 20 newsgroups are taken where scikit-learn has them (SCIKIT_LEARN_DATA); without them those settings are left out.
-With `advice` every failed run of seed 0 is trained again as its verdict advised, into FOLDER/advice.
+thread a process; finished runs are skipped, so the same command resumes after an interruption. Settings are drawn at
+random, each from its own number: the first 237 of 300 are the 237 that are trained without a number. Settings on real
+20 newsgroups are skipped unless scikit-learn has them (SCIKIT_LEARN_DATA). With `advice` every run of seed 0 that did
+not learn is trained again as its verdict advised, into FOLDER/advice.
 """
 
 import logging
@@ -22,11 +22,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_module
-from verdicts import CALIBRATION_SETTINGS, read_folder, verdicts
+from environment import compose_config
+from labelled_runs import CALIBRATION_SETTINGS, Label, read_folder
+from verdicts import verdicts
 
-from bertmon import config
-from bertmon.run import run_training
+from bertmon.monitor.history import HISTORY_FILE
+from bertmon.result import RunResult
+from bertmon.training.run_training import run_training
 
 SETTINGS = 237
 
@@ -75,54 +77,55 @@ def setting(number: int) -> list[str]:
     ]
 
 
-def train(done: Path, setting: list[str], seed: int) -> str:
-    """One run into the folder `done`; a line about it."""
+def train(run_dir: Path, setting: list[str], seed: int) -> str:
+    """Train one run into the folder, unless it is there; returns a line about it."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    if (done / "result.json").exists() and (done / "history.npz").exists():
-        return f"{done}: there"
-    work = done.with_name(f"{done.name}.unfinished")
+    if RunResult.read_ended(run_dir) and (run_dir / HISTORY_FILE).exists():
+        return f"{run_dir}: finished before"
+    work = run_dir.with_name(f"{run_dir.name}.unfinished")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     overrides = [*setting, f"seed={seed}", "device=cpu", "monitor.every=10", "monitor.figures=false"]
-    with initialize_config_module("bertmon.conf", version_base="1.3"):
-        settings = config.from_hydra(compose("config", ["experiment=quickstart", *overrides]))
     started = time.perf_counter()
-    accuracy = run_training(settings, work, name=str(done))
+    result = run_training(compose_config(["experiment=quickstart", *overrides]), work, name=str(run_dir))
     for events in work.glob("events*"):
         events.unlink()
     (work / "overrides.txt").write_text("\n".join(setting) + "\n")
-    work.rename(done)
-    return f"{done}: {accuracy:.1%} after {time.perf_counter() - started:.0f} s, {' '.join(setting)}"
+    work.rename(run_dir)
+    return f"{run_dir}: {result.objective:.1%} after {time.perf_counter() - started:.0f} s, {' '.join(setting)}"
 
 
-def possible(number: int) -> bool:
+def has_data(number: int) -> bool:
+    """Whether the texts of a setting are on this machine."""
     home = Path(os.environ.get("SCIKIT_LEARN_DATA", "~/scikit_learn_data")).expanduser()
     return "data=newsgroups" not in setting(number) or (home / "20news-bydate_py3.pkz").exists()
 
 
 def grid(folder: Path, count: int) -> Iterator[tuple[Path, list[str], int]]:
-    """Where, what and from which seed."""
+    """The folder, overrides and seed of every run."""
     for seed in (0, 1, 2):
         for number in range(count):
-            if (number < CALIBRATION_SETTINGS) == (seed < 2) and possible(number):
+            if (number < CALIBRATION_SETTINGS) == (seed < 2) and has_data(number):
                 yield folder / f"{number:03d}" / f"seed={seed}", setting(number), seed
 
 
 def advised(folder: Path) -> Iterator[tuple[Path, list[str], int]]:
-    """The failed runs of seed 0 once more, for each override that their first doomed verdict advised."""
-    for labelled in read_folder(folder):
-        if labelled.label != "failed" or labelled.seed:
+    """The runs of seed 0 that did not learn again, once for each override that their first doomed verdict advised."""
+    for run in read_folder(folder):
+        if run.label is not Label.did_not_learn or run.seed:
             continue
-        said = next((said for _, said in verdicts(labelled.history, every=30) if said.verdict.doomed), None)
-        for advice in (said.advice or "").split(" or ") if said else ():
+        flags = (diagnosis for _, diagnosis in verdicts(run.history, every=30) if diagnosis.verdict.doomed)
+        flag = next(flags, None)
+        for advice in (flag.advice or "").split(" or ") if flag else ():
             if "=" in advice:
                 key = advice.split("=")[0]
-                kept = [override for override in setting(labelled.setting) if not override.startswith(f"{key}=")]
-                yield folder / "advice" / f"{labelled.setting:03d},{said.verdict},{advice}", [*kept, advice], 0
+                others = [override for override in setting(run.setting) if not override.startswith(f"{key}=")]
+                yield folder / "advice" / f"{run.setting:03d},{flag.verdict},{advice}", [*others, advice], 0
 
 
 def main(folder: Path, what: str, processes: int) -> None:
+    """See the module's docstring."""
     tasks = list(advised(folder) if what == "advice" else grid(folder, int(what)))
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for finished in as_completed([pool.submit(train, *task) for task in tasks]):
