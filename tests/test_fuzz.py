@@ -1,4 +1,4 @@
-"""Whatever bytes stand in a file: a whole result, or the error that its reader documents.
+"""Whatever bytes a file holds: a result, or the error that its reader documents.
 
 Bytes at random, and whole files that were cut, flipped and spliced. In CI the examples are few and always the same;
 BERTMON_FUZZ=100000 tries as many new ones of each.
@@ -20,7 +20,6 @@ from conftest import LEARNS, comparison
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bertmon import result
 from bertmon.compare import summary
 from bertmon.compare.results import read_sweep
 from bertmon.config import FilesConfig
@@ -28,9 +27,10 @@ from bertmon.data import Corpus, load_corpus
 from bertmon.errors import InputError
 from bertmon.launch.run_dirs import resume_argv
 from bertmon.monitor.history import History
+from bertmon.result import SWEEP_FILE, RunResult, run_names
 from bertmon.storage import cached_bytes
-from bertmon.training import checkpoint
-from bertmon.training.checkpoint import Checkpoint, CorruptCheckpointError
+from bertmon.training.checkpoint import Checkpoint, CheckpointMetadata, CorruptCheckpointError, save_checkpoint
+from bertmon.training.state import TrainState
 
 MORE = int(os.environ.get("BERTMON_FUZZ", "0"))
 fuzzed = settings(
@@ -112,7 +112,7 @@ def check_texts(content: bytes, suffix: str) -> None:
 @example(b"\0" * 100, ".csv")
 @example(b'"text\n1,"\tlabel\n', ".tsv")  # found: the csv module names the delimiter as it is
 @example(b"text,label\n" + b'"' * 1001, ".csv")
-def test_tables(content, suffix):
+def test_any_table_is_read_or_refused(content, suffix):
     check_texts(content, suffix)
 
 
@@ -121,7 +121,7 @@ def test_tables(content, suffix):
 @example(b"[" * 100_000)
 @example(b'{"text": "x", "label": ' + b"9" * 5000 + b"}")
 @example(b'{"text": "x", "text": "y", "label": "a"}')
-def test_lines_of_json(content):
+def test_any_json_lines_are_read_or_refused(content):
     check_texts(content, ".jsonl")
 
 
@@ -131,8 +131,8 @@ def whole_checkpoint() -> bytes:
     adamw = torch.optim.AdamW(layer.parameters())
     layer(torch.ones(1, 3)).sum().backward()
     adamw.step()
-    about = {"settings": {"seed": 1}, "fingerprint": "f", "outcome": {"steps": 100}, "events": {"e": 5}}
-    checkpoint.save(folder() / "whole", layer, adamw, about, history=b"history")
+    metadata = CheckpointMetadata({"seed": 1}, "f", TrainState(steps=100), {}, {"e": 5})
+    save_checkpoint(folder() / "whole", layer, adamw, metadata, history=b"history")
     return (folder() / "whole").read_bytes()
 
 
@@ -140,23 +140,23 @@ def whole_checkpoint() -> bytes:
 @given(st.deferred(lambda: contents(whole_checkpoint())))
 @example(b"\xff\xff\xff\xff\x00\x00\x00\x00{}")
 @example((100 * 10**9).to_bytes(8, "little") + b"{}")
-def test_checkpoints(content):
-    """A changed one is never taken for whole."""
+def test_any_checkpoint_is_restored_or_corrupt(content):
+    """A changed one is never mistaken for a complete one."""
     path = folder() / "checkpoint"
     path.write_bytes(content)
     try:
-        kept = Checkpoint(path)
+        checkpoint = Checkpoint(path)
     except CorruptCheckpointError as error:
         message = str(error)
         assert str(path) in message
         return
-    assert kept.about["outcome"] == {"steps": 100}
-    assert kept.blob("history") == b"history"
+    assert checkpoint.metadata.state.steps == 100
+    assert checkpoint.history == b"history"
     layer = torch.nn.Linear(3, 2)
-    kept.restore(layer, torch.optim.AdamW(layer.parameters()))
+    checkpoint.restore(layer, torch.optim.AdamW(layer.parameters()))
 
 
-def test_what_a_checkpoint_tells_has_a_checksum_too(tmp_path):
+def test_checkpoint_with_changed_metadata_is_corrupt(tmp_path):
     changed = whole_checkpoint().replace(b'\\"steps\\": 100', b'\\"steps\\": 900')
     assert changed != whole_checkpoint()
     (tmp_path / "c").write_bytes(changed)
@@ -172,7 +172,7 @@ def whole_cache() -> bytes:
 
 @fuzzed
 @given(st.deferred(lambda: contents(whole_cache())))
-def test_caches(content):
+def test_any_cache_file_is_used_or_rebuilt(content):
     (folder() / "cache").mkdir(exist_ok=True)
     (folder() / "cache" / "file").write_bytes(content)
     expected = b"made again" if content != whole_cache() else b"what was made once"
@@ -224,12 +224,12 @@ def reseal(content: bytes) -> bytes:
 @example(claim((12_500_000_000,)))
 @example(claim((2**62,)))
 @example(claim((-1,)))
-def test_histories(content):
+def test_any_history_is_read_or_refused(content):
     try:
         history = History.from_bytes(content)
     except ValueError as error:
         message = str(error)
-        assert message.startswith("no whole history")
+        assert "history" in message
         return
     assert len(history.losses) == len(history.grad_norms) <= len(history.plan)
     for shot in history.snapshots:
@@ -238,8 +238,8 @@ def test_histories(content):
     assert history.to_bytes()
 
 
-def test_a_history_that_would_fill_the_memory_is_refused_before_it_is_unpacked(monkeypatch):
-    monkeypatch.setattr("bertmon.monitor._LARGEST", 2**25)
+def test_history_larger_than_memory_is_refused_before_it_is_unpacked(monkeypatch):
+    monkeypatch.setattr("bertmon.monitor.history._LARGEST", 2**25)
     monkeypatch.setattr(np, "load", lambda *arguments, **more: pytest.fail("unpacked"))
     with pytest.raises(ValueError, match="more than 33554432 bytes"):
         History.from_bytes(bomb(2**26))
@@ -281,20 +281,21 @@ def changed_results(draw):
 
 @fuzzed
 @given(st.deferred(lambda: contents(whole_result()) | changed_results()))
-def test_results(content):
-    """One that is no run's costs itself alone; the words are said all the same."""
+def test_any_result_leaves_the_summary_readable(content):
+    """A corrupt one affects its own run alone; the summary is printed all the same."""
     (sweep() / RESULT).write_bytes(content)
-    found = read_sweep([sweep()])
-    said = (
-        summary.console_summary(found)
-        + summary.runs_table(found).markdown()
-        + summary.unfinished_table(found).markdown()
-        + summary.progress_line(found)
+    read = read_sweep([sweep()])
+    text = (
+        summary.console_summary(read)
+        + summary.runs_table(read).markdown()
+        + summary.unfinished_table(read).markdown()
+        + summary.progress_line(read)
     )
-    assert "warmup_frac=0.1" in said
-    assert not any(ord(character) < 32 and character != "\n" for character in said)
-    ended = result.read_finished((sweep() / RESULT).parent)
-    assert ended is None or isinstance(float(ended["metrics"]["final"]["accuracy"]), float)
+    assert "warmup_frac=0.1" in text
+    assert not any(ord(character) < 32 and character != "\n" for character in text)
+    ended = RunResult.read_ended((sweep() / RESULT).parent)
+    assert ended is None or isinstance(ended.final.accuracy, float)
+    assert ended is None or RunResult.from_dict(json.loads(ended.to_json())).status is ended.status
 
 
 PLAN = b'{"runs": ["warmup_frac=0.1/seed=0", "a/seed=1"], "command": ["seed=1,2", "-m"], "directory": "/"}\n'
@@ -305,13 +306,12 @@ PLAN = b'{"runs": ["warmup_frac=0.1/seed=0", "a/seed=1"], "command": ["seed=1,2"
 @example(b'{"runs": ["../x"]}')
 @example(b'{"runs": ["/x"]}')
 @example(json.dumps({"runs": [], "command": [], "directory": "x" * 5000}).encode())  # found: its name is too long
-def test_plans(content):
-    (folder() / result.SWEEP_FILE).write_bytes(content)
-    plan = result.read_sweep_file(folder())
-    for name in plan.get("runs", []):
+def test_any_sweep_file_stays_inside_its_folder(content):
+    (folder() / SWEEP_FILE).write_bytes(content)
+    for name in run_names(folder()):
         assert (folder() / name).resolve().is_relative_to(folder().resolve())
     try:
         assert all(isinstance(word, str) for word in resume_argv(folder()))
     except InputError as error:
         message = str(error)
-        assert "is no launch" in message or "is not there any more" in message
+        assert "not a sweep folder" in message or "does not exist any more" in message
