@@ -74,9 +74,20 @@ class DataConfig:
     bucket_lengths: list[int] | None = None
     """Lengths in tokens that a batch may be padded to, ascending, the last equal to max_length. A batch takes the
     first one that holds its longest text. null: the quarters of max_length, rounded up to a multiple of 8."""
+    validation_frac: float | None = None
+    """Share of the training texts that becomes the validation part, with the same share of every class; in [0, 1).
+    null: 0.1 if data=files is given data.train alone, else 0: no validation part."""
+    split_seed: int = 0
+    """Seed of the splits that bertmon makes itself; apart from `seed`, so that runs with different seeds have the same
+    texts in each part. From 0 to 2**32 - 1."""
 
     def __post_init__(self) -> None:
         _require_int("data.max_length", self.max_length, least=8)
+        fraction = self.validation_frac
+        require(
+            fraction is None or 0 <= fraction < 1, "data.validation_frac", fraction, "at least 0 and below 1, or null"
+        )
+        _require_int("data.split_seed", self.split_seed, least=0, most=2**32 - 1)
         if self.bucket_lengths is not None:
             lengths = list(self.bucket_lengths)
             require(
@@ -128,21 +139,54 @@ class DocstringsConfig(DataConfig):
 
 @dataclass(kw_only=True, slots=True)
 class FilesConfig(DataConfig):
-    """Your own texts: one file to train on, one to test on. .csv, .tsv or .jsonl, UTF-8."""
+    """Your own texts, in files: .csv, .tsv, .jsonl, .json (an array) or .parquet; all but the last may be .gz."""
 
     train: str = MISSING
-    """File with the training texts: .csv or .tsv with a header line, or .jsonl with one object a line."""
-    test: str = MISSING
-    """File with the test texts, likewise."""
+    """File with the training texts: .csv or .tsv with a header line, .jsonl with one object a line, .json with an array
+    of objects, or .parquet."""
+    test: str | None = None
+    """File with the test texts, likewise. null: data.test_frac of the training file."""
+    validation: str | None = None
+    """File with the texts by which epochs and settings are chosen. null: data.validation_frac of the training file."""
+    test_frac: float = 0.2
+    """Share of the training file that becomes the test part if data.test is null, with the same share of every class.
+    Above 0 and below 1."""
     text_column: str = "text"
     """Column, or JSON key, that holds the text."""
+    text_pair_column: str | None = None
+    """Column that holds the second text of a pair, as in entailment or paraphrase tasks. null: single texts."""
     label_column: str = "label"
     """Column, or JSON key, that holds the label: a string, a whole number, true or false."""
+    delimiter: str | None = None
+    """Character between the columns of .csv and .tsv. null: a tab for .tsv; for .csv a comma, or the semicolon or tab
+    of a header that has no comma."""
+    encoding: str | None = None
+    """Encoding of the files, by its name in Python, such as cp1252. null: UTF-8, or what a byte order mark says."""
+    quoted: bool | None = None
+    """Whether fields may be enclosed in double quotes. null: true for .csv; false for .tsv, where a quote is part of
+    the text, as in GLUE's files."""
+    skip_empty: bool = False
+    """true: leave rows out whose text or label is empty. false: refuse them."""
 
     def __post_init__(self) -> None:
         DataConfig.__post_init__(self)
-        other = f"another column than data.text_column={sanitize.sanitize_line(self.text_column)}"
-        require(self.label_column != self.text_column, "data.label_column", self.label_column, other)
+        _require_columns(self.text_column, self.text_pair_column, self.label_column)
+        require(self.test is None or self.test != "", "data.test", "", "a file, or null")
+        require(self.validation is None or self.validation != "", "data.validation", "", "a file, or null")
+        require(0 < self.test_frac < 1, "data.test_frac", self.test_frac, "a number above 0 and below 1")
+        if self.validation is not None:
+            conflict = "null or 0 with data.validation"
+            require(not self.validation_frac, "data.validation_frac", self.validation_frac, conflict)
+        sign = self.delimiter
+        ok = sign is None or (len(sign) == 1 and sign not in '"\r\n\0')
+        require(ok, "data.delimiter", sign, "one character, no quote or line end, or null")
+        expected = "the name of a text encoding in Python, such as cp1252, or null"
+        require(self.encoding is None or _is_encoding(self.encoding), "data.encoding", self.encoding, expected)
+
+    def validation_share(self) -> float:
+        """`validation_frac`, with its default resolved."""
+        alone = self.test is None and self.validation is None
+        return (0.1 if alone else 0.0) if self.validation_frac is None else self.validation_frac
 
 
 @dataclass(kw_only=True, slots=True)
@@ -501,3 +545,19 @@ def _require_distinct(key: str, names: list[str]) -> None:
     require(all(isinstance(name, str) for name in names), key, list(names), "a list of names")
     require(len(names) >= 2, key, list(names), "a list of at least two names")
     require(len(set(names)) == len(names), key, list(names), "each name once")
+
+
+def _require_columns(text: str, pair: str | None, label: str) -> None:
+    require(label != text, "data.label_column", label, f"another column than data.text_column={text}")
+    if pair is not None:
+        require(pair not in (text, label), "data.text_pair_column", pair, "a column other than those of text and label")
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        b"text".decode(name)
+    except UnicodeError:
+        return True
+    except (LookupError, ValueError):  # also of codecs that are no text encodings, such as base64
+        return False
+    return True

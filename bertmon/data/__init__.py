@@ -8,7 +8,8 @@ from pathlib import Path
 from bertmon.config import DataConfig, DocstringsConfig, FilesConfig, NewsgroupsConfig
 from bertmon.data import docstrings, newsgroups, text_files
 from bertmon.data.corpus import Corpus, Split
-from bertmon.data.text_files import LazyTexts
+from bertmon.data.lazy_texts import LazyTexts
+from bertmon.data.splitting import with_validation
 from bertmon.errors import InputError
 
 __all__ = ["Corpus", "LazyTexts", "Split", "load_corpus"]
@@ -17,10 +18,12 @@ __all__ = ["Corpus", "LazyTexts", "Split", "load_corpus"]
 def load_corpus(config: DataConfig, cache: Path) -> Corpus:
     """The corpus that `config` names. Raises InputError if it cannot be read or is not a classification task."""
     match config:
-        case NewsgroupsConfig():
-            return newsgroups.read(config, cache)
-        case DocstringsConfig():
-            return docstrings.read(config, cache)
         case FilesConfig():
             return text_files.read(config, cache)
-    raise InputError("data: expected newsgroups, docstrings or files, got nothing.")
+        case NewsgroupsConfig():
+            corpus = newsgroups.read(config, cache)
+        case DocstringsConfig():
+            corpus = docstrings.read(config, cache)
+        case _:
+            raise InputError("data: expected newsgroups, docstrings or files, got nothing.")
+    return with_validation(corpus, config.validation_frac, config.split_seed) if config.validation_frac else corpus

@@ -32,6 +32,7 @@ class Batch(NamedTuple):
     labels: Tensor  # [B] int64
     global_size: int  # texts of the whole batch, over all processes
     token_counts: npt.NDArray[np.int64]  # [B] tokens of each text; on the host, so that no reader waits for the device
+    token_type_ids: Tensor | None = None  # [B, T] int32: 1 in the second text of a pair; None: single texts
 
 
 def bucket_lengths(max_length: int, declared: Sequence[int] | None) -> list[int]:
@@ -50,6 +51,7 @@ class _DeviceTokens:
         self.ids = torch.from_numpy(tokens.ids).to(device)  # [K]
         self.starts = torch.from_numpy(tokens.offsets[:-1]).to(device)  # [N]
         self.ends = torch.from_numpy(tokens.offsets[1:]).to(device)  # [N]
+        self.type_ids = None if tokens.type_ids is None else torch.from_numpy(tokens.type_ids).to(device)  # [K]
 
 
 class BatchLoader:
@@ -58,6 +60,7 @@ class BatchLoader:
     tokens: of all texts, kept on the device; or a function that tokenizes the texts at given indices, which is called
     for some batches at a time, ahead of need and in another thread.
     bucket_lengths: the widths that a batch may have, ascending.
+    token_types: whether the model distinguishes the two texts of a pair by token_type_ids.
     """
 
     def __init__(
@@ -69,10 +72,12 @@ class BatchLoader:
         bucket_lengths: Sequence[int],
         pad_id: int,
         device: torch.device,
+        token_types: bool = False,
     ) -> None:
         self._batch_size = batch_size
         self._bucket_lengths = bucket_lengths
         self._pad_id = pad_id
+        self._token_types = token_types
         self._labels = torch.tensor(labels, dtype=torch.int64).to(device)
         self._tokenize = tokens if callable(tokens) else None
         self._all = None if callable(tokens) else self._to_device(tokens)
@@ -99,16 +104,19 @@ class BatchLoader:
                 end = min(start + self._batch_size, len(rows))
                 part = _part_of_rank(start, end)
                 lengths = tokens.lengths[rows[part]]
-                ids, mask = self._padded(tokens, device_rows[part], longest=int(lengths.max()))
-                yield Batch(ids, mask, self._labels[device_texts[part]], end - start, lengths)
+                ids, mask, type_ids = self._padded(tokens, device_rows[part], longest=int(lengths.max()))
+                yield Batch(ids, mask, self._labels[device_texts[part]], end - start, lengths, type_ids)
 
-    def _padded(self, tokens: _DeviceTokens, rows: Tensor, *, longest: int) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask, each [B, T], of these rows [B]."""
+    def _padded(self, tokens: _DeviceTokens, rows: Tensor, *, longest: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Token ids, attention mask and, if needed, token type ids of these rows [B], each [B, T]."""
         width = next(length for length in self._bucket_lengths if length >= longest)
         positions = tokens.starts[rows, None] + torch.arange(width, device=rows.device)  # in tokens.ids, [B, T]
         mask = positions < tokens.ends[rows, None]
-        ids = tokens.ids[positions.clamp_(max=len(tokens.ids) - 1)].masked_fill_(~mask, self._pad_id)
-        return ids, mask.int()
+        positions.clamp_(max=len(tokens.ids) - 1)
+        ids = tokens.ids[positions].masked_fill_(~mask, self._pad_id)
+        if tokens.type_ids is None or not self._token_types:
+            return ids, mask.int(), None
+        return ids, mask.int(), tokens.type_ids[positions].int() * mask
 
     def _prefetch(
         self, order: npt.NDArray[np.int64]

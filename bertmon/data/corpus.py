@@ -6,20 +6,24 @@ Shapes: N texts of a split, C classes.
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from bertmon.data.lazy_texts import LazyTexts, Text, text_hash, text_parts
 from bertmon.storage import cached_bytes, content_hash
 
 
 class TextSequence(Protocol):
-    """N texts: a list, or text_files.LazyTexts."""
+    """N texts, or N pairs of texts: a list, or LazyTexts."""
 
     def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[str]: ...
-    def __getitem__(self, index: int, /) -> str: ...
+    def __iter__(self) -> Iterator[Text]: ...
+    def __getitem__(self, index: int, /) -> Text: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +40,52 @@ class Split:
         """Entropy of the labels in nats."""
         return entropy(self.labels)
 
+    def class_counts(self, n_classes: int) -> npt.NDArray[np.int64]:
+        """Texts of each class, [C]."""
+        return np.bincount(self.labels, minlength=n_classes)
+
+    def text_hashes(self) -> npt.NDArray[np.uint64]:
+        """64 bits of each text [N]: two that are equal have equal ones, and hardly ever any others."""
+        if isinstance(self.texts, LazyTexts):
+            return self.texts.hashes
+        return np.fromiter(map(text_hash, self.texts), dtype=np.uint64, count=len(self.texts))
+
+    def subset(self, indices: npt.NDArray[np.int64]) -> "Split":
+        """The texts at these indices, with their labels."""
+        texts = self.texts
+        part: TextSequence = (
+            texts.subset(indices) if isinstance(texts, LazyTexts) else [texts[index] for index in indices]
+        )
+        return Split(part, [self.labels[index] for index in indices])
+
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A training and a test split over the same label names [C]."""
+    """A training and a test split, and perhaps one for validation, over the same label names [C]."""
 
     train: Split
     test: Split
     label_names: tuple[str, ...]
+    validation: Split | None = None
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What was noticed while reading and should be shown as a warning."""
 
     def fingerprint(self) -> str:
         """SHA-256 of all texts, labels and label names, in order."""
         parts = [*self.label_names]
-        for split in (self.train, self.test):
-            digest = getattr(split.texts, "digest", None)  # of texts that are not in memory
-            parts += [digest or content_hash(*split.texts), ",".join(map(str, split.labels))]
+        for split in (self.train, self.test, *([self.validation] if self.validation else [])):
+            digest = split.texts.digest if isinstance(split.texts, LazyTexts) else content_hash(*flatten(split.texts))
+            parts += [digest, ",".join(map(str, split.labels))]
         return content_hash(*parts)
 
     def majority_share(self) -> float:
         """Share of the most frequent class in the test split: the accuracy of a run that learned nothing."""
         return max(self.test.labels.count(label) for label in set(self.test.labels)) / len(self.test)
+
+
+def flatten(texts: Iterable[Text]) -> Iterator[str]:
+    """The texts one by one, the second of a pair after the first."""
+    return (part for text in texts for part in text_parts(text))
 
 
 def entropy(labels: Sequence[int]) -> float:
@@ -65,6 +95,15 @@ def entropy(labels: Sequence[int]) -> float:
 
 
 def cached_corpus(cache: Path, name: str, read: Callable[[], Corpus]) -> Corpus:
-    """The corpus stored under `name` in the cache; read and stored if missing."""
-    content = json.loads(cached_bytes(cache, name, lambda: json.dumps(asdict(read())).encode()))
+    """The corpus stored under `name` in the cache; read and stored if missing. Of single texts, without validation."""
+
+    def make() -> bytes:
+        corpus = read()
+        splits = {
+            key: {"texts": list(split.texts), "labels": split.labels}
+            for key, split in (("train", corpus.train), ("test", corpus.test))
+        }
+        return json.dumps({**splits, "label_names": corpus.label_names}).encode()
+
+    content = json.loads(cached_bytes(cache, name, make))
     return Corpus(Split(**content["train"]), Split(**content["test"]), tuple(content["label_names"]))

@@ -1,41 +1,149 @@
-"""Rows of .csv, .tsv and .jsonl files, one by one, each with its line and byte offset.
+"""Rows of .csv, .tsv, .jsonl, .json and .parquet files, one by one, each with its number and byte offset.
 
-Knows file formats; what a text and a label are is decided in text_files.
+Knows file formats, encodings and compression; what a text and a label are is decided in text_files.
 """
 
+import codecs
 import csv
+import gzip
+import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
-_MAX_LINE_BYTES = 10_000_000  # bytes, and characters of a field: a model reads the first few thousand tokens at most
+_MAX_LINE_BYTES = 10_000_000  # and characters of a field: a model reads the first few thousand tokens at most
+_MAX_BYTES_IN_MEMORY = 2_000_000_000  # of a file that has to be decompressed or re-encoded as a whole
+_HEAD_BYTES = 1_000_000
+_BYTE_ORDER_MARKS = {  # the longer ones first: UTF-32's begins with UTF-16's
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TableFormat:
+    """How to read a text file. None: as its first bytes, its header and its suffix say."""
+
+    delimiter: str | None = None
+    """Of .csv and .tsv. None: a tab for .tsv; for .csv a comma, or what a header without commas has instead."""
+    encoding: str | None = None
+    """None: UTF-8, or what a byte order mark says."""
+    quoted: bool | None = None
+    """Whether fields may be enclosed in double quotes. None: in .csv they may, in .tsv a quote is part of the text."""
 
 
 class Row(NamedTuple):
     """One row."""
 
-    line: int  # of its first line, counted from 1
-    byte_offset: int  # of its first byte
-    values: dict[str, object]  # by column name or JSON key
+    number: int  # of its first line, or of the row in formats without lines; counted from 1
+    byte_offset: int  # of its first byte, in formats with lines
+    values: Mapping[str, object]  # by column name or JSON key
 
 
-class BadRowError(Exception):
-    """`reason` completes the sentence "FILE, line LINE ..."."""
+class BadFileError(Exception):
+    """`reason` completes the sentence "FILE ..."."""
 
-    def __init__(self, line: int, reason: str) -> None:
-        self.line, self.reason = line, reason
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """All rows. Raises BadRowError for the first malformed one, OSError if the file cannot be read."""
-    with path.open("rb") as file:
-        yield from READERS[path.suffix.lower()](file, None)
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
 
 
-def rows_at(file: BinaryIO, suffix: str, byte_offsets: Iterable[int]) -> Iterator[dict[str, object]]:
-    """The values of the rows at these offsets of a file that `read_rows` has read before."""
-    return (row.values for row in READERS[suffix](file, byte_offsets))
+class BadRowError(BadFileError):
+    """`reason` completes the sentence "FILE, line NUMBER ..."."""
+
+    def __init__(self, number: int, reason: str) -> None:
+        super().__init__(reason)
+        self.number = number
+
+
+class MissingColumnsError(BadRowError):
+    """A row, or a table's header, without columns that are needed."""
+
+    def __init__(self, number: int, missing: list[str], names: list[str], hint: str = "") -> None:
+        super().__init__(
+            number, f"has no {' and no '.join(map(repr, missing))}; it has {join_names(names, repr)}{hint}"
+        )
+        self.missing, self.names = missing, names
+
+
+def suffix_of(path: Path) -> str:
+    """What says the format: ".csv" for train.CSV and for train.csv.gz."""
+    return Path(path.stem if _is_gzip(path) else path.name).suffix.lower()
+
+
+def row_unit(path: Path) -> str:
+    """What the numbers of its rows count."""
+    return "row" if suffix_of(path) in (".json", ".parquet") else "line"
+
+
+def read_rows(path: Path, columns: Collection[str], table_format: TableFormat) -> Iterator[Row]:
+    """All rows, whose values include those of `columns`.
+
+    Raises BadRowError for the first row that is malformed or lacks one of the columns, BadFileError if the file is not
+    of its format at all, OSError if it cannot be read.
+    """
+    if suffix_of(path) == ".parquet":
+        yield from _read_parquet(path, columns)
+        return
+    with _open_utf8(path, table_format.encoding) as file:
+        yield from _READERS[suffix_of(path)](file, columns, table_format, None)
+
+
+def has_stable_offsets(path: Path, table_format: TableFormat) -> bool:
+    """Whether `rows_at` can read single rows: those of a plain UTF-8 file with lines."""
+    if suffix_of(path) not in (".csv", ".tsv", ".jsonl"):
+        return False
+    with _open_utf8(path, table_format.encoding) as file:
+        return not isinstance(file, io.BytesIO)
+
+
+def rows_at(
+    file: BinaryIO, path: Path, columns: Collection[str], table_format: TableFormat, byte_offsets: Iterable[int]
+) -> Iterator[Mapping[str, object]]:
+    """The values of the rows at these offsets of the open file `path`, which `read_rows` has read before."""
+    return (row.values for row in _READERS[suffix_of(path)](file, columns, table_format, byte_offsets))
+
+
+def _is_gzip(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
+def _open_utf8(path: Path, encoding: str | None) -> BinaryIO:
+    """The file as UTF-8 with line feeds at the ends of lines: as it is, or a copy in memory."""
+    file = cast(BinaryIO, gzip.GzipFile(path)) if _is_gzip(path) else path.open("rb")
+    try:
+        head = file.read(_HEAD_BYTES)
+        encoding = encoding or next((name for mark, name in _BYTE_ORDER_MARKS.items() if head.startswith(mark)), None)
+        is_utf8 = encoding is None or codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+        old_mac = b"\r" in head and b"\n" not in head
+        if is_utf8 and not old_mac and not _is_gzip(path):
+            file.seek(0)
+            return file
+        content = head + file.read(_MAX_BYTES_IN_MEMORY)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise BadFileError(f"is not a complete gzip file ({error})") from None
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    if len(content) > _MAX_BYTES_IN_MEMORY:
+        raise BadFileError(f"holds more than {_MAX_BYTES_IN_MEMORY / 1e9:.0f} GB: expected a plain file in UTF-8")
+    if not is_utf8:
+        content = _decode(content, str(encoding)).encode("utf-8", "surrogatepass")
+    return io.BytesIO(content.replace(b"\r", b"\n") if b"\n" not in content else content)
+
+
+def _decode(content: bytes, encoding: str) -> str:
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise BadRowError(line, f"is not {encoding} ({error.reason} at byte {error.start} of the file)") from None
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, int, str]]:
@@ -45,37 +153,75 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, int, str]]:
         if len(raw) > _MAX_LINE_BYTES:
             raise BadRowError(number, f"is longer than {_MAX_LINE_BYTES} bytes")
         if b"\0" in raw:
-            raise BadRowError(number, "has a NUL byte: expected text in UTF-8")
+            raise BadRowError(number, "has a NUL byte: expected text in UTF-8; set data.encoding if it is in another")
         try:
             yield number, offset, raw.decode("utf-8" if offset else "utf-8-sig")
         except UnicodeDecodeError as error:
-            raise BadRowError(number, f"is not UTF-8 ({error.reason} at byte {error.start + 1})") from None
+            raise BadRowError(
+                number,
+                f"is not UTF-8 ({error.reason} at byte {error.start + 1}): set data.encoding, "
+                "such as cp1252 for a file saved by a spreadsheet on Windows",
+            ) from None
         offset += len(raw)
 
 
-def _read_table(file: BinaryIO, byte_offsets: Iterable[int] | None, delimiter: str) -> Iterator[Row]:
-    fields = _fields(file, delimiter)
-    header = next(fields, None)
+def _read_table(
+    file: BinaryIO,
+    columns: Collection[str],
+    table_format: TableFormat,
+    byte_offsets: Iterable[int] | None,
+    *,
+    tabs: bool,
+) -> Iterator[Row]:
+    quoted = not tabs if table_format.quoted is None else table_format.quoted
+    delimiter = table_format.delimiter or ("\t" if tabs else _sniff_delimiter(file))
+    read_fields = _quoted_fields if quoted else _plain_fields
+    rows = read_fields(file, delimiter)
+    header = next(rows, None)
     if header is None:
         return
-    _, _, names = header
-    if not names:
+    names = [name.strip() for name in header[2]]
+    _check_header(names, columns, delimiter)
+    if byte_offsets is not None:
+        for offset in byte_offsets:
+            file.seek(offset)
+            yield Row(0, offset, dict(zip(names, next(read_fields(file, delimiter))[2], strict=True)))
+        return
+    for number, offset, fields in rows:
+        if fields:
+            if len(fields) != len(names):
+                raise BadRowError(number, _wrong_length(fields, names, quoted=quoted))
+            yield Row(number, offset, dict(zip(names, fields, strict=True)))
+
+
+def _check_header(names: list[str], columns: Collection[str], delimiter: str) -> None:
+    if not any(names):
         raise BadRowError(1, "is empty: expected a header with column names")
-    if len(set(names)) < len(names):
-        raise BadRowError(1, f"names a column twice: {join_names(list(map(repr, names)))}")
-    for offset in byte_offsets if byte_offsets is not None else ():
-        file.seek(offset)
-        fields = _fields(file, delimiter)
-        yield Row(0, offset, dict(zip(names, next(fields)[2], strict=True)))
-    if byte_offsets is None:
-        for line, offset, row in fields:
-            if row:
-                if len(row) != len(names):
-                    raise BadRowError(line, f"has {len(row)} fields where the header has {len(names)}")
-                yield Row(line, offset, dict(zip(names, row, strict=True)))
+    if missing := [column for column in columns if column not in names]:
+        other = next((sign for sign in ";\t|," if sign != delimiter and sign in names[0]), None)
+        hint = f". Set data.delimiter='{other}' if that separates the columns" if other and len(names) == 1 else ""
+        raise MissingColumnsError(1, missing, [name for name in names if name], hint)
+    for column in columns:
+        if names.count(column) > 1:
+            raise BadRowError(1, f"names the column {column!r} twice")
 
 
-def _fields(file: BinaryIO, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
+def _wrong_length(fields: list[str], names: list[str], *, quoted: bool) -> str:
+    reason = f"has {len(fields)} fields where the header has {len(names)}"
+    if not quoted and any(field.startswith('"') for field in fields):
+        reason += ". Set data.quoted=true if quotes enclose fields that hold tabs or line ends"
+    return reason
+
+
+def _sniff_delimiter(file: BinaryIO) -> str:
+    """A comma, or the semicolon or tab of a header that has no comma outside quotes."""
+    position = file.tell()
+    header = re.sub(rb'"[^"]*"', b"", file.readline(_MAX_LINE_BYTES))
+    file.seek(position)
+    return next((sign.decode() for sign in (b",", b";", b"\t") if sign in header), ",")
+
+
+def _quoted_fields(file: BinaryIO, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
     """Rows of a table from the file's position on: (number and byte offset of its first line, fields)."""
     lines_of_row: list[tuple[int, int]] = []
 
@@ -91,26 +237,59 @@ def _fields(file: BinaryIO, delimiter: str) -> Iterator[tuple[int, int, list[str
             yield *lines_of_row[0], row
             lines_of_row.clear()
     except csv.Error as error:
-        raise BadRowError(rows.line_num, f"is malformed: {error}") from None
+        raise BadRowError(lines_of_row[0][0] if lines_of_row else rows.line_num, f"is malformed: {error}") from None
 
 
-def _read_jsonl(file: BinaryIO, byte_offsets: Iterable[int] | None) -> Iterator[Row]:
-    for offset in byte_offsets if byte_offsets is not None else ():
-        file.seek(offset)
-        yield _object(*next(_lines(file)))
-    if byte_offsets is None:
-        for number, offset, line in _lines(file):
-            if line.strip():
-                yield _object(number, offset, line)
+def _plain_fields(file: BinaryIO, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
+    """As _quoted_fields, one row a line, in which a quote is a character like any other."""
+    for number, offset, line in _lines(file):
+        content = line.rstrip("\r\n")
+        yield number, offset, content.split(delimiter) if content else []
 
 
-def _object(number: int, offset: int, line: str) -> Row:
+def _read_jsonl(
+    file: BinaryIO, columns: Collection[str], table_format: TableFormat, byte_offsets: Iterable[int] | None
+) -> Iterator[Row]:
+    if byte_offsets is not None:
+        for offset in byte_offsets:
+            file.seek(offset)
+            _, _, line = next(_lines(file))
+            yield _json_row(0, offset, _parse_json(0, line), columns)
+        return
+    for number, offset, line in _lines(file):
+        if line.strip():
+            yield _json_row(number, offset, _parse_json(number, line), columns)
+
+
+def _read_json(
+    file: BinaryIO, columns: Collection[str], table_format: TableFormat, byte_offsets: Iterable[int] | None
+) -> Iterator[Row]:
+    assert byte_offsets is None
+    content = file.read(_MAX_BYTES_IN_MEMORY + 1)
+    if len(content) > _MAX_BYTES_IN_MEMORY:
+        raise BadFileError(f"holds more than {_MAX_BYTES_IN_MEMORY / 1e9:.0f} GB: expected .jsonl for so many texts")
     try:
-        values = json.loads(line, object_pairs_hook=_reject_duplicate_keys)
+        rows = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_reject_duplicate_keys)
+    except (ValueError, RecursionError) as error:
+        raise BadFileError(f"is not JSON ({error})") from None
+    if not isinstance(rows, list):
+        raise BadFileError(f"is {preview(rows)}: expected an array of objects; one object a line is .jsonl")
+    for number, values in enumerate(rows, start=1):
+        yield _json_row(number, 0, values, columns)
+
+
+def _parse_json(number: int, line: str) -> object:
+    try:
+        return json.loads(line, object_pairs_hook=_reject_duplicate_keys)
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, or an integer of thousands of digits
         raise BadRowError(number, f"is not JSON ({error})") from None
+
+
+def _json_row(number: int, offset: int, values: object, columns: Collection[str]) -> Row:
     if not isinstance(values, dict):
         raise BadRowError(number, f"is {preview(values)}: expected an object")
+    if missing := [column for column in columns if column not in values]:
+        raise MissingColumnsError(number, missing, list(values))
     return Row(number, offset, values)
 
 
@@ -121,11 +300,40 @@ def _reject_duplicate_keys(pairs: list[tuple[str, object]]) -> dict[str, object]
     return values
 
 
-READERS: dict[str, Callable[[BinaryIO, Iterable[int] | None], Iterator[Row]]] = {
-    ".csv": lambda file, offsets: _read_table(file, offsets, ","),
-    ".tsv": lambda file, offsets: _read_table(file, offsets, "\t"),
+def _read_parquet(path: Path, columns: Collection[str]) -> Iterator[Row]:
+    try:
+        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    except ImportError:
+        raise BadFileError("needs pyarrow: pip install 'bertmon[datasets]'") from None
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if missing := [column for column in columns if column not in names]:
+                raise MissingColumnsError(1, missing, names)
+            number = 0
+            for batch in file.iter_batches(batch_size=1000, columns=list(columns)):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(number, 0, values)
+    except pa.ArrowException as error:
+        raise BadFileError(f"is not a parquet file that can be read ({str(error).splitlines()[0]})") from None
+
+
+_Reader = Callable[[BinaryIO, Collection[str], TableFormat, Iterable[int] | None], Iterator[Row]]
+_READERS: dict[str, _Reader] = {
+    ".csv": lambda *arguments: _read_table(*arguments, tabs=False),
+    ".tsv": lambda *arguments: _read_table(*arguments, tabs=True),
     ".jsonl": _read_jsonl,
+    ".json": _read_json,
 }
+SUFFIXES = (*_READERS, ".parquet")
+"""Of the files that `read_rows` reads. All but .parquet may be compressed as .gz."""
+
+
+def is_readable(path: Path) -> bool:
+    """Whether the file's name ends in a known suffix."""
+    return suffix_of(path) in (_READERS if _is_gzip(path) else SUFFIXES)
 
 
 def preview(value: object) -> str:
@@ -134,7 +342,8 @@ def preview(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def join_names(names: Sequence[str]) -> str:
-    """The names, for a message."""
+def join_names(names: Sequence[str], spell: Callable[[str], str] = str) -> str:
+    """The names, for a message: at most ten, none longer than 60 characters."""
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(name if len(name) <= 60 else f"{name[:57]}..." for name in names[:10]) + more
+    spelled = map(spell, names[:10])
+    return ", ".join(name if len(name) <= 60 else f"{name[:57]}..." for name in spelled) + more

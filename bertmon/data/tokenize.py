@@ -4,38 +4,67 @@ Knows the tokenizers library. Padding, batches and their order are in data.batch
 Shapes: N texts, K tokens of all texts together.
 """
 
+import copy
 import io
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from bertmon.config import ModelConfig
-from bertmon.data.corpus import TextSequence
+from bertmon.data.corpus import TextSequence, flatten
+from bertmon.data.lazy_texts import Text, text_parts
 from bertmon.errors import InputError, require
 from bertmon.hub import local_files_only
 from bertmon.storage import cached_bytes, content_hash
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _VOCAB_SIZE = 8000
+_SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_MAX_WORD_LENGTH = 100  # characters that WordPiece takes as one word; longer ones would be [UNK]
 _MAX_VOCAB_TEXTS = 20_000  # a vocabulary is trained on: 8,000 pieces are settled by then, and it takes two seconds
+_SAMPLE_TEXTS = 1000  # that stand for all in a description
 _ENCODE_BATCH = 1000  # texts passed to the tokenizer together: its objects take far more memory than the ids
 
 
 @dataclass(frozen=True, slots=True)
 class TextTokenizer:
-    """A tokenizer and the id that its model pads with."""
+    """A tokenizer and what its model needs to know about it."""
 
     tokenizer: Tokenizer
     pad_id: int
+    unk_id: int | None = None
+    pretrained: Optional["PreTrainedTokenizerBase"] = None
+    """What transformers loaded; None for a vocabulary that was trained on the texts."""
 
     @property
     def size(self) -> int:
         """Embeddings that a model needs: one more than the largest id, for a vocabulary may have gaps."""
         return 1 + max(self.tokenizer.get_vocab().values())
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids of [CLS], [SEP] and the like, without that of unknown words."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        return [number for number, token in added.items() if token.special and number != self.unk_id]
+
+    def to_transformers(self, max_length: int) -> "PreTrainedTokenizerBase":
+        """The tokenizer as transformers saves and loads it, for texts of at most `max_length` tokens."""
+        from transformers import PreTrainedTokenizerFast
+
+        if self.pretrained is not None:
+            tokenizer = copy.deepcopy(self.pretrained)
+            tokenizer.model_max_length = max_length
+            return tokenizer
+        names = {f"{name.strip('[]').lower()}_token": name for name in _SPECIAL_TOKENS}
+        return PreTrainedTokenizerFast(tokenizer_object=self.tokenizer, model_max_length=max_length, **names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +73,7 @@ class TokenizedTexts:
 
     ids: npt.NDArray[np.int32]  # [K]
     offsets: npt.NDArray[np.int64]  # [N + 1]
+    type_ids: npt.NDArray[np.int8] | None = None  # [K] 0 in the first and 1 in the second text of a pair; None: singles
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -67,11 +97,10 @@ def load_tokenizer(config: ModelConfig, texts: TextSequence, cache: Path) -> Tex
     if config.name is not None:
         return _load_named("model.name", config.name)
     vocab_size = config.vocab_size or _VOCAB_SIZE
-    count = min(len(texts), _MAX_VOCAB_TEXTS)
-    sample = [texts[number * len(texts) // count] for number in range(count)]
-    key = content_hash("2", str(vocab_size), *sample)  # increase the number when the training below changes
+    sample = list(flatten(_evenly_spaced(texts, _MAX_VOCAB_TEXTS)))
+    key = content_hash("3", str(vocab_size), *sample)  # increase the number when the training below changes
     trained = cached_bytes(cache, f"wordpiece-{key[:32]}.json", lambda: _train_wordpiece(sample, vocab_size))
-    return TextTokenizer(Tokenizer.from_str(trained.decode()), pad_id=0)
+    return TextTokenizer(Tokenizer.from_str(trained.decode()), pad_id=0, unk_id=1)
 
 
 def tokenize(tokenizer: TextTokenizer, texts: TextSequence, max_length: int, cache: Path) -> TokenizedTexts:
@@ -81,20 +110,34 @@ def tokenize(tokenizer: TextTokenizer, texts: TextSequence, max_length: int, cac
     def encode() -> bytes:
         tokens = _encode(encoder, texts)
         file = io.BytesIO()
-        np.savez(file, ids=tokens.ids, offsets=tokens.offsets)
+        if tokens.type_ids is None:
+            np.savez(file, ids=tokens.ids, offsets=tokens.offsets)
+        else:
+            np.savez(file, ids=tokens.ids, offsets=tokens.offsets, type_ids=tokens.type_ids)
         return file.getvalue()
 
-    key = content_hash("1", encoder.to_str(), *texts)  # increase the number when the encoding above changes
+    kind = "1" if len(text_parts(texts[0])) == 1 else "pairs-1"  # increase the numbers when the encoding above changes
+    key = content_hash(kind, encoder.to_str(), *flatten(texts))
     with np.load(io.BytesIO(cached_bytes(cache, f"tokens-{key[:32]}.npz", encode)), allow_pickle=False) as stored:
-        return TokenizedTexts(stored["ids"], stored["offsets"])
+        return TokenizedTexts(stored["ids"], stored["offsets"], stored.get("type_ids"))
 
 
 def tokenize_lazily(
-    tokenizer: TextTokenizer, take: Callable[[npt.NDArray[np.int64]], Iterable[str]], max_length: int
+    tokenizer: TextTokenizer, take: Callable[[npt.NDArray[np.int64]], Iterable[Text]], max_length: int
 ) -> LazyTokens:
     """As `tokenize`, for some texts at a time: `take` reads those at given indices. Nothing is cached."""
     encoder = _truncating(tokenizer, max_length)
     return lambda indices: _encode(encoder, take(indices))
+
+
+def tokenize_sample(tokenizer: TextTokenizer, texts: TextSequence, max_length: int) -> TokenizedTexts:
+    """As `tokenize`, for at most 1,000 texts, evenly spaced. Nothing is cached."""
+    return _encode(_truncating(tokenizer, max_length), _evenly_spaced(texts, _SAMPLE_TEXTS))
+
+
+def _evenly_spaced(texts: TextSequence, most: int) -> Iterator[Text]:
+    count = min(len(texts), most)
+    return (texts[number * len(texts) // count] for number in range(count))
 
 
 def _truncating(tokenizer: TextTokenizer, max_length: int) -> Tokenizer:
@@ -104,13 +147,19 @@ def _truncating(tokenizer: TextTokenizer, max_length: int) -> Tokenizer:
     return encoder
 
 
-def _encode(encoder: Tokenizer, texts: Iterable[str]) -> TokenizedTexts:
-    ids, lengths, remaining = [], [0], iter(texts)
+def _encode(encoder: Tokenizer, texts: Iterable[Text]) -> TokenizedTexts:
+    ids: list[npt.NDArray[np.int32]] = []
+    type_ids: list[npt.NDArray[np.int8]] = []
+    lengths, remaining = [0], iter(texts)
     while portion := list(itertools.islice(remaining, _ENCODE_BATCH)):
-        encodings = [np.array(encoding.ids, dtype=np.int32) for encoding in encoder.encode_batch_fast(portion)]
-        ids.append(np.concatenate(encodings))
-        lengths += map(len, encodings)
-    return TokenizedTexts(np.concatenate(ids), np.cumsum(lengths, dtype=np.int64))
+        encodings = encoder.encode_batch_fast(portion)
+        arrays = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        ids.append(np.concatenate(arrays))
+        lengths += map(len, arrays)
+        if not isinstance(portion[0], str):
+            type_ids += (np.array(encoding.type_ids, dtype=np.int8) for encoding in encodings)
+    offsets = np.cumsum(lengths, dtype=np.int64)
+    return TokenizedTexts(np.concatenate(ids), offsets, np.concatenate(type_ids) if type_ids else None)
 
 
 def _load_named(key: str, name: str) -> TextTokenizer:
@@ -129,7 +178,7 @@ def _load_named(key: str, name: str) -> TextTokenizer:
         ) from None
     ok = getattr(loaded, "backend_tokenizer", None) is not None and loaded.pad_token_id is not None
     require(ok, key, name, "a model with a fast tokenizer that has a padding token")
-    return TextTokenizer(loaded.backend_tokenizer, loaded.pad_token_id)
+    return TextTokenizer(loaded.backend_tokenizer, loaded.pad_token_id, loaded.unk_token_id, loaded)
 
 
 def _train_wordpiece(texts: Sequence[str], vocab_size: int) -> bytes:
@@ -138,21 +187,25 @@ def _train_wordpiece(texts: Sequence[str], vocab_size: int) -> bytes:
     The library numbers the pieces "##x" in the order of a hash table that differs between processes, and breaks ties
     between equally frequent pairs by these numbers. Here they get fixed numbers first, so that the same texts yield the
     same vocabulary everywhere.
+
+    A word of more than 100 characters, such as a text in a language without blanks, is cut into words of 100: the
+    library turns it into [UNK] as a whole, and takes time that grows with the cube of its length otherwise.
     """
     normalizer = normalizers.BertNormalizer(lowercase=True)
-    splitter = pre_tokenizers.BertPreTokenizer()
+    splitter = pre_tokenizers.Sequence(
+        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.FixedLength(length=_MAX_WORD_LENGTH)]
+    )
 
     def continues_a_word(character: str) -> bool:
         return len(splitter.pre_tokenize_str(normalizer.normalize_str(f"a{character}"))) == 1
 
     characters = set[str]().union(*(set(normalizer.normalize_str(text)) for text in texts))
     pieces = [f"##{character}" for character in sorted(characters) if continues_a_word(character)]
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     scratch = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     scratch.normalizer, scratch.pre_tokenizer = normalizer, splitter
     trainer = trainers.WordPieceTrainer(
-        vocab_size=max(vocab_size, len(special) + 2 * len(pieces)),  # keep the whole alphabet
-        special_tokens=[*special, *pieces],
+        vocab_size=max(vocab_size, len(_SPECIAL_TOKENS) + 2 * len(pieces)),  # keep the whole alphabet
+        special_tokens=[*_SPECIAL_TOKENS, *pieces],
         show_progress=False,
     )
     scratch.train_from_iterator(texts, trainer)
@@ -160,8 +213,10 @@ def _train_wordpiece(texts: Sequence[str], vocab_size: int) -> bytes:
     # A second tokenizer: in `scratch` the pieces are special tokens, which would match inside the text itself.
     tokenizer = Tokenizer(models.WordPiece(scratch.get_vocab(), unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
-    tokenizer.add_special_tokens(special)
+    tokenizer.add_special_tokens(_SPECIAL_TOKENS)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
     )
     return str(tokenizer.to_str()).encode()

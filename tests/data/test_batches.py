@@ -111,3 +111,36 @@ def test_batch_loader_with_a_text_over_the_widest_bucket_asserts(texts):
     tokens = TokenizedTexts(np.concatenate(texts).astype(np.int32), np.cumsum([0, *LENGTHS]))
     with pytest.raises(AssertionError):
         BatchLoader(tokens, list(range(7)), batch_size=3, bucket_lengths=[4], pad_id=PAD, device=CPU)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_batch_loader_with_pairs_gives_token_types_on_request(texts, lazy):
+    offsets = np.cumsum([0, *LENGTHS])
+    types = np.concatenate([np.arange(length) >= length // 2 for length in LENGTHS]).astype(np.int8)
+    tokens = TokenizedTexts(np.concatenate(texts).astype(np.int32), offsets, types)
+
+    def take(indices):
+        parts = [slice(offsets[index], offsets[index + 1]) for index in indices]
+        lengths = [0, *(LENGTHS[index] for index in indices)]
+        ids, kinds = (np.concatenate([array[part] for part in parts]) for array in (tokens.ids, types))
+        return TokenizedTexts(ids, np.cumsum(lengths), kinds)
+
+    def batches_of(token_types):
+        loader = BatchLoader(
+            take if lazy else tokens,
+            list(range(7)),
+            batch_size=3,
+            bucket_lengths=[4, 8],
+            pad_id=PAD,
+            device=CPU,
+            token_types=token_types,
+        )
+        return list(loader.epoch_batches(0, 0))
+
+    assert all(batch.token_type_ids is None for batch in batches_of(False))
+    for batch in batches_of(True):
+        assert batch.token_type_ids.dtype == torch.int32
+        for row, label in enumerate(batch.labels.tolist()):
+            expected = types[offsets[label] : offsets[label + 1]].tolist()
+            padding = [0] * (batch.input_ids.shape[1] - LENGTHS[label])
+            assert batch.token_type_ids[row].tolist() == expected + padding

@@ -123,3 +123,40 @@ def test_load_tokenizer_of_bert_base_uncased_gives_its_ids(tmp_path):
         999,
         102,
     ]
+
+
+def test_load_tokenizer_trained_on_texts_without_blanks_knows_long_words(tmp_path):
+    texts = ["ACGT" * 60, "TTGA" * 60, "a boat"]
+    tokenizer = tokenize.load_tokenizer(TINY, texts, tmp_path)
+    tokens = tokenize.tokenize(tokenizer, texts, 256, tmp_path)
+    assert tokenizer.unk_id == tokenizer.tokenizer.token_to_id("[UNK]")
+    assert tokenizer.unk_id not in tokens.ids
+    assert tokenizer.tokenizer.decode(tokens.ids[: tokens.offsets[1]].tolist()).replace(" ", "") == "acgt" * 60
+
+
+PAIRS = [("a boat", "upon a wave"), ("the sea " * 20, "a boat"), ("salt", "the sea " * 20)]
+
+
+def test_tokenize_pairs_gives_both_texts_with_their_types(tmp_path):
+    tokenizer = tokenize.load_tokenizer(TINY, PAIRS, tmp_path)
+    cls, sep = (tokenizer.tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]"))
+    for _ in range(2):  # the second time from the cache
+        tokens = tokenize.tokenize(tokenizer, PAIRS, 16, tmp_path)
+        first, second = (tokenizer.tokenizer.encode(part, add_special_tokens=False).ids for part in PAIRS[0])
+        assert tokens.ids[: tokens.offsets[1]].tolist() == [cls, *first, sep, *second, sep]
+        expected_types = [0] * (len(first) + 2) + [1] * (len(second) + 1)
+        assert tokens.type_ids[: tokens.offsets[1]].tolist() == expected_types
+        assert tokens.lengths.tolist()[1:] == [16, 16]
+        assert [set(types) for types in np.split(tokens.type_ids, tokens.offsets[1:-1])] == 3 * [{0, 1}]
+
+
+def test_tokenize_single_texts_gives_no_types(tmp_path):
+    tokenizer = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
+    assert tokenize.tokenize(tokenizer, TEXTS, 16, tmp_path).type_ids is None
+
+
+def test_tokenize_lazily_of_pairs_gives_the_types_of_tokenize(tmp_path):
+    tokenizer = tokenize.load_tokenizer(TINY, PAIRS, tmp_path)
+    whole = tokenize.tokenize(tokenizer, PAIRS, 16, tmp_path)
+    lazily = tokenize.tokenize_lazily(tokenizer, lambda indices: (PAIRS[index] for index in indices), 16)
+    assert np.array_equal(lazily(np.arange(3)).type_ids, whole.type_ids)

@@ -1,0 +1,119 @@
+"""What the first lines of a run say about its data, and what about it deserves a warning. Pure: logs nothing.
+
+Shapes: N texts of a split, K tokens of all texts, C classes.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bertmon.data.corpus import Corpus, Split
+from bertmon.data.table_rows import join_names
+from bertmon.data.tokenize import TextTokenizer, TokenizedTexts, tokenize_sample
+
+_MAX_CLASSES = 10  # that are listed one by one
+_WARN_UNKNOWN_TEXTS = 0.01
+_WARN_UNKNOWN_TOKENS = 0.1
+_WARN_CUT = 0.9
+_WARN_OVERLAP = 0.01
+
+
+class DataDescription(NamedTuple):
+    """A corpus in words and in the numbers behind them."""
+
+    lines: list[str]
+    warnings: list[str]
+    cut_share: float  # of the training texts: those that fill max_length
+    unknown_share: float  # of the training texts: those of which [UNK] alone is left
+    unknown_token_share: float  # of the training tokens without [CLS] and the like
+    overlap: int  # test texts that are training texts too
+
+
+def describe_corpus(
+    corpus: Corpus,
+    tokenizer: TextTokenizer,
+    max_length: int,
+    train_tokens: TokenizedTexts | None = None,
+    *,
+    own_texts: bool = True,
+) -> DataDescription:
+    """Classes, cut and unknown texts, and texts that two parts share.
+
+    train_tokens: those of corpus.train; None: up to 1,000 of its texts are tokenized here.
+    own_texts: false for a demonstration, whose max_length is short on purpose.
+    """
+    tokens = train_tokens or tokenize_sample(tokenizer, corpus.train.texts, max_length)
+    unknown_share, unknown_token_share = _unknown_shares(tokens, tokenizer)
+    cut_share = float((tokens.lengths >= max_length).mean())
+    overlap = _overlap(corpus.train, corpus.test)
+    description = DataDescription([], [*corpus.notes], cut_share, unknown_share, unknown_token_share, overlap)
+    description.lines.append(_classes(corpus))
+    description.lines.append(
+        f"{cut_share:.1%} of the training texts fill data.max_length={max_length} tokens (longer ones are cut there), "
+        f"{unknown_share:.1%} are [UNK] alone, {overlap} of {len(corpus.test)} test texts are training texts too"
+    )
+    description.warnings.extend(_warnings(corpus, description, max_length if own_texts else None))
+    return description
+
+
+def _classes(corpus: Corpus) -> str:
+    parts = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
+    counts = {name: part.class_counts(len(corpus.label_names)) for name, part in parts.items() if part is not None}
+    title = f"{len(corpus.label_names)} classes ({' / '.join(counts)} texts)"
+    if len(corpus.label_names) <= _MAX_CLASSES:
+        texts = (" / ".join(map(str, column)) for column in np.stack([*counts.values()], axis=1))
+        return f"{title}: " + ", ".join(f"{name} {text}" for name, text in zip(corpus.label_names, texts, strict=True))
+    extremes = (counts["train"].argmin(), counts["train"].argmax())
+    fewest, most = (
+        f"{corpus.label_names[label]} {' / '.join(str(part[label]) for part in counts.values())}" for label in extremes
+    )
+    return f"{title}: from {fewest} to {most}"
+
+
+def _unknown_shares(tokens: TokenizedTexts, tokenizer: TextTokenizer) -> tuple[float, float]:
+    """Share of texts that have tokens and all of them unknown, and of unknown tokens."""
+    if tokenizer.unk_id is None:
+        return 0.0, 0.0
+    is_content = ~np.isin(tokens.ids, tokenizer.special_ids)
+    is_unknown = tokens.ids == tokenizer.unk_id
+    content = np.add.reduceat(is_content, tokens.offsets[:-1], dtype=np.int64)
+    unknown = np.add.reduceat(is_unknown, tokens.offsets[:-1], dtype=np.int64)
+    share = float(((content > 0) & (content == unknown)).mean())
+    return share, float(unknown.sum() / max(content.sum(), 1))
+
+
+def _overlap(train: Split, test: Split) -> int:
+    return int(np.isin(test.text_hashes(), train.text_hashes()).sum())
+
+
+def _warnings(corpus: Corpus, description: DataDescription, max_length: int | None) -> list[str]:
+    warnings = []
+    if description.unknown_share > _WARN_UNKNOWN_TEXTS or description.unknown_token_share > _WARN_UNKNOWN_TOKENS:
+        warnings.append(
+            f"the tokenizer knows little of these texts: {description.unknown_share:.1%} of them are [UNK] alone, and "
+            f"{description.unknown_token_share:.1%} of all tokens are [UNK]. It replaces characters that it has never "
+            "seen and words of more than 100 characters, as in texts without blanks. Choose a model for this language, "
+            "separate words by blanks, or train a vocabulary on the texts: model=bert_small"
+        )
+    if description.cut_share > _WARN_CUT and max_length is not None:
+        warnings.append(
+            f"{description.cut_share:.1%} of the training texts fill data.max_length={max_length} tokens; "
+            "a larger data.max_length reads more of each text"
+        )
+    if description.overlap > _WARN_OVERLAP * len(corpus.test):
+        warnings.append(
+            f"{description.overlap} of {len(corpus.test)} test texts are training texts too: "
+            "the test accuracy is too high by what the model remembers. Remove them from one of the parts"
+        )
+    if twins := _case_twins(corpus.label_names):
+        warnings.append(f"labels that differ by case alone are classes of their own: {'; '.join(twins)}")
+    return warnings
+
+
+def _case_twins(label_names: Sequence[str]) -> list[str]:
+    groups = defaultdict(list)
+    for name in label_names:
+        groups[name.casefold()].append(name)
+    return [join_names(names) for names in groups.values() if len(names) > 1]

@@ -1,0 +1,44 @@
+"""Validation and test parts taken from the training texts: stratified, by a seed of their own, the same in every run.
+
+Shapes: N texts of a split, C classes.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from bertmon.data.corpus import Corpus, Split
+from bertmon.errors import InputError
+
+
+def with_validation(corpus: Corpus, fraction: float, seed: int) -> Corpus:
+    """The corpus with `fraction` of its training texts as the validation part."""
+    train, validation = split_off(corpus.train, fraction, seed, corpus.label_names, key="data.validation_frac")
+    return replace(corpus, train=train, validation=validation)
+
+
+def split_off(
+    split: Split, fraction: float, seed: int, label_names: tuple[str, ...], *, key: str
+) -> tuple[Split, Split]:
+    """(the rest, `fraction` of the texts), both with the classes' shares of the whole, each in its former order.
+
+    Raises InputError, naming `key`, if that leaves a class without texts in one of the two.
+    """
+    from sklearn.model_selection import train_test_split
+
+    counts = split.class_counts(len(label_names))
+    rarest = int(counts.argmin())
+    problem = (
+        f"{key}: expected a fraction that leaves every class texts in both parts, got {fraction}: "
+        f"{len(split)} texts, the fewest of them ({counts[rarest]}) of class {label_names[rarest]}."
+    )
+    try:
+        rest, part = train_test_split(
+            np.arange(len(split)), test_size=fraction, random_state=seed, stratify=split.labels
+        )
+    except ValueError:  # a class of one text, or a part with fewer texts than classes
+        raise InputError(problem) from None
+    parts = (split.subset(np.sort(rest)), split.subset(np.sort(part)))
+    if any(not half.class_counts(len(label_names)).all() for half in parts):
+        raise InputError(problem)
+    return parts
