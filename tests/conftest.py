@@ -220,6 +220,15 @@ def synthetic_history(*, learns: bool, depth: int = 2, every: int = 20) -> Histo
 LEARNS, DEAD = (synthetic_history(learns=learns).to_bytes() for learns in (True, False))
 
 
+def nested(overrides):
+    """A config as a dict of dicts, from values by dotted key."""
+    config = {}
+    for key, value in overrides.items():
+        group, _, name = key.rpartition(".")
+        (config.setdefault(group, {}) if group else config)[name] = value
+    return config
+
+
 def leave_run(folder, *, learns=True, accuracy=None, seed=0, overrides=None, measured=True, **changes):
     """Write what a finished run leaves in `folder`; `changes` are fields of result.json."""
     folder.mkdir(parents=True)
@@ -230,7 +239,7 @@ def leave_run(folder, *, learns=True, accuracy=None, seed=0, overrides=None, mea
         "experiment": "quickstart",
         "seed": seed,
         "overrides": overrides or {},
-        "config": {"seed": seed, "schedule": overrides or {}},
+        "config": {"seed": seed} | nested(overrides or {}),
         "data": {
             "fingerprint": "f",
             "train_texts": 1600,

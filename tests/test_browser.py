@@ -3,7 +3,7 @@
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bertmon.compare import report, summary, tensorboard
+from bertmon.compare import report, summary
 from bertmon.run import run_training
 
 pictures = pytest.importorskip("pictures", reason="selenium is not installed")
@@ -22,7 +22,7 @@ def sweep(settings, tmp_path):
         settings.schedule.warmup_frac = warmup_frac
         settings.monitor.every = 4
         run_training(settings, folder / name, name=name, differs={"schedule.warmup_frac": str(warmup_frac)})
-    tensorboard.write_comparison(report.write_report([folder], folder), folder)
+    report.write_report([folder], folder)
     return folder
 
 

@@ -1,28 +1,20 @@
 """The monitor's rooms: stats, observer, figures, writer."""
 
 import dataclasses
-import io
 import logging
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from conftest import bert_snapshot
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PolyCollection
-from matplotlib.text import Text
-from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bertmon import model
 from bertmon.config import MonitorConfig, VerdictThresholds
-from bertmon.monitor import figures, stats
+from bertmon.monitor import stats
 from bertmon.monitor.diagnosis import Verdict
-from bertmon.monitor.history import STATISTICS, History, RunPlan, Snapshot, WeightTable
+from bertmon.monitor.history import History, RunPlan, WeightTable
 from bertmon.monitor.monitor import Monitor, subsample
-from bertmon.monitor.tensorboard import RunWriter
 
 # --- stats ---------------------------------------------------------------------------------------
 
@@ -244,140 +236,3 @@ def test_families_are_the_matrices_that_every_layer_has():
         "enc.l.*.output.dense",
     ]
     assert [len(rows) for rows in families.values()] == [3] * 6
-
-
-# --- figures -------------------------------------------------------------------------------------
-
-
-def plain_figure(kind: str, snapshot: Snapshot):
-    """The slow, obvious way to the same picture: matplotlib's own bars and marks, on the axes of a blank sheet."""
-    rows = range(len(snapshot.layers))
-    colours = [figures._COLOURS[kind] for kind in snapshot.layers.kinds]
-    if kind == "gradient_flow":
-        shown = np.concatenate([snapshot[name] for name in ("grad_mean", "grad_max", "grad_std")])
-        figure, (flow, zeros) = figures.background(kind, snapshot.layers, figures._decades(shown))
-        flow.barh(rows, snapshot["grad_mean"], height=0.72, color=colours, left=1e-300)
-        flow.plot(snapshot["grad_std"], rows, "o", ms=3.2, color="white", mec=figures._INK)
-        flow.plot(snapshot["grad_max"], rows, "|", ms=5.5, color=figures._INK, mew=1.2)
-        zeros.barh(rows, 100 * snapshot["grad_zero"], height=0.72, color=colours)
-    else:
-        decades = figures._decades(np.append(snapshot["update_ratio"], 1e-3))
-        figure, (axes,) = figures.background(kind, snapshot.layers, decades)
-        axes.barh(rows, snapshot["update_ratio"], height=0.72, color=colours, left=1e-300)
-        axes.axvline(1e-3, color=figures._INK, linewidth=1, linestyle=(0, (4, 3)))
-    return figure
-
-
-def pixels(figure):
-    return np.asarray(Image.open(io.BytesIO(figures.png(figure))).convert("RGB")).astype(int)
-
-
-@pytest.mark.parametrize("layers", [1, 12, 24])
-@pytest.mark.parametrize("kind", ["gradient_flow", "update_ratio"])
-def test_a_figure_is_the_one_that_matplotlib_draws_plainly(layers, kind):
-    snapshot = bert_snapshot(layers)
-    fast, plain = pixels(getattr(figures, kind)(snapshot)), pixels(plain_figure(kind, snapshot))
-    assert fast.shape == plain.shape
-    below_heading = slice(45, None)
-    differs = np.abs(fast - plain)[below_heading].max(axis=2) > 100
-    assert differs.mean() < 0.002  # edges of bars and marks, rounded to another pixel
-
-
-@pytest.mark.parametrize("layers", [1, 2, 12, 24])
-def test_no_bar_and_no_mark_is_cut(layers):
-    snapshot = bert_snapshot(layers)
-    for column in ("grad_mean", "grad_max", "grad_std"):
-        low, high = figures._decades(*(snapshot[name] for name in ("grad_mean", "grad_max", "grad_std")))
-        assert 10.0**low < snapshot[column].min()
-        assert snapshot[column].max() < 10.0**high
-    figure = figures.gradient_flow(snapshot)
-    width = figure.get_figwidth() * figure.dpi
-    for line in figure.lines:  # std, max
-        assert min(line.get_xdata()) > 0.235 * width
-        assert max(line.get_xdata()) < 0.975 * width
-    bars = [path.vertices for c in figure.findobj(PolyCollection) for path in c.get_paths()]
-    assert len(bars) == 2 * len(snapshot.layers)
-    assert max(bar[:, 0].max() for bar in bars) < 0.975 * width
-
-
-@pytest.mark.parametrize("layers", [1, 24])
-def test_every_label_is_whole_and_stands_at_its_row(layers):
-    snapshot = bert_snapshot(layers)
-    figure, (axes,) = figures.background("update_ratio", snapshot.layers, (-5, -1))
-    FigureCanvasAgg(figure).draw()
-    labels = axes.get_yticklabels()
-    assert [label.get_text() for label in labels] == list(snapshot.layers.labels)
-    boxes = [label.get_window_extent() for label in labels]
-    assert all(upper.y0 >= lower.y1 - 2 for upper, lower in pairwise(boxes))
-    assert min(box.x0 for box in boxes) >= 0
-    assert all(box.height >= 8 for box in boxes)  # pixels
-
-
-@pytest.mark.parametrize("layers", [2, 12])
-def test_a_picture_stays_small(layers):
-    for draw in (figures.gradient_flow, figures.update_ratio):
-        content = figures.png(draw(bert_snapshot(layers)))
-        assert len(content) < 150_000
-        picture = Image.open(io.BytesIO(content)).convert("RGB")
-        assert picture.width == 1050
-        colours = {colour for _, colour in picture.getcolors()}
-        assert {(255, 255, 255), (0xEE, 0xF0, 0xF3), (0x00, 0x72, 0xB2)} <= colours  # paper, band, linear: exact
-
-
-def test_what_cannot_be_a_bar_is_said_in_words():
-    def words(figure):
-        return [text.get_text() for text in figure.findobj(Text) if text.get_fontsize() in (7, 11)]
-
-    snapshot = bert_snapshot(1, lr=0.0)
-    snapshot.values[:, STATISTICS.index("update_ratio")] = 0
-    assert words(figures.update_ratio(snapshot)) == ["no update: the learning rate is 0"]
-
-    snapshot.values[:4, 0] = [0, np.nan, np.inf, 1e-4]
-    figure = figures.gradient_flow(snapshot)
-    assert words(figure) == ["0", "none", "inf"]
-    figures.png(figure)
-
-
-def test_drawing_leaves_the_numbers_and_pyplot_alone():
-    import matplotlib.pyplot as plt
-
-    snapshot = bert_snapshot(2)
-    before = snapshot.values.copy()
-    assert figures.png(figures.gradient_flow(snapshot)) == figures.png(figures.gradient_flow(snapshot))
-    assert np.array_equal(snapshot.values, before)
-    assert plt.get_fignums() == []
-
-
-# --- writer --------------------------------------------------------------------------------------
-
-
-def test_what_is_written_can_be_read_back(tmp_path):
-    snapshot = bert_snapshot(1)
-    with RunWriter(tmp_path) as writer:
-        writer.text("config", "seed: 1\n# no *markdown*")
-        writer.scalars(3, {"loss/train": 1.5, "learning_rate": 1e-3})
-        writer.snapshot(snapshot)
-        writer.hparams({"schedule.warmup_frac": 0.1, "data.train": None, "flag": True}, {"accuracy/test": 0.5})
-    assert len(list(tmp_path.iterdir())) == 1  # one event file, no second run beside it
-
-    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
-    tags = events.Tags()
-    assert set(tags["images"]) == {"gradient_flow", "update_ratio"}
-    expected = {f"{statistic}/{layer}" for statistic in STATISTICS for layer in snapshot.layers.labels}
-    assert set(tags["scalars"]) == expected | {"loss/train", "learning_rate"}
-    for statistic in STATISTICS:
-        found = [events.Scalars(f"{statistic}/{layer}")[0] for layer in snapshot.layers.labels]
-        assert [point.step for point in found] == [30] * len(found)
-        np.testing.assert_allclose([point.value for point in found], snapshot[statistic], rtol=1e-6)
-    picture = events.Images("gradient_flow")[0]
-    assert picture.step == 30
-    assert picture.encoded_image_string == figures.png(figures.gradient_flow(snapshot))
-    assert "config/text_summary" in tags["tensors"]
-
-
-def test_figures_can_be_left_out(tmp_path):
-    with RunWriter(tmp_path, draw=False) as writer:
-        writer.snapshot(bert_snapshot(1))
-    tags = EventAccumulator(str(tmp_path)).Reload().Tags()
-    assert tags["images"] == []
-    assert tags["scalars"]

@@ -1,6 +1,6 @@
 """Runs to pictures, and pictures to SVG for a page that is light or dark, or to PNG. Pure.
 
-A cell has one colour in all pictures: up to eight have one each, more are coloured by their test accuracy.
+A setting has one color in all pictures: up to eight have one each, more are colored by their test accuracy.
 """
 
 import io
@@ -25,6 +25,7 @@ from matplotlib.path import Path
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from PIL import Image
 
+from bertmon import plot_style
 from bertmon.compare.results import RunSummary, Setting, Sweep
 from bertmon.compare.selection import RunWithHistory
 from bertmon.monitor.history import Snapshot, WeightTable
@@ -32,31 +33,29 @@ from bertmon.sanitize import sanitize_line
 
 Floats = npt.NDArray[np.float64]
 
-# Okabe & Ito's palette, told apart by colour-blind readers too (https://jfly.uni-koeln.de/color), dark enough on white
-# and light enough on black; the first two are for the comparison that the program is made for.
-_COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7A7A7A")
-_INK, _GRID = "#1d2126", "#d9dce1"  # on a page, what the page has instead
+_COLORS = plot_style.SETTING_COLORS
+_TEXT, _GRID = plot_style.TEXT, plot_style.GRID  # in the report, its own
 # Neither end is lost on black or white; what no logarithm shows, such as an update of zero, is red.
 _SCALE = ListedColormap(colormaps["viridis"](np.linspace(0.2, 0.95, 256))).with_extremes(bad="#c0392b")
 _POINTS = 150  # of a curve
 
 
 def setting_colors(sweep: Sweep) -> dict[Setting, str]:
-    """A colour for each cell."""
+    """A color for each setting."""
     if len(sweep.settings) <= len(_COLORS):
         return dict(zip(sweep.settings, _COLORS, strict=False))
-    means = [cell.mean("accuracy")[0] for cell in sweep.settings]
+    means = [setting.mean("accuracy")[0] for setting in sweep.settings]
     norm = _accuracies(means)
     return {
-        cell: to_hex(_SCALE(norm(mean))) if mean == mean else "#7A7A7A"
-        for cell, mean in zip(sweep.settings, means, strict=True)
+        setting: to_hex(_SCALE(norm(mean))) if mean == mean else "#7A7A7A"
+        for setting, mean in zip(sweep.settings, means, strict=True)
     }
 
 
-def training_curves(curves: Sequence[RunWithHistory], colours: Mapping[Setting, str]) -> Figure:
+def training_curves(curves: Sequence[RunWithHistory], colors: Mapping[Setting, str]) -> Figure:
     """Loss, accuracy, rates and the two signals that verdicts rest on, over the steps."""
     figure = Figure(figsize=(11, 6.2))
-    right = 0.99 if len(colours) <= len(_COLORS) else 0.92
+    right = 0.99 if len(colors) <= len(_COLORS) else 0.92
     grid = figure.add_gridspec(2, 3, left=0.045, right=right, bottom=0.08, top=0.95, wspace=0.2, hspace=0.25)
     panels = [figure.add_subplot(grid[row, column]) for row in range(2) for column in range(3)]
     width = 1.6 if len(curves) <= 6 else 1.0 if len(curves) <= 20 else 0.7
@@ -67,9 +66,9 @@ def training_curves(curves: Sequence[RunWithHistory], colours: Mapping[Setting, 
         for curve in curves:
             for x, y, style in lines(curve):
                 style = style if np.isfinite(y).sum() > 1 else "."  # a single point has no line
-                axes.plot(x, y, style, color=colours[curve.setting], linewidth=width, alpha=0.9)
+                axes.plot(x, y, style, color=colors[curve.setting], linewidth=width, alpha=0.9)
         if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
-            axes.text(0.5, 0.5, "nothing measured", transform=axes.transAxes, color=_INK, fontsize=9, ha="center")
+            axes.text(0.5, 0.5, "nothing measured", transform=axes.transAxes, color=_TEXT, fontsize=9, ha="center")
         _style_axes(axes, title)
         axes.set(**scale)
 
@@ -85,27 +84,27 @@ def training_curves(curves: Sequence[RunWithHistory], colours: Mapping[Setting, 
     for axes in panels:
         axes.set_xlim(-0.02 * longest, 1.02 * longest)
     for axes in panels[3:]:
-        axes.set_xlabel("step", color=_INK)
+        axes.set_xlabel("step", color=_TEXT)
     panels[3].yaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e") if value else "0")
     )
-    if len(colours) > len(_COLORS):
-        means = [cell.mean("accuracy")[0] for cell in colours]
+    if len(colors) > len(_COLORS):
+        means = [setting.mean("accuracy")[0] for setting in colors]
         bar = figure.colorbar(ScalarMappable(_accuracies(means), _SCALE), cax=figure.add_axes((0.94, 0.2, 0.012, 0.6)))
-        bar.set_label("last test accuracy of the cell [%]", color=_INK, fontsize=9)
+        bar.set_label("last test accuracy of the setting [%]", color=_TEXT, fontsize=9)
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}"))
-        bar.ax.tick_params(colors=_INK, labelsize=8)
+        bar.ax.tick_params(colors=_TEXT, labelsize=8)
         bar.outline.set_visible(False)
     return figure
 
 
-def layer_figures(beside: Sequence[RunWithHistory], step: int, colours: Mapping[Setting, str]) -> dict[str, Figure]:
+def layer_figures(beside: Sequence[RunWithHistory], step: int, colors: Mapping[Setting, str]) -> dict[str, Figure]:
     """Gradients and update ratios of the layers at the step that lies nearest, a panel a run."""
     shots = []
     for curve in beside:
         shot = min(curve.history.snapshots, key=lambda shot: abs(shot.step - step))
         name = curve.setting.name if shot.step == step else f"{curve.setting.name}, step {shot.step}"
-        shots.append((name, colours[curve.setting], shot))
+        shots.append((name, colors[curve.setting], shot))
     return {
         "gradient_flow": layer_bars(shots, "grad_mean", "|gradient|: mean (bar) and max (mark)"),
         "update_ratio": layer_bars(shots, "update_ratio", "||change|| / ||parameter||"),
@@ -113,7 +112,7 @@ def layer_figures(beside: Sequence[RunWithHistory], step: int, colours: Mapping[
 
 
 def layer_bars(shots: Sequence[tuple[str, str, Snapshot]], statistic: str, title: str) -> Figure:
-    """One statistic of each layer, a panel a run (name, colour, snapshot); layers are named once where they are one."""
+    """One statistic of each layer, a panel a run (name, color, snapshot); layers are named once where they are one."""
     most = max(len(shot.layers) for _, _, shot in shots)
     heading = max(_wrapped(name, 90 // len(shots)).count("\n") for name, _, _ in shots) * 0.16 + 0.33
     height = 0.145 * most + 0.42 + heading
@@ -122,7 +121,7 @@ def layer_bars(shots: Sequence[tuple[str, str, Snapshot]], statistic: str, title
     left, gap, below, above = 0.2, 0.03 if alike else 0.2, 0.42 / height, heading / height
     width = (0.985 - left - gap * (len(shots) - 1)) / len(shots)
     low, high = _log_limits([_clip_to_axis(shot[statistic]) for _, _, shot in shots])
-    for column, (name, colour, shot) in enumerate(shots):
+    for column, (name, color, shot) in enumerate(shots):
         axes = figure.add_axes((left + column * (width + gap), below, width, 1 - below - above))
         values, rows = _clip_to_axis(shot[statistic]), np.arange(len(shot.layers))
         bars = [
@@ -131,13 +130,13 @@ def layer_bars(shots: Sequence[tuple[str, str, Snapshot]], statistic: str, title
             if x > low
         ]
         if bars:  # as one path: a page has thousands of them
-            axes.add_patch(PathPatch(Path.make_compound_path(*bars), facecolor=colour, linewidth=0))
+            axes.add_patch(PathPatch(Path.make_compound_path(*bars), facecolor=color, linewidth=0))
         if statistic == "grad_mean":
-            axes.plot(_clip_to_axis(shot["grad_max"]), rows, "|", color=_INK, markersize=4.5, markeredgewidth=1)
+            axes.plot(_clip_to_axis(shot["grad_max"]), rows, "|", color=_TEXT, markersize=4.5, markeredgewidth=1)
         axes.set(xscale="log", xlim=(low, high), ylim=(len(rows) - 0.4, -0.6))
         _style_axes(axes, _wrapped(name, 90 // len(shots)))
         axes.grid(False, axis="y")
-        axes.set_xlabel(title, color=_INK)
+        axes.set_xlabel(title, color=_TEXT)
         axes.xaxis.set_minor_locator(NullLocator())
         if column == 0 or not alike:
             axes.set_yticks(
@@ -153,7 +152,7 @@ def layer_bars(shots: Sequence[tuple[str, str, Snapshot]], statistic: str, title
                 " none" if np.isnan(values[row]) else f" {values[row]:g}",
                 fontsize=6.5,
                 va="center",
-                color=_INK,
+                color=_TEXT,
             )
     return figure
 
@@ -190,16 +189,16 @@ def layer_heatmap(curves: Sequence[RunWithHistory], statistic: str, title: str) 
         )
         _style_axes(axes, _wrapped(curve.setting.name, 90 // len(curves)))
         axes.grid(False)
-        axes.set_xlabel("step", color=_INK)
+        axes.set_xlabel("step", color=_TEXT)
         ticks = _layer_ticks(layers)
         axes.yaxis.set_major_locator(FixedLocator([row for row, _ in ticks]))
         axes.set_yticklabels([label for _, label in ticks], fontsize=7.5)
-    panels[0].set_ylabel("encoder layer", color=_INK)
+    panels[0].set_ylabel("encoder layer", color=_TEXT)
     assert image is not None
     bar = figure.colorbar(image, cax=figure.add_axes((0.935, 0.16, 0.012, 0.68)))
     bar.ax.yaxis.set_minor_locator(NullLocator())
-    bar.set_label(title, color=_INK, fontsize=9)
-    bar.ax.tick_params(colors=_INK, labelsize=8)
+    bar.set_label(title, color=_TEXT, fontsize=9)
+    bar.ax.tick_params(colors=_TEXT, labelsize=8)
     bar.outline.set_visible(False)
     return figure
 
@@ -224,11 +223,11 @@ def to_svg(figure: Figure) -> str:
     text = re.sub(r'<svg ([^>]*?)width="[^"]*" ', r"<svg \1", text, count=1)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"font: ([^;\"']*?)'[^;\"]*", r"font: \1system-ui, sans-serif", text)
-    return text.replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
+    return text.replace(_TEXT, "currentColor").replace(_GRID, "var(--grid)")
 
 
 def to_png(figure: Figure) -> bytes:
-    """As a picture on white, in few colours: a third of the size."""
+    """As a picture on white, in few colors: a third of the size."""
     canvas = FigureCanvasAgg(figure)
     figure.set(dpi=100, facecolor="white")
     canvas.draw()
@@ -238,8 +237,8 @@ def to_png(figure: Figure) -> bytes:
 
 
 def _style_axes(axes: Axes, title: str) -> None:
-    axes.set_title(_escape_mathtext(title), fontsize=9.5, color=_INK, loc="left")
-    axes.tick_params(colors=_INK, labelsize=8, length=2)
+    axes.set_title(_escape_mathtext(title), fontsize=9.5, color=_TEXT, loc="left")
+    axes.tick_params(colors=_TEXT, labelsize=8, length=2)
     axes.xaxis.label.set_fontsize(9)
     axes.grid(True, color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -271,8 +270,10 @@ def _smooth(losses: Sequence[float]) -> tuple[Floats, Floats]:
 
 
 def _evaluations(run: RunSummary, metric: str, factor: float = 1.0) -> tuple[Floats, Floats]:
-    told = [e for e in run.result.get("evaluations", []) if e.get(metric) is not None]
-    return np.array([e["step"] for e in told]), factor * np.array([e[metric] for e in told])
+    evaluations = run.result.evaluations if run.result else []
+    points = [(each.step, getattr(each, metric)) for each in evaluations if math.isfinite(getattr(each, metric))]
+    steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
+    return steps, factor * values
 
 
 def _rates(curve: RunWithHistory) -> list[tuple[Floats, Floats, str]]:
@@ -283,13 +284,13 @@ def _rates(curve: RunWithHistory) -> list[tuple[Floats, Floats, str]]:
 
 def _signal(curve: RunWithHistory, name: str) -> tuple[Floats, Floats, str]:
     points = [(shot.step, shot.signals.get(name, math.nan)) for shot in curve.history.snapshots]
-    told = np.array([point for point in points if point[1] > 0]).reshape(-1, 2)
-    return told[:, 0], told[:, 1], "-"
+    known = np.array([point for point in points if point[1] > 0]).reshape(-1, 2)
+    return known[:, 0], known[:, 1], "-"
 
 
 def _accuracies(means: Sequence[float]) -> Normalize:
-    told = [mean for mean in means if mean == mean] or [0.0]
-    return Normalize(min(told), max(max(told), min(told) + 1e-9))
+    known = [mean for mean in means if mean == mean] or [0.0]
+    return Normalize(min(known), max(max(known), min(known) + 1e-9))
 
 
 _HIGHEST = 30  # decade that is drawn; of a run that diverges it is all the same

@@ -1,15 +1,18 @@
 """The report: one page that needs nothing else, and the same in Markdown. Writes report.html and report.md."""
 
 import logging
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bertmon.compare import plots, selection, summary
-from bertmon.compare.results import Sweep, read_sweep
-from bertmon.result import read_sweep_file
+from bertmon.compare import selection, summary
+from bertmon.compare.results import WAITING, Sweep, read_sweep
+from bertmon.result import SWEEP_FILE, Status, run_names
 from bertmon.sanitize import sanitize_line
 from bertmon.storage import atomic_write
 
@@ -29,6 +32,8 @@ _HEAT_MAPS = (
 
 def write_report(folders: Sequence[Path], target: Path) -> Sweep:
     """Read the sweeps in `folders`, put their report into `target`, and return what was read. Raises InputError."""
+    from bertmon.compare import plots  # matplotlib and seaborn, which a training process must not import
+
     sweep = read_sweep(folders)
     with plots.suppress_plot_warnings():
         whole = render_html(sweep)
@@ -38,26 +43,31 @@ def write_report(folders: Sequence[Path], target: Path) -> Sweep:
 
 
 def refresh_report(folder: Path) -> None:
-    """As `write`, for a run that ends while others wait: not if that would take more than a twentieth of the time.
+    """Rebuild the report when a run ends while others wait, in a separate process, at most 5 % of the wall time.
 
-    What goes wrong with it is told in the log and harms no run.
+    Errors are logged; no run fails with them.
     """
     try:
-        page, takes = folder / HTML_FILE, 2 + len(read_sweep_file(folder).get("runs", [])) / 150  # seconds, about
-        if page.exists() and 0 <= time.time() - page.stat().st_mtime < 20 * takes:
-            return
-        if any(
-            run.status in ("waiting", "running") for run in read_sweep([folder]).runs
-        ):  # the launch writes the last one
-            write_report([folder], folder)
-    except OSError as error:
-        log.error(f"{folder / HTML_FILE} could not be written: {error}")
-    except Exception:
-        log.exception(f"{folder / HTML_FILE} could not be written")
+        seconds = 3 + len(run_names(folder)) / 150  # that it takes, about
+        last = max(path.stat().st_mtime for path in (folder / HTML_FILE, folder / SWEEP_FILE) if path.exists())
+        if not 0 <= time.time() - last < 20 * seconds and _unfinished(folder):  # the launch writes the last one
+            command = [sys.executable, "-m", "bertmon.compare", str(folder)]
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+            done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            if done.returncode:
+                log.error("%s could not be written: %s", folder / HTML_FILE, done.stderr.strip())
+    except Exception as error:
+        log.error("%s could not be written: %s", folder / HTML_FILE, error)
+
+
+def _unfinished(folder: Path) -> bool:
+    return any(run.status in (WAITING, Status.running) for run in read_sweep([folder]).runs)
 
 
 def render_html(sweep: Sweep) -> str:
-    colours = plots.setting_colors(sweep)
+    from bertmon.compare import plots
+
+    colors = plots.setting_colors(sweep)
     curves = selection.select_curves(sweep)
     beside = selection.select_layer_runs(sweep)
     environment = Environment(loader=PackageLoader("bertmon.compare", ""), autoescape=True, undefined=StrictUndefined)
@@ -67,15 +77,15 @@ def render_html(sweep: Sweep) -> str:
         swept=[sanitize_line(key) for key in sweep.swept],
         written=time.strftime("%Y-%m-%d %H:%M:%S"),
         sentences=summary.conclusions(sweep),
-        cells=summary.settings_table(sweep),
+        settings=summary.settings_table(sweep),
         caption=summary.TABLE_NOTE,
-        colours=[colours[cell] for cell in sweep.settings],
+        colors=[colors[setting] for setting in sweep.settings],
         runs=summary.runs_table(sweep),
         errors=summary.unfinished_table(sweep),
-        overview=plots.to_svg(plots.training_curves(curves, colours)) if curves else "",
+        overview=plots.to_svg(plots.training_curves(curves, colors)) if curves else "",
         drawn=len(curves),
         layers=[
-            (step, [plots.to_svg(figure) for figure in plots.layer_figures(beside, step, colours).values()])
+            (step, [plots.to_svg(figure) for figure in plots.layer_figures(beside, step, colors).values()])
             for step in selection.select_steps(beside)
         ],
         heat_maps=[plots.to_svg(plots.layer_heatmap(beside, name, title)) for name, title in _HEAT_MAPS]

@@ -1,154 +1,217 @@
-"""What a sweep came to: its runs by cell, and their statistics. Numpy at most, so that a report needs no torch.
+"""The runs of a sweep, grouped by setting. Imports no torch.
 
-A cell is a set of settings; its runs differ by their seed alone. Reads what runs leave (result.json, history.npz) and
-what a launch leaves (sweep.json); leaves words to words, pictures to charts, pages to page.
+A setting is a set of config values; its runs differ by their seed alone. Reads what runs leave (result.json,
+history.npz) and what a launch leaves (sweep.json), of version 0.1 too. Text is in summary, figures in plots.
 """
 
+import functools
 import json
 import logging
 import math
 import statistics
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from bertmon.config import RunConfig, run_identity
 from bertmon.errors import InputError
+from bertmon.metrics import did_not_learn
 from bertmon.monitor.diagnosis import Verdict
 from bertmon.monitor.history import HISTORY_FILE, History
-from bertmon.result import FINISHED, RESULT_FILE, SWEEP_FILE, is_locked, read_json, read_sweep_file
+from bertmon.notation import format_value
+from bertmon.result import RESULT_FILE, SWEEP_FILE, RunResult, Status, is_running, run_names
 from bertmon.sanitize import sanitize_line
 
 log = logging.getLogger(__name__)
 
-_NOT_IDENTITY = ("seed", "device", "cache", "experiment", "resume")  # runs that differ by these alone are of one cell
+WAITING, UNREADABLE = "waiting", "unreadable"
+"""Statuses beside those of RunResult: a run that has not started, and one whose result.json is corrupt."""
+
+_NOT_SETTINGS = ("seed", "cache")  # "cache": version 0.1 named cache_dir so
+_RENAMED_KEYS = {
+    "train.clip": "train.max_grad_norm",
+    "data.pad_lengths": "data.bucket_lengths",
+    "data.home": "data.data_home",
+    "schedule.shape": "schedule.decay",
+    "monitor.biases": "monitor.include_biases",
+    "monitor.rules.logit_spread": "monitor.thresholds.min_logit_std",
+    "monitor.rules.depth_profile": "monitor.thresholds.min_depth_ratio",
+    "monitor.rules.update_per_lr": "monitor.thresholds.min_update_per_lr",
+    "monitor.rules.learned": "monitor.thresholds.learned_loss_ratio",
+    "monitor.rules.spread_at_end": "monitor.thresholds.min_final_logit_std",
+    "monitor.rules.patience": "monitor.thresholds.min_lr_used",
+    "monitor.rules.growth": "monitor.thresholds.max_logit_std_growth",
+    "monitor.rules.slow": "monitor.thresholds.slow_after",
+}
+"""Config keys as version 0.1 named them."""
+
+_MAX_PLAN_BYTES = 10**9
 
 
 @dataclass(frozen=True, eq=False)
 class RunSummary:
-    """One run; `result` is its result.json, or what is known of it without one."""
+    """One run. `result` is None for a run that has not started, or whose result.json is corrupt."""
 
-    folder: Path
+    run_dir: Path
     name: str  # folder below the sweep's, or below what several sweeps have in common
-    result: Mapping[str, Any]
+    result: RunResult | None
+    waiting: bool = False
 
     @property
     def status(self) -> str:
-        """That of result.json; "waiting" for a run that has not started, "unreadable" for a damaged file."""
-        return str(self.result.get("status", "unreadable"))
+        if self.result is None:
+            return WAITING if self.waiting else UNREADABLE
+        return str(self.result.status)
 
     @property
-    def finished(self) -> bool:
-        return self.status in FINISHED and bool(self.result.get("evaluations"))
+    def broken(self) -> bool:
+        """Whether the run stopped without coming to its end."""
+        return self.status == UNREADABLE or (self.result is not None and self.result.status.broken)
+
+    @property
+    def ended(self) -> bool:
+        return self.result is not None and self.result.ended
 
     @property
     def seed(self) -> int | None:
-        return self.result.get("seed")
+        return self.result.seed if self.result else None
 
     @property
     def overrides(self) -> Mapping[str, Any]:
-        """What tells the run's cell from the others, by dotted key."""
-        return self.result.get("differs") or {}
+        """What tells the run's setting from the others of its launch, by dotted key."""
+        overrides = self.result.overrides if self.result else {}
+        return {_RENAMED_KEYS.get(key, key): value for key, value in overrides.items()}
+
+    @cached_property
+    def values(self) -> Mapping[str, Any]:
+        """The config of the run's setting, by dotted key; empty while it is not known."""
+        if self.result is None or self.result.config is None:
+            return {}
+        flat = run_identity(self.result.config)
+        known = {_RENAMED_KEYS.get(key, key): value for key, value in flat.items() if key not in _NOT_SETTINGS}
+        return _default_values() | known  # a key that the run's version did not have yet has its default
 
     @cached_property
     def group_key(self) -> str:
         """Two runs with the same one differ by their seed alone."""
-        settings = self.result.get("settings")
-        if settings is None:  # it has not come that far
-            return str(self.folder.parent)
-        told = {key: value for key, value in settings.items() if key not in _NOT_IDENTITY}
-        return json.dumps([told, self.result.get("data", {}).get("fingerprint")], sort_keys=True)
+        if not self.values:
+            return str(self.run_dir.parent)
+        fingerprint = self.result.data.fingerprint if self.result and self.result.data else None
+        return json.dumps([self.values, fingerprint], sort_keys=True)
 
     @property
     def verdict(self) -> Verdict | None:
-        told = self.result.get("verdict")
-        return Verdict(told) if told in list(Verdict) else None
+        """The last one; None for a run that was not watched."""
+        return self.result.diagnosis.verdict if self.result and self.result.diagnosis else None
 
     @property
     def flagged_step(self) -> int | None:
-        """Step at which the verdict that the run ended with was known, if that is a doomed one."""
-        return self.result["verdict_step"] if self.verdict and self.verdict.doomed else None
+        """Step at which the verdict that the run ended with was known, if it is a doomed one."""
+        return self.result.flagged_step if self.result else None
+
+    @property
+    def flagged_fraction(self) -> float:
+        """`flagged_step` as a fraction of the planned steps; nan if there is none."""
+        if self.result is None or self.flagged_step is None or not self.result.total_steps:
+            return math.nan
+        return self.flagged_step / self.result.total_steps
 
     def final(self, metric: str) -> float:
-        """loss or accuracy of the last evaluation; nan where there is none."""
-        return _number(self.result.get("metrics", {}).get("final", {}), metric)
+        """loss or accuracy of the last evaluation; nan if there is none."""
+        return getattr(self.result.final, metric) if self.result and self.result.final else math.nan
 
     def best(self, metric: str) -> float:
-        """loss or accuracy of the evaluation with the best accuracy; nan where there is none."""
-        return _number(self.result.get("metrics", {}).get("best"), metric)
+        """loss or accuracy of the evaluation with the best accuracy; nan if there is none."""
+        return getattr(self.result.best, metric) if self.result and self.result.best else math.nan
 
     @property
     def did_not_learn(self) -> bool | None:
-        """Whether a finished run has learned nothing that its test set could tell from the most frequent class.
+        """Whether the last accuracy is within what guessing the majority class gives; None if the run has not ended."""
+        return self.result.did_not_learn if self.result else None
 
-        Its accuracy is below the 99 % bound of guessing that class (normal approximation). None: not finished.
-        """
-        if not self.finished:
-            return None
-        data = self.result["data"]
-        share, texts = data["majority"], data["test_texts"]
-        return not self.final("accuracy") > share + 2.576 * math.sqrt(share * (1 - share) / texts)
+    @property
+    def seconds(self) -> float:
+        """From start to end; nan if that is not known."""
+        return self.result.seconds if self.result and self.result.seconds is not None else math.nan
 
     @property
     def saved_steps(self) -> int:
-        """Steps that a doomed run was spared."""
-        return int(self.result["steps_planned"] - self.result["steps"]) if self.status == "stopped" else 0
+        """Steps that a stopped run was spared."""
+        return self.result.saved_steps if self.result else 0
 
+    @cached_property
+    def peak_effective_lr(self) -> float:
+        """The largest effective learning rate of the plan, of all its steps; nan if it is not known."""
+        path = self.run_dir / HISTORY_FILE
+        try:
+            if not path.is_file():
+                return math.nan
+            with zipfile.ZipFile(path) as packed:
+                if packed.getinfo("effective_lr.npy").file_size > _MAX_PLAN_BYTES:
+                    return math.nan
+            with np.load(path, allow_pickle=False) as stored:
+                return float(stored["effective_lr"].max())
+        except Exception:  # `history` reports a corrupt file; numpy and zipfile raise a dozen kinds of errors
+            return math.nan
+
+    @cached_property
     def history(self) -> History | None:
-        """What was measured; None where no file is there, or no whole one, which is told."""
-        path = self.folder / HISTORY_FILE
+        """What was measured; None if there is no file, or a corrupt one, which is logged."""
+        path = self.run_dir / HISTORY_FILE
         if not path.exists():
             return None
         try:
             return History.load(path)
         except (OSError, ValueError) as error:
-            if not self._warned:
-                log.warning(f"{sanitize_line(path)} cannot be read ({sanitize_line(error)}): its run has no curves")
-                self._warned.append(path)
+            log.warning("%s cannot be read (%s): its run has no curves", sanitize_line(path), sanitize_line(error))
             return None
-
-    @cached_property
-    def _warned(self) -> list[Path]:
-        """Files that have been said to be damaged."""
-        return []
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """The runs of one set of settings, by seed."""
+    """The runs of one set of config values, by seed."""
 
     name: str
-    overrides: Mapping[str, Any]
+    values: Mapping[str, Any]  # those that differ between the settings of the sweep, by dotted key
     runs: tuple[RunSummary, ...]
 
-    @property
-    def finished(self) -> list[RunSummary]:
-        return [run for run in self.runs if run.finished]
+    @cached_property
+    def ended(self) -> list[RunSummary]:
+        return [run for run in self.runs if run.ended]
 
-    @property
+    @cached_property
     def did_not_learn(self) -> list[RunSummary]:
         return [run for run in self.runs if run.did_not_learn]
 
     def mean(self, metric: str, *, best: bool = False) -> tuple[float, float, int]:
-        """Mean and standard deviation (of the sample; nan for one run) over the finished runs that have the metric, and
+        """Mean and standard deviation (of the sample; nan for one run) over the ended runs that have the metric, and
         their number."""
-        values = [run.best(metric) if best else run.final(metric) for run in self.finished]
+        values = [run.best(metric) if best else run.final(metric) for run in self.ended]
         values = [value for value in values if not math.isnan(value)]
         mean = statistics.fmean(values) if values else math.nan
         return mean, statistics.stdev(values) if len(values) > 1 else math.nan, len(values)
 
     def sort_key(self) -> float:
-        """Mean of the last accuracy; cells without one come first."""
+        """Mean of the last accuracy; settings without one come first."""
         mean = self.mean("accuracy")[0]
         return -1.0 if math.isnan(mean) else mean
 
     @property
     def seconds(self) -> float:
-        """Mean time of the finished runs, from start to end; nan where there is none."""
-        times = [run.result["seconds"] for run in self.finished if "seconds" in run.result]
+        """Mean time of the ended runs, from start to end; nan if there is none."""
+        times = [run.seconds for run in self.ended if not math.isnan(run.seconds)]
         return statistics.fmean(times) if times else math.nan
+
+    @cached_property
+    def peak_effective_lr(self) -> float:
+        """Of the first run that has one: runs of a setting share their plan."""
+        return next((peak for run in self.runs if not math.isnan(peak := run.peak_effective_lr)), math.nan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,132 +223,112 @@ class Sweep:
 
     @cached_property
     def runs(self) -> list[RunSummary]:
-        return [run for cell in self.settings for run in cell.runs]
+        return [run for setting in self.settings for run in setting.runs]
+
+    @cached_property
+    def ended(self) -> list[RunSummary]:
+        return [run for run in self.runs if run.ended]
 
     @cached_property
     def swept(self) -> list[str]:
-        """Dotted keys that differ between cells, in the order in which they were given."""
-        return list(dict.fromkeys(key for cell in self.settings for key in cell.overrides))
+        """Dotted keys that differ between settings, those that were swept first, in their order."""
+        return list(dict.fromkeys(key for setting in self.settings for key in setting.values))
+
+    @cached_property
+    def min_test_texts(self) -> tuple[int, int] | None:
+        """Test texts of the run that has fewest for its classes, and how many it would need, if that is more."""
+        data = [run.result.data for run in self.ended if run.result and run.result.data]
+        sizes = {(each.test_texts, texts_needed(each.majority_share)) for each in data}
+        return min(((texts, needed) for texts, needed in sizes if texts < needed), default=None)
+
+
+@functools.cache
+def texts_needed(majority_share: float) -> int:
+    """The smallest number of test texts that can tell a model halfway between guessing and perfect from guessing."""
+    halfway = (1 + majority_share) / 2
+    return next((n for n in range(1, 10_000) if not did_not_learn(halfway, majority_share, n)), 10_000)
 
 
 def read_sweep(folders: Sequence[Path]) -> Sweep:
-    """The runs below the folders, each once, those that have not started included.
+    """The runs below the folders, each once, with those that have not started.
 
-    Raises InputError for a folder that holds neither a run nor the plan of any.
+    Raises InputError for a folder that holds neither a run nor a sweep.json.
     """
     runs: dict[Path, RunSummary] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise InputError(
-                f"{sanitize_line(folder)} is no folder: give that of a sweep, such as multirun/2026-11-23_07-17-49."
-            )
-        found = list(_runs(folder, prefix=f"{folder.name}/" if len(folders) > 1 else ""))
-        if not found and not (folder / SWEEP_FILE).exists():
-            raise InputError(f"{sanitize_line(folder)} holds no run: there is no {RESULT_FILE} in it, nor below it.")
-        for run in found:
-            runs.setdefault(run.folder.resolve(), run)
-    beside: dict[Path, set[str]] = {}  # cells of the runs that say theirs, by folder
-    for run in runs.values():
-        if "settings" in run.result:
-            beside.setdefault(run.folder.parent, set()).add(run.group_key)
-    cells: dict[str, list[RunSummary]] = {}
-    for run in runs.values():
-        known = beside.get(run.folder.parent, set())
-        cell = next(iter(known)) if "settings" not in run.result and len(known) == 1 else run.group_key
-        cells.setdefault(cell, []).append(run)
-    return Sweep(tuple(folders), tuple(_cells(list(cells.values()))))
-
-
-def wilson_interval(count: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share of which `count` of `n` were seen (Wilson 1927, score interval)."""
-    if not n:
-        return 0.0, 1.0
-    z, share = 1.96, count / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
-
-
-def _runs(folder: Path, prefix: str) -> Iterable[RunSummary]:
-    names = read_sweep_file(folder).get("runs", [])
-    started = {str(path.parent.relative_to(folder)): path for path in folder.rglob(RESULT_FILE)}
-    for name in dict.fromkeys([*names, *sorted(started)]):
-        result = _checked(read_json(started[name])) if name in started else {"status": "waiting"}
-        if result.get("status") == "running" and not is_locked(started[name].parent):
-            result |= {"status": "interrupted", "error": "killed: its process has ended without a word"}
-        yield RunSummary(
-            folder / name, sanitize_line(prefix + (name if name != "." else folder.resolve().name), 500), result
-        )
-
-
-_SHAPES: dict[str, type | tuple[type, ...]] = {
-    "status": str,
-    "seed": int,
-    "differs": dict,
-    "settings": dict,
-    "data": dict,
-    "metrics": dict,
-    "evaluations": list,
-    "steps": int,
-    "steps_planned": int,
-    "seconds": (int, float),
-    "verdict": str,
-    "verdict_step": int,
-    "cause": str,
-    "advice": str,
-    "error": str,
-}
-
-
-def _checked(result: dict[str, Any]) -> dict[str, Any]:
-    """The result, if it is one that a run leaves; else an empty one, whose run is "unreadable"."""
-
-    def number(value: Any, least: float = 0) -> bool:
-        return isinstance(value, int | float) and least <= value < 1e300  # more is none that a sum can take
-
-    def metrics(value: Any) -> bool:
-        keys = ("loss", "accuracy")
-        return isinstance(value, dict) and all(value.get(key) is None or number(value[key], -1e300) for key in keys)
-
-    told = {key: value for key, value in result.items() if value is not None}
-    whole = all(isinstance(told[key], shape) for key, shape in _SHAPES.items() if key in told)
-    if whole and told.get("status") in FINISHED:
-        data, evaluations = told.get("data", {}), told.get("evaluations", [])
-        whole = (
-            {"steps", "steps_planned", "seconds", "metrics"} <= told.keys()
-            and ("verdict" in told) == ("verdict_step" in told)
-            and number(told["seconds"])
-            and number(told["steps"])
-            and number(told["steps_planned"], max(told["steps"], 1))
-            and number(data.get("majority"))
-            and data["majority"] <= 1
-            and number(data.get("test_texts"), 1)
-            and metrics(told["metrics"].get("final"))
-            and metrics(told["metrics"].get("best") or {})
-            and all(metrics(each) and number(each.get("step")) for each in evaluations)
-        )
-    return told if whole and "status" in told else {}
-
-
-def _cells(groups: Sequence[Sequence[RunSummary]]) -> Iterable[Setting]:
-    """Named by what differs, where that tells them apart; else by their folders."""
-    differs = [next((run.overrides for run in runs if run.overrides), {}) for runs in groups]
-    short = short_names(dict.fromkeys(key for each in differs for key in each))
-    names = [", ".join(f"{short[key]}={value}" for key, value in each.items()) for each in differs]
-    folders = [sorted({str(Path(run.name).parent) for run in runs})[0] for runs in groups]
-    folders = [name if name != "." else runs[0].name for name, runs in zip(folders, groups, strict=True)]
-    alike = {name for name, count in Counter(names).items() if count > 1 or not name}
-    for runs, each, name, folder in zip(groups, differs, names, folders, strict=True):
-        seeds = sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.name))
-        yield Setting(sanitize_line(folder if name in alike else name, 500), each, tuple(seeds))
+            raise InputError(f"{folder}: expected the folder of a sweep, such as multirun/2026-11-23_07-17-49.")
+        below = list(_read_runs(folder, prefix=f"{folder.resolve().name}/" if len(folders) > 1 else ""))
+        if not below and not (folder / SWEEP_FILE).exists():
+            raise InputError(f"{folder}: expected a run, but there is no {RESULT_FILE} in it or below it.")
+        for run in below:
+            runs.setdefault(run.run_dir.resolve(), run)
+    return Sweep(tuple(folders), tuple(_settings(_grouped(list(runs.values())))))
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Dotted keys without their group, where that is clear."""
+    """Dotted keys without their group, where that is unique."""
+    keys = list(keys)
     counts = Counter(key.rpartition(".")[2] for key in keys)
     return {key: last if counts[last := key.rpartition(".")[2]] == 1 else key for key in keys}
 
 
-def _number(metrics: Mapping[str, Any] | None, metric: str) -> float:
-    value = (metrics or {}).get(metric)
-    return math.nan if value is None else float(value)
+def _read_runs(folder: Path, prefix: str) -> Iterable[RunSummary]:
+    started = {str(path.parent.relative_to(folder)): path.parent for path in folder.rglob(RESULT_FILE)}
+    for name in dict.fromkeys([*run_names(folder), *sorted(started)]):
+        run_dir = started.get(name)
+        result = RunResult.read(run_dir) if run_dir else None
+        if run_dir and result and result.status is Status.running and not is_running(run_dir):
+            result.status = Status.interrupted
+            result.error = "the process died without writing a result (killed?)"
+        shown = sanitize_line(prefix + (name if name != "." else folder.resolve().name), 500)
+        yield RunSummary(folder / name, shown, result, waiting=run_dir is None)
+
+
+def _grouped(runs: Sequence[RunSummary]) -> list[list[RunSummary]]:
+    """Runs by setting. One that does not know its config yet belongs to the only setting in its folder."""
+    in_folder: dict[Path, set[str]] = {}
+    for run in runs:
+        if run.values:
+            in_folder.setdefault(run.run_dir.parent, set()).add(run.group_key)
+    groups: dict[str, list[RunSummary]] = {}
+    for run in runs:
+        known = in_folder.get(run.run_dir.parent, set())
+        key = next(iter(known)) if not run.values and len(known) == 1 else run.group_key
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
+
+
+def _settings(groups: Sequence[Sequence[RunSummary]]) -> Iterable[Setting]:
+    """Named by the keys that differ, or by their folders where no key tells them apart."""
+    known = [next((run for run in runs if run.values), None) for runs in groups]
+    keys = _differing_keys([run for run in known if run])
+    values = [{key: run.overrides.get(key, run.values.get(key)) for key in keys} if run else {} for run in known]
+    short = short_names(keys)
+    names = [", ".join(f"{short[key]}={format_value(value)}" for key, value in each.items()) for each in values]
+    folders = [min({str(Path(run.name).parent) for run in runs}) for runs in groups]
+    folders = [name if name != "." else runs[0].name for name, runs in zip(folders, groups, strict=True)]
+    alike = {name for name, count in Counter(names).items() if count > 1 or not name}
+    for runs, each, name, folder in zip(groups, values, names, folders, strict=True):
+        by_seed = sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.name))
+        yield Setting(sanitize_line(folder if name in alike else name, 500), each, tuple(by_seed))
+
+
+def _differing_keys(runs: Sequence[RunSummary]) -> list[str]:
+    """Of one run a setting: the keys that were swept, then all others that differ and that those do not explain.
+
+    `model=bert_small` explains every key below it; but where another launch chose its model otherwise, the keys say it.
+    """
+    swept = dict.fromkeys(key for run in runs for key in run.overrides)
+    swept = {key: None for key in swept if all(key in run.overrides or key in run.values for run in runs)}
+    differing = []
+    for key in dict.fromkeys(key for run in runs for key in run.values):
+        explained = "experiment" in swept or any(key == other or key.startswith(f"{other}.") for other in swept)
+        if not explained and len({json.dumps(run.values.get(key)) for run in runs}) > 1:
+            differing.append(key)
+    return [*swept, *differing]
+
+
+@functools.cache
+def _default_values() -> dict[str, Any]:
+    return {key: value for key, value in run_identity(asdict(RunConfig())).items() if key not in _NOT_SETTINGS}

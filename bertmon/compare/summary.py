@@ -1,4 +1,4 @@
-"""A sweep in words: plain sentences, and one table for page, mail and console. Pure."""
+"""A sweep in text: conclusions in plain sentences, and tables for the report, Markdown and the console. Pure."""
 
 import math
 import statistics
@@ -6,234 +6,316 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bertmon.compare.results import RunSummary, Setting, Sweep, short_names, wilson_interval
-from bertmon.result import FINISHED, RESULT_FILE, UNFINISHED
+from rich.console import Console
+from rich.text import Text
+
+from bertmon.compare.results import UNREADABLE, WAITING, RunSummary, Setting, Sweep, short_names
+from bertmon.metrics import wilson_interval
+from bertmon.notation import format_duration, format_percent, format_rate, format_value
+from bertmon.result import RESULT_FILE, Status
 from bertmon.sanitize import sanitize_line
 
 TABLE_NOTE = (
-    "Mean ± standard deviation over the runs of a cell. Failed: accuracy within what guessing the most frequent class "
-    "gives (99 %), with the 95 % interval of the rate. Known at step: since when the verdict is known that a doomed "
-    "run ended with; median and range. Time: mean of a run. Saved: of all runs that were stopped."
+    "Mean ± standard deviation over the runs of a setting. Did not learn: the last accuracy is within the 99 % "
+    "interval of always guessing the most frequent class; with the 95 % interval of the rate. Flagged at step: since "
+    "when the doomed verdict that a run ended with was known; median and range. Peak rate: the largest effective "
+    "learning rate. Time: mean of a run. Saved: steps that all stopped runs were spared."
 )
 
-_MOST = 3  # cells that are named one by one
-_LINES = 40  # of the table on a terminal
+_MAX_NAMED = 3  # settings that are named one by one
+_MAX_CONSOLE_ROWS = 40
+_STATES = {WAITING: "not started"}
+_VERDICT_STYLES = {
+    "healthy": "green",
+    "undecided": "bright_black",
+    "slow": "yellow",
+    "not learning": "red",
+    "collapsed": "red",
+    "diverged": "red",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
     """Text in rows and columns, each cell fit for one line."""
 
-    heads: tuple[str, ...]
+    header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
     @classmethod
-    def of(cls, heads: Iterable[str], rows: Iterable[Iterable[str]]) -> "Table":
-        return cls(tuple(map(sanitize_line, heads)), tuple(tuple(map(sanitize_line, row)) for row in rows))
+    def of(cls, header: Iterable[str], rows: Iterable[Iterable[str]]) -> "Table":
+        return cls(tuple(map(sanitize_line, header)), tuple(tuple(map(sanitize_line, row)) for row in rows))
 
     def markdown(self) -> str:
-        lines = [self.heads, tuple("---" for _ in self.heads), *self.rows]
-        return "\n".join("| " + " | ".join(_escaped(cell) for cell in sanitize_line) + " |" for sanitize_line in lines)
+        lines = [self.header, tuple("---" for _ in self.header), *self.rows]
+        return "\n".join("| " + " | ".join(_escape_markdown(cell) for cell in line) + " |" for line in lines)
+
+    def without_empty_columns(self) -> "Table":
+        return self._columns([i for i in range(len(self.header)) if any(row[i] for row in self.rows)])
+
+    def fitted(self, width: int, importance: Sequence[str]) -> "Table":
+        """At most `width` characters wide as `plain`: of the columns named in `importance`, the last ones go first."""
+        keep = list(range(len(self.header)))
+        for name in reversed(importance):
+            if sum(self._width(i) + 2 for i in keep) - 2 <= width:
+                break
+            keep = [i for i in keep if self.header[i] != name]
+        return self._columns(keep)
 
     def plain(self) -> str:
         """In columns of one width, for a terminal."""
-        lines = [self.heads, *self.rows]
-        widths = [max(len(row[column]) for row in lines) for column in range(len(self.heads))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in lines
-        )
+        widths = [self._width(i) for i in range(len(self.header))]
+        lines = [self.header, *self.rows]
+        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+    def _width(self, column: int) -> int:
+        return max(len(line[column]) for line in [self.header, *self.rows])
+
+    def _columns(self, columns: Sequence[int]) -> "Table":
+        rows = tuple(tuple(row[i] for i in columns) for row in self.rows)
+        return Table(tuple(self.header[i] for i in columns), rows)
 
 
-def _escaped(text: str) -> str:
-    """For Markdown."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
-
-
-def settings_table(sweep: Sweep) -> Table:
-    """A row a cell: what was swept, and what came of it."""
-    heads = ["run"] if _needs_names(sweep) else [*short_names(sweep.swept).values()]
-    heads += ["runs", "test accuracy", "best", "test loss", "failed", "verdict", "known at step", "time", "saved"]
-    return Table.of(heads, (_row(sweep, cell) for cell in sweep.settings))
+def settings_table(sweep: Sweep, *, intervals: bool = True) -> Table:
+    """A row a setting: its values, and what came of it. intervals: of the rates of runs that did not learn."""
+    header = ["setting"] if needs_names(sweep) else [*short_names(sweep.swept).values()]
+    header += ["runs", "test accuracy", "did not learn", "verdict", "flagged at step", "peak rate", "best"]
+    header += ["test loss", "time", "saved"]
+    return Table.of(header, (_setting_row(sweep, setting, intervals) for setting in sweep.settings))
 
 
 def runs_table(sweep: Sweep) -> Table:
     """A row a run."""
-    heads = ("run", "status", "test accuracy", "test loss", "verdict", "since step", "steps", "time")
-    return Table.of(heads, map(_run, sweep.runs))
+    header = ("run", "status", "test accuracy", "test loss", "verdict", "since step", "peak rate", "steps", "time")
+    return Table.of(header, map(_run_row, sweep.runs))
 
 
 def unfinished_table(sweep: Sweep) -> Table:
-    """A row for each run that did not come to its end by itself."""
-    rows = [(run.name, run.status, _reason(run)) for run in sweep.runs if run.status in (*UNFINISHED, "unreadable")]
+    """A row for each run that stopped without coming to its end."""
+    rows = [(run.name, run.status, _reason(run)) for run in sweep.runs if run.broken]
     return Table.of(("run", "status", "why"), rows)
 
 
 def conclusions(sweep: Sweep) -> list[str]:
-    """What the sweep says, in plain words."""
-    ended = [cell for cell in sweep.settings if cell.finished]
-    if not ended:
-        return ["No run has ended yet."]
-    best = max(ended, key=Setting.sort_key)
-    failing = [cell for cell in ended if cell.did_not_learn]
-    runs = [run for cell in ended for run in cell.finished]
-    found = []
-    if all(run.did_not_learn for run in runs) and len(runs) > 1:
-        found.append("No run has learned more than guessing the most frequent class gives.")
-    elif len(ended) > 1:
-        found.append(f"Best: {best.name}, with {format_accuracy(best)} test accuracy{_seeds(best)}.")
-    else:
-        found.append(f"{best.name}: {format_accuracy(best)} test accuracy{_seeds(best)}.")
-    if len(failing) <= _MOST:
-        found += [_failure(cell) for cell in failing]
-    else:
-        wholly = sum(len(cell.did_not_learn) == len(cell.finished) for cell in failing)
-        verdicts = _verdicts([run for cell in failing for run in cell.did_not_learn])
-        found.append(
-            f"In {len(failing)} of {len(ended)} cells runs failed to learn, in {wholly} of them all; "
-            f"verdicts on those that failed: {verdicts}."
+    """What the sweep shows, in plain sentences."""
+    unfinished = _unfinished(sweep)
+    if not sweep.ended:
+        return [unfinished or "No run has ended yet."]
+    sentences = [_best(sweep)]
+    if sweep.min_test_texts:
+        texts, needed = sweep.min_test_texts
+        sentences.append(
+            f"{texts} test texts are too few to tell learning from guessing: at least {needed} are needed."
         )
-    if not failing and len(runs) == len(sweep.runs) > 1:
-        found.append("No run failed to learn.")
-    wrong = [run for run in runs if run.flagged_step is not None and not run.did_not_learn]
-    if wrong:
-        found.append(f"Called doomed, and yet better than guessing: {_listed([run.name for run in wrong])}.")
-    counts = Counter(run.status for run in sweep.runs if not run.finished)
-    if counts:
-        states = ", ".join(f"{n} {_STATES.get(status, status)}" for status, n in counts.items())
-        found.append(f"Not in the numbers: {states}.")
-    return [sanitize_line(sentence, 2000) for sentence in found]
+    else:
+        sentences += _failures(sweep)
+    if unfinished:
+        sentences.append(unfinished)
+    return [sanitize_line(sentence, 2000) for sentence in sentences]
+
+
+def verdict_sentence(run: RunSummary) -> str:
+    """The verdict of one run, with its reasons."""
+    diagnosis = run.result.diagnosis if run.result else None
+    if diagnosis is None:
+        return "The run was not watched."
+    return f"Verdict: {diagnosis.verdict} since step {diagnosis.since_step}" + (
+        f": {text}." if (text := diagnosis.findings_text()) else "."
+    )
 
 
 def console_summary(sweep: Sweep) -> str:
-    """The whole answer, for a terminal."""
-    whole = settings_table(sweep)
-    lines = [whole.plain()]
-    if len(whole.rows) > _LINES:
-        best = sorted(range(len(whole.rows)), key=lambda row: -sweep.settings[row].sort_key())[:_LINES]
-        lines = [Table(whole.heads, tuple(whole.rows[row] for row in best)).plain()]
-        lines.append(f"(the best {_LINES} of {len(whole.rows)} cells)")
-    return "\n".join([*lines, *conclusions(sweep)])
+    """The whole answer, for standard output: as wide as the terminal, verdicts in color unless NO_COLOR is set."""
+    console = Console(highlight=False, soft_wrap=True)
+    table = settings_table(sweep, intervals=False).without_empty_columns()
+    note = ""
+    if len(table.rows) > _MAX_CONSOLE_ROWS:
+        best = sorted(range(len(table.rows)), key=lambda row: -sweep.settings[row].sort_key())[:_MAX_CONSOLE_ROWS]
+        note = f"(the best {_MAX_CONSOLE_ROWS} of {len(table.rows)} settings)"
+        table = Table(table.header, tuple(table.rows[row] for row in best))
+    if console.is_terminal:
+        importance = ("test accuracy", "verdict", "did not learn", "flagged at step", "runs", "peak rate")
+        table = table.fitted(console.width, (*importance, "saved", "time", "test loss", "best"))
+    lines = [line for line in ("\n".join([table.plain(), note]), *conclusions(sweep)) if line]
+    text = Text("\n".join(line.rstrip("\n") for line in lines))
+    for verdict, style in _VERDICT_STYLES.items():
+        text.highlight_words([verdict], style)
+    with console.capture() as capture:
+        console.print(text)
+    return capture.get().rstrip("\n")
 
 
 def progress_line(sweep: Sweep) -> str:
-    """How far a sweep has come when its next run begins, in one line; empty for a single run."""
-    waiting, running, ended = (
-        [run for run in sweep.runs if run.status in states] for states in (("waiting",), ("running",), FINISHED)
-    )
+    """How far a sweep has come when its next run starts, in one line; empty for a single run."""
+    waiting = [run for run in sweep.runs if run.status == WAITING]
+    running = [run for run in sweep.runs if run.status == Status.running]
     if len(sweep.runs) < 2 or not waiting:
         return ""
     line = f"run {len(sweep.runs) - len(waiting) + 1} of {len(sweep.runs)}"
-    if ended:
-        each = statistics.fmean(run.result["seconds"] for run in ended)
-        line += f", about {format_duration(each * len(waiting) / (len(running) + 1))} left; so far {_verdicts(ended)}"
-    failed = sum(run.status in (*UNFINISHED, "unreadable") for run in sweep.runs)
-    return line + (f", {failed} broken off" if failed else "")
+    if times := [run.seconds for run in sweep.ended if not math.isnan(run.seconds)]:
+        left = statistics.fmean(times) * len(waiting) / (len(running) + 1)
+        line += f", about {format_duration(left)} left; so far {count_verdicts(sweep.ended)}"
+    broken = sum(run.broken for run in sweep.runs)
+    return line + (f", {broken} unfinished" if broken else "")
 
 
-def format_accuracy(cell: Setting) -> str:
-    """Mean and standard deviation of the last test accuracy."""
-    mean, spread, n = cell.mean("accuracy")
-    return f"{100 * mean:.1f}{_plus_minus(100 * spread, '.1f')} %" if n else ""
+def needs_names(sweep: Sweep) -> bool:
+    """Whether settings go by their names: no key tells them apart, or runs do not know theirs."""
+    known = [setting.values for setting in sweep.settings if setting.values]
+    return not known or len({tuple(map(str, values.values())) for values in known}) < len(known)
 
 
-_STATES = {"waiting": "not started"}
-
-
-def _needs_names(sweep: Sweep) -> bool:
-    """Whether cells go by their names: where keys do not tell them apart, or runs do not say theirs."""
-    known = [cell.overrides for cell in sweep.settings if cell.overrides]
-    values = {tuple(str(differs.get(key)) for key in sweep.swept) for differs in known}
-    return not known or len(values) < len(known) or any(differs.keys() != set(sweep.swept) for differs in known)
-
-
-def _row(sweep: Sweep, cell: Setting) -> tuple[str, ...]:
-    ended, n = cell.finished, len(cell.runs)
-    if _needs_names(sweep):
-        named = [cell.name]
-    elif cell.overrides:
-        named = [str(cell.overrides[key]) for key in sweep.swept]
-    else:  # none of its runs has started
-        named = [cell.name, *[""] * (len(sweep.swept) - 1)]
-    if not ended:
-        states = Counter(_STATES.get(run.status, run.status) for run in cell.runs)
-        state = ", ".join(f"{count} {status}" if n > 1 else status for status, count in states.items())
-        return (*named, str(n), state, *[""] * 7)
-    loss, loss_spread, losses = cell.mean("loss")
-    best, _, bests = cell.mean("accuracy", best=True)
-    saved = sum(run.saved_steps for run in ended)
-    low, high = wilson_interval(len(cell.did_not_learn), len(ended))
-    return (
-        *named,
-        str(n) if len(ended) == n else f"{len(ended)} of {n}",
-        format_accuracy(cell),
-        f"{100 * best:.1f} %{_of(bests, ended)}" if bests else "",
-        f"{loss:.3f}{_plus_minus(loss_spread, '.3f')}{_of(losses, ended)}" if losses else "",
-        f"{len(cell.did_not_learn)} of {len(ended)} ({100 * low:.0f} to {100 * high:.0f} %)",
-        _verdicts(ended),
-        _flag_steps(ended),
-        format_duration(cell.seconds),
-        f"{saved} steps" if saved else "",
-    )
-
-
-def _of(count: int, ended: Sequence[RunSummary]) -> str:
-    """Of how many runs a mean is, where not of all: a run that diverged may have no loss."""
-    return f" ({count} of {len(ended)})" if count < len(ended) else ""
-
-
-def _plus_minus(spread: float, form: str) -> str:
-    return "" if math.isnan(spread) else f" ± {spread:{form}}"
-
-
-def _run(run: RunSummary) -> tuple[str, ...]:
-    result = run.result
-    known = str(result["verdict_step"]) if run.verdict else ""
-    steps = f"{result['steps']} of {result['steps_planned']}" if "steps_planned" in result else ""
-    loss, share = run.final("loss"), run.final("accuracy")
-    return (
-        run.name,
-        run.status,
-        f"{100 * share:.1f} %" if not math.isnan(share) else "",
-        f"{loss:.3f}" if not math.isnan(loss) else "",
-        str(run.verdict or ""),
-        known,
-        steps,
-        format_duration(result.get("seconds", math.nan)),
-    )
-
-
-def _failure(cell: Setting) -> str:
-    """Which runs failed, since when that was known, and why."""
-    failed, ended = cell.did_not_learn, cell.finished
-    which = "failed" if len(cell.runs) == 1 else f"{len(failed)} of {len(ended)} runs failed"
-    text = f"{cell.name}: {which} to learn"
-    called = [run for run in failed if run.flagged_step is not None]
-    if not called:
-        watched = any(run.verdict for run in failed)
-        return text + (", and no rule called it doomed at the end." if watched else ", and it was not watched.")
-    some = "" if len(called) == len(failed) else f"{len(called)} of them "
-    planned = max(run.result["steps_planned"] for run in called)
-    share = 100 * statistics.median((run.flagged_step or 0) / run.result["steps_planned"] for run in called)
-    text += f" ({some}{_verdicts(called)}, known since step {_flag_steps(called)} of {planned}, {share:.0f} %)"
-    causes = Counter(run.result["cause"] for run in called if run.result.get("cause"))
-    advice = Counter(run.result["advice"] for run in called if run.result.get("advice"))
-    if causes:
-        text += f"; likely cause: {causes.most_common(1)[0][0]}"
-    return text + (f". Try {advice.most_common(1)[0][0]}." if advice else ".")
-
-
-def _verdicts(runs: Sequence[RunSummary]) -> str:
+def count_verdicts(runs: Sequence[RunSummary]) -> str:
+    """The one verdict of all runs, or how often there is each."""
     counts = Counter(str(run.verdict or "not watched") for run in runs)
     if len(counts) == 1:
         return next(iter(counts))
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_MOST]) + (f" and {len(names) - _MOST} more" if len(names) > _MOST else "")
+def _escape_markdown(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
-def _flag_steps(runs: Sequence[RunSummary]) -> str:
+def _best(sweep: Sweep) -> str:
+    ended = [setting for setting in sweep.settings if setting.ended]
+    best = max(ended, key=Setting.sort_key)
+    if len(sweep.ended) > 1 and not sweep.min_test_texts and all(run.did_not_learn for run in sweep.ended):
+        return "No run learned more than guessing the most frequent class gives."
+    result = f"{_accuracy(best)} test accuracy{_seeds(best)}"
+    return f"Best: {best.name}, {result}." if len(ended) > 1 else f"{best.name}: {result}."
+
+
+def _failures(sweep: Sweep) -> list[str]:
+    """Which settings did not learn and why, and where verdicts were wrong."""
+    failing = [setting for setting in sweep.settings if setting.did_not_learn]
+    sentences = []
+    if len(failing) <= _MAX_NAMED:
+        sentences += [_failure(setting) for setting in failing]
+    else:
+        wholly = sum(len(setting.did_not_learn) == len(setting.ended) for setting in failing)
+        verdicts = count_verdicts([run for setting in failing for run in setting.did_not_learn])
+        sentences.append(
+            f"In {len(failing)} of {sum(bool(setting.ended) for setting in sweep.settings)} settings some runs did not "
+            f"learn, in {wholly} none did; verdicts on those that did not: {verdicts}."
+        )
+    if not failing and len(sweep.ended) == len(sweep.runs) > 1:
+        sentences.append("All runs learned.")
+    wrong = [run.name for run in sweep.ended if run.flagged_step is not None and not run.did_not_learn]
+    if wrong:
+        sentences.append(f"False alarms (flagged as doomed but learned): {_join(wrong)}.")
+    return sentences
+
+
+def _failure(setting: Setting) -> str:
+    """How many of its runs did not learn, since when that was known, and why."""
+    failed = setting.did_not_learn
+    which = "did not learn" if len(setting.runs) == 1 else f"{len(failed)} of {len(setting.ended)} runs did not learn"
+    text = f"{setting.name}: {which}"
+    flagged = [run for run in failed if run.flagged_step is not None]
+    if not flagged:
+        watched = any(run.verdict for run in failed)
+        return text + (", and no rule flagged it by the end." if watched else ", and it was not watched.")
+    some = "" if len(flagged) == len(failed) else f"{len(flagged)} of them "
+    planned = max(run.result.total_steps or 0 for run in flagged if run.result)
+    share = statistics.median(run.flagged_fraction for run in flagged)
+    steps = f"step {_flagged_steps(flagged)} of {planned}, {100 * share:.0f} %"
+    text += f" ({some}{count_verdicts(flagged)}, flagged at {steps})"
+    cause, advice = (_most_common(flagged, field) for field in ("cause", "advice"))
+    return text + (f"; likely cause: {cause}." if cause else ".") + (f" Try {advice}." if advice else "")
+
+
+def _most_common(runs: Sequence[RunSummary], field: str) -> str | None:
+    """The cause or advice that most of the runs share."""
+    texts = [getattr(run.result.diagnosis, field) for run in runs if run.result and run.result.diagnosis]
+    counts = Counter(text for text in texts if text)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def _unfinished(sweep: Sweep) -> str:
+    counts = Counter(run.status for run in sweep.runs if not run.ended)
+    states = ", ".join(f"{n} {_STATES.get(status, status)}" for status, n in counts.items())
+    if not states:
+        return ""
+    if len(sweep.runs) == 1:
+        (run,) = sweep.runs
+        reason = _reason(run)
+        return f"{run.name}: {_STATES.get(run.status, run.status)}" + (f" ({reason})." if reason else ".")
+    return f"Excluded: {states}." if sweep.ended else f"No run has ended yet: {states}."
+
+
+def _setting_row(sweep: Sweep, setting: Setting, intervals: bool) -> tuple[str, ...]:
+    ended, n = setting.ended, len(setting.runs)
+    if needs_names(sweep):
+        named = [setting.name]
+    elif setting.values:
+        named = [format_value(setting.values[key]) for key in sweep.swept]
+    else:  # none of its runs has started
+        named = [setting.name, *[""] * (len(sweep.swept) - 1)]
+    peak = "" if math.isnan(setting.peak_effective_lr) else format_rate(setting.peak_effective_lr)
+    if not ended:
+        states = Counter(_STATES.get(run.status, run.status) for run in setting.runs)
+        state = ", ".join(f"{count} {status}" if n > 1 else status for status, count in states.items())
+        return (*named, str(n), state, "", "", "", peak, *[""] * 4)
+    loss, loss_deviation, losses = setting.mean("loss")
+    best, _, bests = setting.mean("accuracy", best=True)
+    saved = sum(run.saved_steps for run in ended)
+    return (
+        *named,
+        str(n) if len(ended) == n else f"{len(ended)} of {n}",
+        _accuracy(setting),
+        _failure_rate(setting, intervals),
+        count_verdicts(ended),
+        _flagged_steps(ended),
+        peak,
+        f"{format_percent(best)}{_of(bests, ended)}" if bests else "",
+        f"{loss:.3f}{_plus_minus(loss_deviation)}{_of(losses, ended)}" if losses else "",
+        format_duration(setting.seconds),
+        f"{saved} steps" if saved else "",
+    )
+
+
+def _run_row(run: RunSummary) -> tuple[str, ...]:
+    result, loss = run.result, run.final("loss")
+    peak = run.peak_effective_lr
+    return (
+        run.name,
+        run.status,
+        format_percent(run.final("accuracy")),
+        "" if math.isnan(loss) else f"{loss:.3f}",
+        str(run.verdict or ""),
+        str(result.diagnosis.since_step) if result and result.diagnosis else "",
+        "" if math.isnan(peak) else format_rate(peak),
+        f"{result.steps} of {result.total_steps}" if result and result.total_steps else "",
+        format_duration(run.seconds),
+    )
+
+
+def _failure_rate(setting: Setting, interval: bool) -> str:
+    """Runs that did not learn of those that ended, with the interval of the rate."""
+    failed, n = len(setting.did_not_learn), len(setting.ended)
+    if not interval:
+        return f"{failed} of {n}"
+    low, high = wilson_interval(failed, n)
+    return f"{failed} of {n} ({100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def _accuracy(setting: Setting) -> str:
+    """Mean and standard deviation of the last test accuracy."""
+    mean, deviation, _ = setting.mean("accuracy")
+    return format_percent(mean, deviation)
+
+
+def _of(count: int, ended: Sequence[RunSummary]) -> str:
+    """Over how many runs a mean is, where not over all: a run that diverged may have no loss."""
+    return f" ({count} of {len(ended)})" if count < len(ended) else ""
+
+
+def _plus_minus(deviation: float) -> str:
+    return "" if math.isnan(deviation) else f" ± {deviation:.3f}"
+
+
+def _flagged_steps(runs: Sequence[RunSummary]) -> str:
     """Median and range of the steps at which doomed verdicts were known."""
     steps = [run.flagged_step for run in runs if run.flagged_step is not None]
     if not steps:
@@ -243,23 +325,16 @@ def _flag_steps(runs: Sequence[RunSummary]) -> str:
 
 
 def _reason(run: RunSummary) -> str:
-    if run.status == "unreadable":
-        return f"{run.folder}/{RESULT_FILE} is empty, damaged, or not a run's"
-    return str(run.result.get("error", "")).strip().split("\n")[0]
+    if run.status == UNREADABLE:
+        return f"{run.run_dir}/{RESULT_FILE} is empty, corrupt, or not the result of a run"
+    error = run.result.error if run.result else None
+    return (error or "").strip().split("\n")[0]
 
 
-def _seeds(cell: Setting) -> str:
-    n, seeds = len(cell.finished), len({run.seed for run in cell.finished})
+def _seeds(setting: Setting) -> str:
+    n, seeds = len(setting.ended), len({run.seed for run in setting.ended})
     return "" if n < 2 else f" ({n} seeds)" if n == seeds else f" ({n} runs of {seeds} seeds)"
 
 
-def format_duration(seconds: float) -> str:
-    """In the two units that say most."""
-    if math.isnan(seconds):
-        return ""
-    whole = round(seconds)
-    if whole < 120:
-        return f"{whole} s"
-    if whole < 7200:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+def _join(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else "")

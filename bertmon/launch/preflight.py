@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from bertmon import board, data, distributed, model, sanitize
-from bertmon.compare import report, summary, tensorboard
+from bertmon.compare import report, summary
 from bertmon.config import MAX_INT, RunConfig, from_hydra
 from bertmon.data import tokenize
 from bertmon.errors import InputError, require
@@ -214,7 +214,6 @@ def _print_summary(start: Path) -> None:
     """The last words: the sweep's answer, and how to see more of it."""
     try:
         read = report.write_report([start], start)
-        tensorboard.write_comparison(read, start)
         print(f"\n{summary.console_summary(read)}\nReport: {start / report.HTML_FILE}", flush=True)
     except Exception as error:  # the runs are what they are, and the way to them is told below
         print(f"The report could not be written ({type(error).__name__}: {error}).", file=sys.stderr)

@@ -1,8 +1,7 @@
-"""Figures drawn in a process of their own, so that no step waits for matplotlib.
+"""Figures drawn in a separate process, so that no training step waits for matplotlib.
 
-`Drawer.draw` takes a snapshot and hands out its pictures as a future. A drawer that falls behind costs no memory but a
-queue of snapshots, which the history holds anyway; whoever asks for the last picture waits for it. A process that dies
-is told, and the figures are drawn in this one from then on.
+`FigureProcess.submit` takes a snapshot and returns its figures as a future. A process that falls behind costs only a
+queue of snapshots, which the history holds anyway. If the process dies, figures are drawn in this one from then on.
 """
 
 import atexit
@@ -23,20 +22,20 @@ PngByTag = dict[str, bytes]
 
 
 class FigureProcess:
-    """One process that draws, started with the first figure. It ends with `close`, or when this process has ended."""
+    """One process that draws, started with the first figure. It ends with `close`, or when this process ends."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "drawer")  # waits for the process, so that nobody else has to
+        self._thread = ThreadPoolExecutor(1, "figures")  # waits for the process, so that nothing else has to
         self._pipe: Connection | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._in_process = False  # the process has died
+        self._in_process = os.name == "nt"  # Windows passes no file descriptors; elsewhere: the process has died
 
     def submit(self, snapshot: Snapshot) -> "Future[PngByTag]":
-        """The figures of a snapshot, once they are drawn. They come in the order in which they were asked for."""
+        """The figures of a snapshot, once they are drawn, in the order of the calls."""
         return self._thread.submit(self._draw, snapshot)
 
     def close(self) -> None:
-        """Wait for what was asked for, and end the process."""
+        """Wait for all figures submitted, and end the process."""
         self._thread.shutdown()
         if self._pipe and self._process:
             self._pipe.close()
@@ -51,7 +50,7 @@ class FigureProcess:
             self._pipe.send(snapshot)
             answer: PngByTag | Exception = self._pipe.recv()
         except (EOFError, OSError) as error:
-            log.warning(f"The process that draws figures has died ({error!r}); they are drawn in this one now.")
+            log.warning("The process that draws figures has died (%r); this process draws them from now on.", error)
             self._in_process = True
             return render(snapshot)
         if isinstance(answer, Exception):
@@ -62,21 +61,25 @@ class FigureProcess:
 @functools.cache
 def shared() -> FigureProcess:
     """The one of this process, for all its runs: it takes half a second to start."""
-    drawer = FigureProcess()
-    atexit.register(drawer.close)
-    return drawer
+    process = FigureProcess()
+    atexit.register(process.close)
+    return process
 
 
 def render(snapshot: Snapshot) -> PngByTag:
-    """Both figures of a snapshot, drawn here and now."""
-    from bertmon.monitor import figures  # matplotlib, which the training process needs for nothing else
+    """All figures of a snapshot, drawn in this process."""
+    from bertmon.monitor import figure_canvas, figures  # matplotlib, which a training process must not import
 
-    drawn = {"gradient_flow": figures.gradient_flow(snapshot), "update_ratio": figures.update_ratio(snapshot)}
-    return {tag: figures.png(figure) for tag, figure in drawn.items()}
+    drawn = {
+        "gradient_depth": figures.gradient_depth(snapshot),
+        "gradient_flow": figures.gradient_flow(snapshot),
+        "update_ratio": figures.update_ratio(snapshot),
+    }
+    return {tag: figure_canvas.png(figure) for tag, figure in drawn.items() if figure}
 
 
 def serve(pipe: Connection) -> None:
-    """Answer each snapshot with its pictures, or with the exception that came of it, until the other side is gone."""
+    """Answer each snapshot with its figures, or with the exception it caused, until the other side is gone."""
     while True:
         try:
             snapshot = pipe.recv()

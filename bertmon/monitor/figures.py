@@ -1,253 +1,184 @@
-"""Snapshot -> matplotlib Figure. Pure: no pyplot, nothing written, nothing remembered but pictures of empty sheets.
+"""What the figures of a step show: Snapshot -> matplotlib Figure. Pure: no pyplot, nothing written.
 
-One row a layer, input at the top, output at the bottom; encoder layers take turns between white and grey. Axes and text
-take nearly all of matplotlib's time, and from step to step they hardly change: `blank` draws them once for each range
-of decades, and a figure is such a sheet, as pixels, with bars and marks on top. Coordinates there are pixels from the
-lower left corner.
+Every figure of every run has the same axes, so that two runs can be compared by eye; only values above them, in a run
+that diverges, stretch an axis. How the figures are drawn fast: figure_canvas.py.
 """
 
-import functools
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backend_bases import RendererBase
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PolyCollection
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
-from matplotlib.transforms import IdentityTransform
-from PIL import Image
+from matplotlib.ticker import FixedLocator
 
-from bertmon.monitor.history import Snapshot, WeightTable
+from bertmon import plot_style
+from bertmon.monitor.figure_canvas import DPI, HEADING_INCHES, Decades, Panel, log_ticks, on_background
+from bertmon.monitor.history import FloatArray, Snapshot, WeightTable
+from bertmon.notation import format_rate
 
 HEALTHY_RATIO = 1e-3
 """Rule of thumb for the update/parameter ratio (CS231n, https://cs231n.github.io/neural-networks-3)."""
 
-# Okabe & Ito's palette, told apart by colour-blind readers too (https://jfly.uni-koeln.de/color).
-_COLORS = {
-    "linear": "#0072B2",
-    "embedding": "#009E73",
-    "norm": "#CC79A7",
-    "bias": "#E69F00",
-    "other": "#56B4E9",
-}
-_TEXT, _MUTED, _ERROR, _GRID, _BAND, _WHITE = "#222222", "#777777", "#D55E00", "#D5D7DB", "#EEF0F3", "#FFFFFF"
-_ROW_INCHES, _ABOVE_INCHES, _BELOW_INCHES, _WIDTH_INCHES, _DPI = 0.15, 0.7, 0.52, 10.5, 100
+GRADIENT_DECADES, RATIO_DECADES = (-12, 1), (-9, 0)
+"""Ends of the axes, as exponents of ten."""
+
+_ROW_INCHES, _ABOVE_INCHES, _BELOW_INCHES, _WIDTH_INCHES = 0.15, 0.7, 0.52, 10.5
 _LEFT, _RIGHT = 0.235, 0.975  # edges of the panels, as shares of the width
 _DASHES = (0, (4, 3))
 
 
 def gradient_flow(snapshot: Snapshot) -> Figure:
-    """Mean, largest and standard deviation of |gradient| and the share of zeros, for each layer."""
+    """Mean, largest value and standard deviation of |gradient| and the share of zeros, for each weight."""
     mean, largest, spread = (snapshot[name] for name in ("grad_mean", "grad_max", "grad_std"))
-    sheet = _sheet("gradient_flow", snapshot.layers, _decades(mean, largest, spread))
-    figure = _figure_on(sheet, snapshot, "Gradient flow", "before clipping")
-    flow, zeros = sheet.panels
-    flow.bars(figure, mean, snapshot.layers.kinds)
-    flow.marks(figure, spread, marker="o", markersize=3.2, color=_WHITE, markeredgecolor=_TEXT)
-    flow.marks(figure, largest, marker="|", markersize=5.5, color=_TEXT, markeredgewidth=1.2)
-    flow.label_missing(figure, mean, "gradient")
-    zeros.bars(figure, 100 * snapshot["grad_zero"], snapshot.layers.kinds)
-    return figure
+    decades = axis_decades(GRADIENT_DECADES, mean, largest, spread)
+    title = _title("Gradient flow", snapshot)
+    flow, zeros = on_background(
+        gradient_flow_background, snapshot.layers, decades, title=title, remark=_rate(snapshot)
+    )  # fmt: skip
+    rows, colors = np.arange(len(mean)), [plot_style.KIND_COLORS[kind] for kind in snapshot.layers.kinds]
+    text = plot_style.TEXT
+    flow.bars(mean, colors)
+    spread, largest = (np.where(mean > 10.0 ** decades[0], values, np.nan) for values in (spread, largest))
+    flow.line(spread, rows, ls="none", marker="o", ms=3.2, color=plot_style.WHITE, mec=text)
+    flow.line(largest, rows, ls="none", marker="|", ms=5.5, color=text, mew=1.2)
+    _label_missing(flow, mean, "gradient")
+    zeros.bars(100 * snapshot["grad_zero"], colors)
+    return flow.figure
 
 
 def update_ratio(snapshot: Snapshot) -> Figure:
-    """L2 norm of each layer's change in this step over that of the layer itself."""
+    """L2 norm of each weight's change in this step over that of the weight itself."""
     ratio = snapshot["update_ratio"]
-    sheet = _sheet("update_ratio", snapshot.layers, _decades(ratio, np.array([HEALTHY_RATIO])))
-    figure = _figure_on(sheet, snapshot, "Update / parameter ratio", "measured over this step")
-    (panel,) = sheet.panels
-    panel.bars(figure, ratio, snapshot.layers.kinds)
-    panel.line(figure, HEALTHY_RATIO)
-    panel.label_missing(figure, ratio, "update" if snapshot.lr else "update: the learning rate is 0")
-    return figure
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file, in a palette of its own colours: a third of the size of full colour."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    file = io.BytesIO()
-    pixels.quantize(palette=_palette(), dither=Image.Dither.NONE).save(file, "png")
-    return file.getvalue()
-
-
-def background(kind: str, layers: WeightTable, decades: tuple[int, int]) -> tuple[Figure, list[Axes]]:
-    """The sheet without data: labels, axes over powers of ten from the first to the last of `decades`, legend."""
-    widths = {"gradient_flow": (4, 1), "update_ratio": (1,)}[kind]
-    height = _ROW_INCHES * len(layers) + _ABOVE_INCHES + _BELOW_INCHES
-    figure = Figure(figsize=(_WIDTH_INCHES, height), dpi=_DPI, facecolor=_WHITE)
-    grid = figure.add_gridspec(
-        1,
-        len(widths),
-        width_ratios=widths,
-        wspace=0.06,
-        left=_LEFT,
-        right=_RIGHT,
-        top=1 - _ABOVE_INCHES / height,
-        bottom=_BELOW_INCHES / height,
+    (panel,) = on_background(
+        update_ratio_background,
+        snapshot.layers,
+        axis_decades(RATIO_DECADES, ratio),
+        title=_title("Update / parameter ratio", snapshot),
+        remark=_rate(snapshot),
     )
+    panel.bars(ratio, [plot_style.KIND_COLORS[kind] for kind in snapshot.layers.kinds])
+    ends = [-0.5, len(ratio) - 0.5]
+    panel.line([HEALTHY_RATIO, HEALTHY_RATIO], ends, color=plot_style.TEXT, linestyle=_DASHES)
+    _label_missing(panel, ratio, "update" if snapshot.lr else "update: the learning rate is 0")
+    return panel.figure
+
+
+def gradient_depth(snapshot: Snapshot) -> Figure | None:
+    """Mean |gradient| against the encoder layer, a line for each kind of matrix; None for a model without layers."""
+    groups = snapshot.layers.matrix_groups
+    if not groups:
+        return None
+    mean = snapshot["grad_mean"]
+    decades = axis_decades(GRADIENT_DECADES, *(mean[rows] for rows in groups.values()))
+    title = _title("Gradient by depth", snapshot)
+    (panel,) = on_background(
+        gradient_depth_background, snapshot.layers, decades, title=title, remark=_rate(snapshot)
+    )  # fmt: skip
+    for index, (group, rows) in enumerate(groups.items()):
+        depths = [snapshot.layers.depths[row] or 0 for row in rows]  # matrices in groups have a depth
+        style = plot_style.matrix_style(index, plot_style.matrix_name(group))
+        panel.line(depths, mean[rows], linewidth=1.6, ms=4.5, **style)
+    return panel.figure
+
+
+def axis_decades(usual: Decades, *values: FloatArray) -> Decades:
+    """The usual ends of an axis, the upper one raised in steps of three decades until every finite value fits."""
+    joined = np.concatenate(values)
+    largest = joined[np.isfinite(joined)].max(initial=0.0)
+    low, high = usual
+    while largest > 10.0 ** (high - 0.02) and high < 300:
+        high += 3
+    return low, high
+
+
+def gradient_flow_background(layers: WeightTable, decades: Decades) -> tuple[Figure, list[Axes]]:
+    figure, panels = _rows_background(layers, decades, widths=(4, 1))
+    panels[0].set_xlabel("|gradient| before clipping")
+    panels[1].set_xlim(0, 104)
+    panels[1].xaxis.set_major_locator(FixedLocator([0, 50, 100]))
+    panels[1].set_xlabel("zeros [%]")
+    marks = [
+        Line2D([], [], ls="none", marker="o", ms=4, color=plot_style.WHITE, mec=plot_style.TEXT, label="std"),
+        Line2D([], [], ls="none", marker="|", ms=8, color=plot_style.TEXT, label="max"),
+    ]
+    _legend(figure, [*_kind_patches(layers, "mean: "), *marks])
+    return figure, panels
+
+
+def update_ratio_background(layers: WeightTable, decades: Decades) -> tuple[Figure, list[Axes]]:
+    figure, panels = _rows_background(layers, decades, widths=(1,))
+    panels[0].set_xlabel("‖change in this step‖ / ‖parameter‖")
+    label = "1e-3, rule of thumb for matrices"
+    rule = Line2D([], [], color=plot_style.TEXT, linewidth=1, linestyle=_DASHES, label=label)
+    _legend(figure, [*_kind_patches(layers, ""), rule])
+    return figure, panels
+
+
+def gradient_depth_background(layers: WeightTable, decades: Decades) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(_WIDTH_INCHES, 4.6), dpi=DPI, facecolor=plot_style.WHITE)
+    axes = figure.add_axes((0.075, 0.12, 0.9, 0.7))
+    depths = sorted({depth for depth in layers.depths if depth is not None})
+    axes.set(yscale="log", ylim=(10.0 ** decades[0], 10.0 ** decades[1]))  # less is drawn on the lower edge
+    log_ticks(axes.yaxis, decades)
+    axes.set_xlim(depths[0] - 0.4, depths[-1] + 0.4)
+    axes.set_xticks(depths[:: 1 + len(depths) // 25])
+    axes.set_xlabel("encoder layer (0 is next to the input)")
+    axes.set_ylabel("mean |gradient|")
+    _style(axes)
+    axes.grid(axis="y", color=plot_style.GRID, linewidth=0.6)
+    names = map(plot_style.matrix_name, layers.matrix_groups)
+    _legend(figure, [Line2D([], [], label=name, **plot_style.matrix_style(i, name)) for i, name in enumerate(names)])
+    return figure, [axes]
+
+
+def _rows_background(layers: WeightTable, decades: Decades, widths: Sequence[int]) -> tuple[Figure, list[Axes]]:
+    """A row for each weight, input at the top; encoder layers alternate between white and gray."""
+    height = _ROW_INCHES * len(layers) + _ABOVE_INCHES + _BELOW_INCHES
+    figure = Figure(figsize=(_WIDTH_INCHES, height), dpi=DPI, facecolor=plot_style.WHITE)
+    edges = {"left": _LEFT, "right": _RIGHT, "top": 1 - _ABOVE_INCHES / height, "bottom": _BELOW_INCHES / height}
+    grid = figure.add_gridspec(1, len(widths), width_ratios=widths, wspace=0.06, **edges)
     panels = [figure.add_subplot(grid[0, column]) for column in range(len(widths))]
     for axes in panels:
         axes.set_ylim(len(layers) - 0.5, -0.5)
         axes.set_yticks([])
-        axes.tick_params(axis="x", labelsize=8, colors=_MUTED, length=2)
-        axes.xaxis.label.set(fontsize=9, color=_TEXT)
-        axes.grid(axis="x", color=_GRID, linewidth=0.6)
-        axes.set_axisbelow(True)
-        for side in axes.spines:
-            axes.spines[side].set_visible(False)
+        _style(axes)
         for top, bottom in _bands(layers.depths):
-            axes.axhspan(top, bottom, color=_BAND, linewidth=0, zorder=-1)
-    panels[0].set_yticks(range(len(layers)), layers.labels, fontsize=7.5, color=_TEXT)
+            axes.axhspan(top, bottom, color=plot_style.BAND, linewidth=0, zorder=-1)
+    panels[0].set_yticks(range(len(layers)), layers.labels, fontsize=7.5, color=plot_style.TEXT)
     panels[0].tick_params(axis="y", length=0, pad=3)
-    _log_axis(panels[0], *decades)
-
-    marks = []
-    if kind == "gradient_flow":
-        panels[0].set_xlabel("|gradient|")
-        panels[1].set_xlim(0, 104)
-        panels[1].xaxis.set_major_locator(FixedLocator([0, 50, 100]))
-        panels[1].set_xlabel("zeros [%]")
-        marks.append(Line2D([], [], ls="none", marker="o", ms=4, color=_WHITE, mec=_TEXT, label="std"))
-        marks.append(Line2D([], [], ls="none", marker="|", ms=8, color=_TEXT, label="max"))
-    else:
-        panels[0].set_xlabel("||change|| / ||parameter||")
-        label = "1e-3, rule of thumb for matrices"
-        marks.append(Line2D([], [], color=_TEXT, linewidth=1, linestyle=_DASHES, label=label))
-    what = "mean: " if kind == "gradient_flow" else ""
-    patches = [Patch(color=colour, label=what + name) for name, colour in _COLORS.items() if name in layers.kinds]
-    figure.legend(
-        handles=[*patches, *marks],
-        loc="upper left",
-        bbox_to_anchor=(0.005, 1 - 0.31 / height),
-        ncols=len(patches) + len(marks),
-        fontsize=8.5,
-        frameon=False,
-        handlelength=1.2,
-        columnspacing=1.4,
-        borderaxespad=0.2,
-    )
+    panels[0].set(xscale="log", xlim=(10.0 ** decades[0], 10.0 ** decades[1]))
+    log_ticks(panels[0].xaxis, decades)
     return figure, panels
 
 
-@dataclass(frozen=True, slots=True)
-class _Panel:
-    """Where a value and a row lie on a sheet."""
-
-    left: float
-    right: float
-    top: float
-    low: float  # the value at `left`, or its decadic logarithm
-    high: float
-    logarithmic: bool
-
-    def x(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Pixels; nan for what a logarithmic axis cannot show."""
-        shown = values.astype(np.float64)
-        if self.logarithmic:
-            shown = np.log10(np.where(np.isfinite(values) & (values > 0), values, np.nan))
-        pixels: npt.NDArray[np.float64] = self.left + (shown - self.low) / (self.high - self.low) * (
-            self.right - self.left
-        )
-        return pixels
-
-    def y(self, row: float) -> float:
-        return self.top - (row + 0.5) * _ROW_INCHES * _DPI
-
-    def bars(self, figure: Figure, values: npt.NDArray[np.float64], kinds: Sequence[str]) -> None:
-        """A bar a row from the left edge to the value, coloured by kind."""
-        drawn = [(x, row) for row, x in enumerate(self.x(values)) if x > self.left]
-        corners = [
-            [(self.left, y - half), (x, y - half), (x, y + half), (self.left, y + half)]
-            for x, row in drawn
-            for y, half in [(self.y(row), 0.36 * _ROW_INCHES * _DPI)]
-        ]
-        colours = [_COLORS[kinds[row]] for _, row in drawn]
-        figure.add_artist(PolyCollection(corners, facecolor=colours, transform=IdentityTransform(), zorder=2))
-
-    def marks(self, figure: Figure, values: npt.NDArray[np.float64], **style: Any) -> None:
-        """A mark a row at the value."""
-        rows = [self.y(row) for row in range(len(values))]
-        marks = Line2D(self.x(values), rows, linestyle="none", transform=IdentityTransform(), zorder=3, **style)
-        figure.add_artist(marks)
-
-    def line(self, figure: Figure, value: float) -> None:
-        """A dashed line from top to bottom at the value."""
-        (x,) = self.x(np.array([value]))
-        line = Line2D([x, x], [self.top, _BELOW_INCHES * _DPI], color=_TEXT, linewidth=1, linestyle=_DASHES, zorder=3)
-        line.set_transform(IdentityTransform())
-        figure.add_artist(line)
-
-    def label_missing(self, figure: Figure, values: npt.NDArray[np.float64], what: str) -> None:
-        """Say in words where a logarithmic bar cannot be: all zero, infinite, or not a number."""
-        if not values.any():
-            middle = (self.left + self.right) / 2
-            _write(figure, middle, self.y(len(values) / 2 - 0.5), f"no {what}", fontsize=11, color=_MUTED, ha="center")
-            return
-        for row, value in enumerate(values):
-            if not (np.isfinite(value) and value > 0):
-                word = "none" if np.isnan(value) else f"{value:g}"
-                colour = _MUTED if value == 0 else _ERROR
-                _write(figure, self.left + 4, self.y(row), word, fontsize=7, color=colour)
+def _style(axes: Axes) -> None:
+    axes.tick_params(labelsize=8, colors=plot_style.MUTED, length=2)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set(fontsize=9, color=plot_style.TEXT)
+    axes.grid(axis="x", color=plot_style.GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Background:
-    """A blank sheet as pixels [height, width, 4], and its panels."""
-
-    pixels: npt.NDArray[np.uint8]
-    panels: tuple[_Panel, ...]
+def _kind_patches(layers: WeightTable, prefix: str) -> list[Patch]:
+    kinds = [kind for kind in plot_style.KIND_COLORS if kind in layers.kinds]
+    return [Patch(color=plot_style.KIND_COLORS[kind], label=prefix + kind) for kind in kinds]
 
 
-@functools.lru_cache(maxsize=16)
-def _sheet(kind: str, layers: WeightTable, decades: tuple[int, int]) -> _Background:
-    figure, axes = background(kind, layers, decades)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    boxes = [panel.get_window_extent() for panel in axes]
-    ends = [(*decades, True), (*axes[-1].get_xlim(), False)][: len(axes)]
-    panels = tuple(_Panel(box.x0, box.x1, box.y1, *end) for box, end in zip(boxes, ends, strict=True))
-    return _Background(np.asarray(canvas.buffer_rgba()).copy(), panels)
-
-
-def _figure_on(sheet: _Background, snapshot: Snapshot, title: str, remark: str) -> Figure:
-    """A figure that shows the sheet, with the step's own heading."""
-    height, width, _ = sheet.pixels.shape
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=_WHITE)
-    figure.add_artist(_RawImage(sheet.pixels))
-    heading = f"{title}, step {snapshot.step}"
-    _write(figure, 0.012 * width, height - 19, heading, fontsize=12, color=_TEXT, weight="bold")
-    remark = f"learning rate {snapshot.lr:.3g}, {remark}"
-    _write(figure, _RIGHT * width, height - 20, remark, fontsize=9, color=_MUTED, ha="right")
-    return figure
-
-
-def _write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
-    figure.add_artist(Text(x, y, text, va="center_baseline", transform=IdentityTransform(), zorder=4, **style))
-
-
-class _RawImage(Artist):
-    """Pixels [height, width, 4] as they are; matplotlib's own images are resampled first, at ten times the time."""
-
-    def __init__(self, pixels: npt.NDArray[np.uint8]) -> None:
-        super().__init__()
-        self._flipped = pixels[::-1]  # the renderer counts rows from below
-        self.set_zorder(0)
-
-    def draw(self, renderer: RendererBase) -> None:
-        renderer.draw_image(renderer.new_gc(), 0, 0, self._flipped)
+def _legend(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
+    figure.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(0.005, 1 - (HEADING_INCHES - 0.09) / figure.get_figheight()),
+        ncols=len(handles),
+        fontsize=8.5,
+        frameon=False,
+        handlelength=1.8,
+        columnspacing=1.4,
+        borderaxespad=0.2,
+    )
 
 
 def _bands(depths: Sequence[int | None]) -> list[tuple[float, float]]:
@@ -256,38 +187,30 @@ def _bands(depths: Sequence[int | None]) -> list[tuple[float, float]]:
     for row, depth in enumerate(depths):
         if depth is not None and depth % 2 == 0:
             rows.setdefault(depth, []).append(row)
-    return [(min(found) - 0.5, max(found) + 0.5) for found in rows.values()]
+    return [(min(members) - 0.5, max(members) + 0.5) for members in rows.values()]
 
 
-def _decades(*values: npt.NDArray[np.float64]) -> tuple[int, int]:
-    """Exponents of the powers of ten between which every positive value lies, none of them at the edge.
-
-    Multiples of three: steps are easier to compare on one axis, and few new sheets have to be drawn.
-    """
-    joined = np.concatenate(values)
-    positive = joined[np.isfinite(joined) & (joined > 0)]
-    exponents = np.log10(positive) if len(positive) else np.array([-1.0, -0.5])
-    return 3 * int(np.floor((exponents.min() - 0.05) / 3)), 3 * int(np.ceil((exponents.max() + 0.02) / 3))
+def _title(what: str, snapshot: Snapshot) -> str:
+    return f"{what}, step {snapshot.step}"
 
 
-def _log_axis(axes: Axes, low: int, high: int) -> None:
-    axes.set_xscale("log")
-    axes.set_xlim(10.0**low, 10.0**high)
-    every = max(1, -(-(high - low) // 12))
-    axes.xaxis.set_major_locator(FixedLocator([10.0**exponent for exponent in range(low, high + 1, every)]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"1e{round(np.log10(value))}"))
-    axes.xaxis.set_minor_locator(LogLocator(subs=range(2, 10)) if high - low <= 3 else NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
+def _rate(snapshot: Snapshot) -> str:
+    """The learning rate of the step, and what missing bias correction makes of it."""
+    text = f"learning rate {format_rate(snapshot.lr)}"
+    if snapshot.effective_lr != snapshot.lr:
+        text += f", effective {format_rate(snapshot.effective_lr)}"
+    return text
 
 
-@functools.lru_cache(maxsize=1)
-def _palette() -> Image.Image:
-    """Grounds, inks, and what lies between them; Pillow rounds colours, so nothing may lie close to a ground."""
-    inks = np.array([to_rgb(colour) for colour in (*_COLORS.values(), _TEXT, _MUTED, _ERROR, _GRID)])
-    grounds = np.array([to_rgb(colour) for colour in (_WHITE, _BAND)])
-    shares = np.linspace(0.125, 1, 8)[:, None, None, None]  # of ink, as smoothed edges have them
-    blends = ((1 - shares) * grounds[:, None] + shares * inks).reshape(-1, 3)
-    apart = np.abs(blends[:, None] - grounds).max(axis=2).min(axis=1) > 0.05
-    palette = Image.new("P", (1, 1))
-    palette.putpalette((255 * np.concatenate([grounds, blends[apart]])).round().astype(np.uint8).tobytes())
-    return palette
+def _label_missing(panel: Panel, values: FloatArray, what: str) -> None:
+    """Name the values that have no bar on a logarithmic axis: zero, below its end, infinite, not a number."""
+    if not values.any():
+        x, y = sum(panel.x.pixels) / 2, float(panel.y(len(values) / 2 - 0.5))
+        panel.write(x, y, f"no {what}", fontsize=11, color=plot_style.MUTED, ha="center")
+        return
+    for row, value in enumerate(values):
+        if np.isfinite(value) and value > 10.0 ** panel.x.values[0]:
+            continue
+        word = "none" if np.isnan(value) else format_rate(value)
+        color = plot_style.ERROR if not np.isfinite(value) else plot_style.MUTED
+        panel.write(panel.x.pixels[0] + 4, float(panel.y(row)), word, fontsize=7, color=color)
