@@ -217,6 +217,7 @@ def synthetic_history(*, learns: bool, depth: int = 2, every: int = 20) -> Histo
     return history
 
 
+LEARNED = {"signal": "loss/train", "layer": None, "value": 0.4, "threshold": 1.3, "step": 20, "text": "loss below chance"}
 LEARNS, DEAD = (synthetic_history(learns=learns).to_bytes() for learns in (True, False))
 
 
@@ -253,7 +254,7 @@ def leave_run(folder, *, learns=True, accuracy=None, seed=0, overrides=None, mea
         "evaluations": evaluations,
         "verdict": "healthy" if learns else "collapsed",
         "verdict_step": 20,
-        "findings": [],
+        "findings": [LEARNED] if learns else [],
         "cause": None if learns else "a learning rate of 1 is too large",
         "advice": None if learns else "optimizer.lr=0.1",
         "seconds": 30.0,
