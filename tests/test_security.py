@@ -145,7 +145,8 @@ def test_weights_that_are_a_pickle_are_refused_and_not_read(tmp_path, step):
 TRUSTED = {  # imports that would be refused elsewhere, and what they are for
     "monitor/figure_process.py": {"subprocess"},  # a list of words; both ends of its socket are our own
     "launch/preflight.py": {"joblib"},  # counts cores
-    "launch/compose.py": {"joblib"},  # counts cores
+    "launch/hydra_setup.py": {"joblib"},  # counts cores
+    "compare/report.py": {"subprocess"},  # this very program, by a list of words
     "launch/workers.py": {"subprocess"},  # scontrol, with the job's own number
 }
 MAY_EXEC = {"board.py", "cli.py"}  # TensorBoard, by a list of words and without a shell
