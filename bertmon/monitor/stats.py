@@ -154,7 +154,7 @@ def eval_fp32(model: nn.Module) -> Iterator[None]:
     device_type = next(model.parameters()).device.type
     model.eval()
     try:
-        with torch.no_grad(), torch.autocast(device_type, enabled=False), matmul_precision("ieee"):
+        with torch.no_grad(), torch.autocast(device_type, enabled=False), ieee_matmul():
             yield
     finally:
         for module in training:
@@ -162,20 +162,42 @@ def eval_fp32(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Set the precision of float32 matrix products on CUDA ("ieee" or "tf32") for the body."""
-    before = set_matmul_precision(precision)
+def ieee_matmul() -> Iterator[None]:
+    """Run the body without TF32 (CUDA) and bfloat16 (CPU) in float32 matrix products; what was set is restored.
+
+    Since torch 2.9 there are two sets of flags. Both are set where that is possible: inductor and others raise where
+    they disagree.
+    """
+    matmuls = [backend for backend in _matmul_backends() if hasattr(backend, "fp32_precision")]
+    before = [_set_precision(backend) for backend in matmuls]
+    legacy = _legacy_precision()
+    if legacy is None:
+        for backend in matmuls:
+            backend.fp32_precision = "ieee"
+    else:
+        torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        set_matmul_precision(before)
+        if legacy is not None:
+            torch.set_float32_matmul_precision(legacy)
+        for backend, precision in zip(matmuls, before, strict=True):
+            backend.fp32_precision = precision
 
 
-def set_matmul_precision(precision: str) -> str:
-    """Set the precision of float32 matrix products on CUDA ("ieee" or "tf32") and return the one before."""
-    matmul: Any = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):  # torch 2.9 and later, where reading allow_tf32 can raise
-        before, matmul.fp32_precision = str(matmul.fp32_precision), precision
-        return before
-    before, matmul.allow_tf32 = "tf32" if matmul.allow_tf32 else "ieee", precision == "tf32"
-    return before
+def _matmul_backends() -> list[Any]:
+    return [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
+
+
+def _set_precision(backend: Any) -> str:
+    """What `fp32_precision` was set to; "none" where it follows torch.backends.fp32_precision, which is read then."""
+    precision = str(backend.fp32_precision)
+    return "none" if precision == torch.backends.fp32_precision else precision
+
+
+def _legacy_precision() -> str | None:
+    """torch.get_float32_matmul_precision; None where it raises because the new flags alone were set."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None

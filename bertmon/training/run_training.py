@@ -177,7 +177,7 @@ def _describe(result: RunResult, task: Task, device: torch.device) -> None:
         result.device |= {
             "name": torch.cuda.get_device_name(device),
             "cuda": torch.version.cuda,
-            "tf32": torch.backends.cuda.matmul.fp32_precision == "tf32",
+            "tf32": torch.get_float32_matmul_precision() != "highest",
         }
         torch.cuda.reset_peak_memory_stats(device)
 

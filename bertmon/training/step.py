@@ -3,6 +3,8 @@
 Shapes: B texts, C classes, T tokens.
 """
 
+import gc
+import importlib.util
 import logging
 import os
 import shutil
@@ -17,7 +19,6 @@ from bertmon.config import Device, Precision
 from bertmon.data.batches import Batch
 from bertmon.errors import InputError
 from bertmon.monitor.probe import MAX_TEXTS, LogitProbe, is_exact
-from bertmon.monitor.stats import set_matmul_precision
 
 log = logging.getLogger(__name__)
 
@@ -41,17 +42,26 @@ def resolve_device(wanted: Device) -> torch.device:
 
 def set_determinism(wanted: bool) -> None:
     """Whether torch uses deterministic kernels only, from now on and in this whole process."""
-    if wanted:  # cuBLAS reads it when it starts
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # cuBLAS reads it once: a first run without it would fix the answer for a later one with it
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
 
 
 def set_precision(precision: Precision, device: torch.device) -> None:
-    """Fix whether float32 matrix products use TF32, whatever the environment says; warn of slow bfloat16."""
-    set_matmul_precision("tf32" if precision is Precision.tf32 else "ieee")
+    """Fix how float32 matrix products are computed in this process, whatever the environment says.
+
+    Warns of a precision that the device has not.
+    """
+    torch.set_float32_matmul_precision("high" if precision is Precision.tf32 else "highest")
+    if precision is Precision.tf32 and not (device.type == "cuda" and torch.cuda.is_tf32_supported()):
+        log.warning("train.precision=tf32: only NVIDIA GPUs since Ampere have TF32; this run computes in float32")
     if precision is Precision.bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         log.warning("train.precision=bf16: this GPU has no bfloat16 and emulates it, slower than fp32")
+
+
+MAX_GRAPHS = 64
+"""Compiled graphs of a run: one per shape of a batch. An epoch's last batch has a shape of its own at each width."""
 
 
 def maybe_compile(model: nn.Module, wanted: bool) -> nn.Module:
@@ -61,14 +71,25 @@ def maybe_compile(model: nn.Module, wanted: bool) -> nn.Module:
     """
     if not wanted:
         return model
-    device_type = next(model.parameters()).device.type
-    if device_type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-        raise InputError("train.compile: expected a C++ compiler (g++, or $CXX) to compile for the CPU, got none.")
+    _require_compiler(next(model.parameters()).device.type)
     torch._dynamo.reset()  # its limit counts the graphs of all runs of a process
-    torch._dynamo.config.recompile_limit = 64  # four widths, and as many for an epoch's last batch
+    gc.collect()  # a compiled model is part of a cycle, which keeps the memory of the run before
+    torch._dynamo.config.recompile_limit = MAX_GRAPHS
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # else it would run uncompiled without a word
     compiled: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
     return compiled
+
+
+def _require_compiler(device_type: str) -> None:
+    """Raise InputError if what torch.compile needs for the device is missing."""
+    if device_type == "cpu":
+        if not shutil.which(os.environ.get("CXX", "g++")):
+            raise InputError("train.compile: expected a C++ compiler (g++, or $CXX) to compile for the CPU, got none.")
+    elif device_type == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            raise InputError("train.compile: expected the package triton to compile for CUDA, got none.")
+        if not any(map(shutil.which, [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang", "cc"])):
+            raise InputError("train.compile: expected a C compiler (gcc, clang, or $CC) for triton, got none.")
 
 
 _ACCEPTS_4D_MASK = (
@@ -81,12 +102,15 @@ _ACCEPTS_4D_MASK = (
     "roberta-prelayernorm",
     "xlm-roberta",
 )
-"""Families that take the mask as their attention uses it. From [B, T] they make the same, but ask the device first
-whether anything is masked at all, in every pass."""
+"""Families that take the mask as their attention adds it. From [B, T] they make one that masks the same, but ask the
+device first whether anything is masked at all, in every pass."""
 
 
-def _attention_mask(model: nn.Module, batch: Batch) -> Tensor | None:
-    """None where nothing is masked, for the fastest kernels; a compiled model always gets one, for half the graphs."""
+def _attention_mask(model: nn.Module, batch: Batch, dtype: torch.dtype) -> Tensor | None:
+    """The mask that is added to the attention scores, or the batch's own for a family that takes no other.
+
+    None where nothing is masked, for the fastest kernels; a compiled model always gets one, for half the graphs.
+    """
     plain: Any = getattr(model, "module", model)  # in a DistributedDataParallel
     config = plain.config
     if config.model_type not in _ACCEPTS_4D_MASK or config._attn_implementation != "sdpa":
@@ -94,13 +118,17 @@ def _attention_mask(model: nn.Module, batch: Batch) -> Tensor | None:
     width = batch.input_ids.shape[1]
     if batch.token_counts.min() == width and not isinstance(plain, torch._dynamo.OptimizedModule):
         return None
-    return batch.attention_mask.bool()[:, None, None, :].expand(-1, -1, width, -1)  # [B, 1, T, T]
+    # as each layer would make it of a mask of booleans, and keep it for its backward pass
+    mask = torch.zeros(len(batch.labels), 1, width, width, dtype=dtype, device=batch.labels.device)
+    return mask.masked_fill_(~batch.attention_mask.bool()[:, None, None, :], -torch.inf)
 
 
 def compute_logits(model: nn.Module, batch: Batch, precision: Precision) -> Tensor:
     """The model's logits [B, C] in float32, whatever the precision of the matrix products."""
+    dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
     with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=precision is Precision.bf16):
-        logits: Tensor = model(input_ids=batch.input_ids, attention_mask=_attention_mask(model, batch)).logits
+        mask = _attention_mask(model, batch, dtype)
+        logits: Tensor = model(input_ids=batch.input_ids, attention_mask=mask).logits
     return logits.float()
 
 
@@ -109,7 +137,13 @@ def forward_backward(model: nn.Module, batch: Batch, precision: Precision) -> tu
 
     Returns that loss [] and the logits [B, C] of this process, both detached and on the device.
     """
-    logits = compute_logits(model, batch, precision)
+    try:
+        logits = compute_logits(model, batch, precision)
+    except torch._dynamo.exc.FailOnRecompileLimitHit:
+        raise InputError(
+            f"data.bucket_lengths: expected so few lengths that batches have at most {MAX_GRAPHS} shapes with "
+            "train.compile=true, got more."
+        ) from None
     loss = F.cross_entropy(logits, batch.labels)
     if (processes := distributed.world_size()) > 1:  # so that the mean over processes is the mean over texts
         loss = loss * (distributed.local_count(batch.global_size) * processes / batch.global_size)
@@ -144,7 +178,8 @@ class GuardedUpdate:
     """Clipping and the optimizer's step, as long as everything is finite.
 
     From the first loss or gradient on that is not, no update reaches weights or moments, and the device need not be
-    asked: the fused kernels read the answer there, as they do for a GradScaler.
+    asked: the fused kernels read the answer there, as they do for a GradScaler. Exception: the fused kernel for Apple's
+    GPUs ignored it until torch's pull request 186360 (June 2026); before that, a diverged run's weights are not finite.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> None:
