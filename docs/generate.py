@@ -54,8 +54,9 @@ def config_page() -> str:
 def _groups_table() -> str:
     """The files of each config group, with the comment that they begin with."""
     rows = ["| choice | what it is |", "|---|---|"]
-    for path in sorted(CONF.glob("*/*.yaml")) + sorted(CONF.glob("hydra/launcher/*.yaml")):
-        if path.parent.parent == CONF and path.parent.name == "hydra":
+    for path in [*sorted(CONF.glob("*/*.yaml")), *sorted(CONF.glob("hydra/**/*.yaml"))]:
+        group = path.parent.relative_to(CONF).as_posix().replace("/presets", "")
+        if group.endswith("_logging"):
             continue
         comments = []
         for line in path.read_text().splitlines():
@@ -64,7 +65,6 @@ def _groups_table() -> str:
             if not line.startswith("#"):
                 break
             comments.append(line.removeprefix("#").strip())
-        group = path.parent.relative_to(CONF).as_posix()
         rows.append(f"| `{group}={path.stem}` | {_cell(' '.join(comments))} |")
     return "\n".join(rows) + "\n"
 

@@ -21,7 +21,7 @@ FLOORS = [
     {"result"},
     {"training"},
     {"integrations", "compare"},
-    {"launch"},
+    {"launch", "predict"},
     {"run"},
     {"cli"},
     {"__main__"},
