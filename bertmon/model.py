@@ -4,22 +4,25 @@ Knows transformers' models and their parameter names; tokenizers belong to data.
 Shapes: B texts, T tokens, C classes.
 """
 
+import inspect
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from bertmon.config import Init, ModelConfig
-from bertmon.errors import InputError, require
+from bertmon.errors import InputError, require, storage_errors
 from bertmon.hub import local_files_only
+from bertmon.storage import atomic_folder
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 class NamedWeight(NamedTuple):
@@ -44,7 +47,7 @@ def build_model(
         config, label_names=label_names, vocab_size=vocab_size, pad_id=pad_id, max_length=max_length
     )
     if config.init is Init.random:
-        model = AutoModelForSequenceClassification.from_config(model_config)
+        model = AutoModelForSequenceClassification.from_config(model_config, dtype=torch.float32)
     else:
         model = _load_pretrained(str(config.name), model_config)
     classifier: nn.Module = model.train()
@@ -63,7 +66,7 @@ def check_model(
     family = config.name or model_config.model_type
     try:
         with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(model_config)
+            model = AutoModelForSequenceClassification.from_config(model_config, dtype=torch.float32)
     except Exception as error:  # whatever the family's own code makes of the keys
         raise InputError(f"model: cannot build {family}: {_first_line(error)}") from None
     n_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -170,33 +173,89 @@ def _check_weights(folder: Path) -> None:
 def _load_pretrained(name: str, model_config: "PretrainedConfig") -> nn.Module:
     """Pretrained weights in float32 under a fresh classifier; raises InputError if the encoder's are incomplete."""
     from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # a fresh classifier is what we want; other gaps raise below
-    logging.disable_progress_bar()
     try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            name,
-            config=model_config,
-            dtype=torch.float32,  # also of a checkpoint stored in bfloat16: small updates would be rounded away
-            local_files_only=local_files_only("model.name", name),
-            use_safetensors=True,  # never a third-party pickle
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # of a classifier for another number of classes; others raise below
-            output_loading_info=True,
-        )
+        with _quiet_transformers():  # a fresh classifier is what we want; other gaps raise below
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                config=model_config,
+                dtype=torch.float32,  # also of a checkpoint stored in bfloat16: small updates would be rounded away
+                local_files_only=local_files_only("model.name", name),
+                use_safetensors=True,  # never a third-party pickle
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # of a classifier for another number of classes; others raise below
+                output_loading_info=True,
+            )
     except Exception as error:
         raise InputError(_load_error(name, error)) from None
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
     incomplete = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
     for key in sorted(incomplete):
         if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key:
             raise InputError(f"model.name: the weights of {name} lack {key}, or have it in another shape.")
     classifier: nn.Module = model
     return classifier
+
+
+def has_token_types(model: nn.Module) -> bool:
+    """Whether the model tells the two texts of a pair apart by token_type_ids."""
+    takes_them = "token_type_ids" in inspect.signature(model.forward).parameters
+    return takes_them and getattr(model.config, "type_vocab_size", 0) >= 2  # RoBERTa's only one stands for no types
+
+
+def missing_features(model: nn.Module) -> list[str]:
+    """What bertmon cannot show, or not do, with this model's family, one sentence each."""
+    family = getattr(model.config, "model_type", type(model).__name__)
+    depths = {weight.depth for weight in named_weights(model).values()} - {None}
+    missing = []
+    if len(depths) < 2:
+        why = (
+            "shares one set of weights among its layers" if family == "albert" else "has fewer than two encoder layers"
+        )
+        missing.append(f"depth_ratio: {family} {why}, so there are no gradients of single layers to compare")
+    return missing
+
+
+class SavableTokenizer(Protocol):
+    """What `save_model` needs of data.tokenize.TextTokenizer."""
+
+    def to_transformers(self, max_length: int) -> "PreTrainedTokenizerBase": ...
+
+
+def save_model(
+    model: nn.Module, tokenizer: SavableTokenizer, folder: Path, label_names: Sequence[str], max_length: int
+) -> None:
+    """Write the classifier and its tokenizer to `folder`, as from_pretrained and pipeline of transformers load them.
+
+    Weights are in model.safetensors; the tokenizer's model_max_length is the length that was trained with. The folder
+    appears complete or not at all, and replaces an existing one. Raises StorageError.
+    """
+    plain: Any = getattr(model, "module", model)  # in a DistributedDataParallel
+    plain = getattr(plain, "_orig_mod", plain)  # compiled
+    plain.config.id2label = dict(enumerate(label_names))
+    plain.config.label2id = {name: label for label, name in enumerate(label_names)}
+    saved_tokenizer = tokenizer.to_transformers(max_length)
+    if not has_token_types(plain):  # pipeline passes on whatever the tokenizer returns
+        names = [name for name in saved_tokenizer.model_input_names if name != "token_type_ids"]
+        saved_tokenizer.model_input_names = names
+    with storage_errors(folder), atomic_folder(folder) as temporary, _quiet_transformers():
+        plain.save_pretrained(temporary)
+        saved_tokenizer.save_pretrained(temporary)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars and no remarks, for the body."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def named_weights(model: nn.Module, *, biases: bool = False) -> dict[str, NamedWeight]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,6 +70,34 @@ def atomic_write(path: Path, content: bytes) -> None:
     """Replace the file at `path`, or leave the old one untouched. Raises OSError."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` to write to; on success it replaces `path`, flushed to disk.
+
+    On an exception `path` keeps its old content and the temporary folder is removed. Raises OSError.
+    """
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:100]}."))
+    former = temporary.with_name(f"{temporary.name}.old")
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb+") as opened:
+                    os.fsync(opened.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        if path.exists():
+            path.rename(former)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if former.exists() and not path.exists():
+            former.rename(path)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def cached_bytes(folder: Path, name: str, make: Callable[[], bytes]) -> bytes:

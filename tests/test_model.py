@@ -6,7 +6,7 @@ from conftest import BUILD_MODEL, TINY, save_pretrained_bert
 
 from bertmon import model
 from bertmon.config import Init, ModelConfig
-from bertmon.errors import InputError
+from bertmon.errors import InputError, StorageError
 
 BERT_BASE_LAYER = [
     "attention.query",
@@ -214,3 +214,198 @@ def test_build_model_with_a_vocabulary_over_its_embeddings_is_refused(tmp_path):
     save_pretrained_bert(tmp_path)
     with pytest.raises(InputError, match=r"model\.tokenizer: expected at most 120 entries, .* got 121"):
         model.build_model(ModelConfig(name=str(tmp_path)), **(BUILD_MODEL | {"vocab_size": 121}))
+
+
+FAMILIES = {  # keys of a tiny model, and the encoder layers that can be told apart
+    "bert": ({}, {0, 1}),
+    "distilbert": ({"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2}, {0, 1}),
+    "roberta": ({"type_vocab_size": 1, "pad_token_id": 0}, {0, 1}),
+    "electra": ({"embedding_size": 8}, {0, 1}),
+    "deberta-v2": (
+        {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
+        {0, 1},
+    ),
+    "modernbert": ({"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}, {0, 1}),
+    "albert": ({"embedding_size": 8}, set()),
+}
+PAIRS = ({"distilbert", "roberta", "deberta-v2", "modernbert"}, {"bert", "electra", "albert"})  # without and with types
+
+
+def save_checkpoint(folder, family, *, dtype=torch.float32, head="AutoModelForMaskedLM", **changes):
+    """Save a tiny pretrained checkpoint of a family, as its authors publish one; returns its weights."""
+    import transformers
+
+    small = {
+        "vocab_size": 120,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+    }
+    own = FAMILIES[family][0]
+    if family == "distilbert":
+        small = {"vocab_size": 120, "max_position_embeddings": 64, "pad_token_id": 0}
+    torch.manual_seed(7)
+    config = transformers.AutoConfig.for_model(family, **(small | own | changes))
+    checkpoint = getattr(transformers, head).from_config(config).to(dtype)
+    checkpoint.save_pretrained(folder)
+    return checkpoint.base_model.state_dict()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("head", ["AutoModel", "AutoModelForMaskedLM"])
+def test_build_model_of_a_family_loads_its_checkpoint(tmp_path, family, head):
+    weights = save_checkpoint(tmp_path, family, head=head)
+    config = ModelConfig(init=Init.pretrained, name=str(tmp_path))
+    model.check_model(config, **BUILD_MODEL)
+    built = model.build_model(config, **BUILD_MODEL)
+    for name, tensor in built.base_model.state_dict().items():
+        if "pooler" not in name:
+            assert torch.equal(tensor, weights[name]), name
+    depths = {weight.depth for weight in model.named_weights(built).values()}
+    assert depths == FAMILIES[family][1] | {None}
+    labels = list(model.named_weights(built))
+    assert len(labels) == len(set(labels)) == sum(name.endswith("weight") for name, _ in built.named_parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_build_model_of_a_family_trains_one_step_finitely(tmp_path, family):
+    save_checkpoint(tmp_path, family)
+    built = model.build_model(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **BUILD_MODEL)
+    ids = torch.randint(5, 120, (4, 16), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(16) < torch.tensor([[16], [3], [9], [12]])).int()
+    types = {"token_type_ids": (torch.arange(16) >= 2).int() * mask} if model.has_token_types(built) else {}
+    logits = built(input_ids=ids, attention_mask=mask, **types).logits
+    assert logits.shape == (4, 2)
+    torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0, 1])).backward()
+    for label, weight in model.named_weights(built).items():
+        gradient = weight.parameter.grad
+        assert gradient is None or gradient.isfinite().all(), label
+    assert sum(weight.parameter.grad is not None for weight in model.named_weights(built).values()) > 10
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_has_token_types_is_true_for_families_with_two_types(tmp_path, family):
+    save_checkpoint(tmp_path, family)
+    built = model.build_model(ModelConfig(name=str(tmp_path)), **BUILD_MODEL)
+    assert model.has_token_types(built) == (family in PAIRS[1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_missing_features_of_a_family_name_the_depth_ratio_of_albert_alone(tmp_path, family):
+    save_checkpoint(tmp_path, family)
+    missing = model.missing_features(model.build_model(ModelConfig(name=str(tmp_path)), **BUILD_MODEL))
+    if family == "albert":
+        assert missing[0].startswith("depth_ratio: albert shares one set of weights among its layers")
+    else:
+        assert missing == []
+
+
+def test_missing_features_of_one_layer_name_the_depth_ratio():
+    one = model.build_model(dataclasses.replace(TINY, num_hidden_layers=1), **BUILD_MODEL)
+    assert model.missing_features(one) == [
+        "depth_ratio: bert has fewer than two encoder layers, so there are no gradients of single layers to compare"
+    ]
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_build_model_stored_in_bfloat16_is_float32(tmp_path, family):
+    weights = save_checkpoint(tmp_path, family, dtype=torch.bfloat16)
+    assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.bfloat16}
+    for init in Init:
+        built = model.build_model(ModelConfig(init=init, name=str(tmp_path)), **BUILD_MODEL)
+        assert {parameter.dtype for parameter in built.parameters()} == {torch.float32}
+        assert built.config.dtype in (None, torch.float32)
+    name = next(name for name in weights if name.endswith("weight"))
+    assert torch.equal(built.base_model.state_dict()[name], weights[name].float())
+
+
+# --- saving ----------------------------------------------------------------------------------------
+
+TRAINING_TEXTS = ["the boat and the wave", "a bird in the wind", "ACGT" * 40, "salt, fish & stars!"]
+LABELS = ("sea", "sky", "other")
+
+
+def own_tokenizer(cache):
+    from bertmon.data import tokenize
+
+    return tokenize.load_tokenizer(TINY, TRAINING_TEXTS, cache)
+
+
+def logits_of(built, tokenizer, text, max_length):
+    """As a run computes them."""
+    encoder = type(tokenizer.tokenizer).from_str(tokenizer.tokenizer.to_str())
+    encoder.enable_truncation(max_length)
+    ids = torch.tensor([encoder.encode(text).ids])
+    with torch.no_grad():
+        return built(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("origin", ["own", "checkpoint"])
+def test_save_model_gives_a_folder_that_transformers_loads(tmp_path, family, origin):
+    import transformers
+
+    from bertmon.data import tokenize
+
+    tokenizer = own_tokenizer(tmp_path)
+    save_checkpoint(tmp_path / "checkpoint", family)
+    if origin == "checkpoint":
+        tokenizer.to_transformers(64).save_pretrained(tmp_path / "checkpoint")
+        tokenizer = tokenize.load_tokenizer(ModelConfig(name=str(tmp_path / "checkpoint")), [], tmp_path)
+    config = ModelConfig(init=Init.pretrained, name=str(tmp_path / "checkpoint"))
+    built = model.build_model(config, label_names=LABELS, vocab_size=tokenizer.size, pad_id=0, max_length=16).eval()
+    folder = tmp_path / "run" / "model"
+    folder.parent.mkdir()
+    model.save_model(built, tokenizer, folder, LABELS, 16)
+    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".jinja"}
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    for name, tensor in built.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert loaded.config.id2label == dict(enumerate(LABELS))
+    loaded_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert loaded_tokenizer.model_max_length == 16
+    pipeline = transformers.pipeline("text-classification", model=str(folder), device="cpu")
+    for text in [*TRAINING_TEXTS, "the wave " * 30]:
+        expected = logits_of(built, tokenizer, text, 16)
+        ids = loaded_tokenizer(text, truncation=True)["input_ids"]
+        assert ids == tokenize.tokenize(tokenizer, [text], 16, tmp_path).ids.tolist()
+        scores = pipeline(text, truncation=True, top_k=None)
+        assert [score["label"] for score in scores] == [LABELS[label] for label in expected.argsort(descending=True)]
+        assert torch.allclose(
+            torch.tensor([score["score"] for score in scores]), expected.softmax(0).sort(descending=True)[0], atol=1e-6
+        )
+
+
+def test_save_model_replaces_a_former_one_and_keeps_it_on_failure(tmp_path):
+    tokenizer = own_tokenizer(tmp_path / "cache")
+    built = model.build_model(TINY, label_names=LABELS, vocab_size=tokenizer.size, pad_id=0, max_length=16)
+    folder = tmp_path / "model"
+    model.save_model(built, tokenizer, folder, LABELS, 16)
+    (folder / "left from before").touch()
+
+    class FailingTokenizer:
+        def to_transformers(self, max_length):
+            saved = tokenizer.to_transformers(max_length)
+            saved.save_pretrained = lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+            return saved
+
+    with pytest.raises(StorageError, match=f"could not write {folder}: No space left on device"):
+        model.save_model(built, FailingTokenizer(), folder, LABELS, 16)
+    assert (folder / "left from before").exists()
+    model.save_model(built, tokenizer, folder, LABELS, 16)
+    assert not (folder / "left from before").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "model"]
+
+
+def test_save_model_leaves_the_model_as_it_is(tmp_path):
+    tokenizer = own_tokenizer(tmp_path / "cache")
+    built = model.build_model(TINY, label_names=LABELS, vocab_size=tokenizer.size, pad_id=0, max_length=16)
+    before = {name: tensor.clone() for name, tensor in built.state_dict().items()}
+    model.save_model(built, tokenizer, tmp_path / "m", LABELS, 16)
+    assert built.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in built.state_dict().items())

@@ -128,7 +128,8 @@ def compute_logits(model: nn.Module, batch: Batch, precision: Precision) -> Tens
     dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
     with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=precision is Precision.bf16):
         mask = _attention_mask(model, batch, dtype)
-        logits: Tensor = model(input_ids=batch.input_ids, attention_mask=mask).logits
+        types = {} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids}
+        logits: Tensor = model(input_ids=batch.input_ids, attention_mask=mask, **types).logits
     return logits.float()
 
 
@@ -162,6 +163,7 @@ def build_probe(model: nn.Module, precision: Precision) -> LogitProbe:
             attention_mask=batch.attention_mask[rows],
             labels=batch.labels[rows],
             token_counts=batch.token_counts[rows],
+            token_type_ids=None if batch.token_type_ids is None else batch.token_type_ids[rows],
             global_size=texts,
         )
         logits = compute_logits(model, first, Precision.fp32)

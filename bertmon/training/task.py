@@ -57,6 +57,7 @@ def build_task(config: RunConfig, device: torch.device) -> Task:
             bucket_lengths=bucket_lengths(config.data.max_length, config.data.bucket_lengths),
             pad_id=tokenizer.pad_id,
             device=device,
+            token_types=model.has_token_types(classifier),
         )
 
     train = load(corpus.train, config.train.batch_size, lazy=True)
