@@ -54,6 +54,23 @@ class Decay(StrEnum):
     constant = "constant"
 
 
+class Metric(StrEnum):
+    accuracy = "accuracy"
+    f1_macro = "f1_macro"
+    mcc = "mcc"
+
+
+class SaveModel(StrEnum):
+    none = "none"
+    last = "last"
+    best = "best"
+
+
+class Keep(StrEnum):
+    best = "best"
+    all = "all"
+
+
 class OnDoomed(StrEnum):
     warn = "warn"
     stop = "stop"
@@ -326,6 +343,17 @@ class TrainConfig:
     """Texts a batch of the evaluation. At least 1; has no influence on the metrics."""
     eval_every: int | None = None
     """Evaluate every so many steps, besides each epoch's end. At least 1; null: at each epoch's end alone."""
+    metric: Metric = Metric.accuracy
+    """What the best evaluation, the best setting and a sweeper's objective go by: accuracy, f1_macro (mean F1 over the
+    classes) or mcc (Matthews correlation coefficient). On the validation split if there is one, else on the test
+    split."""
+    patience: int | None = None
+    """Stop when so many evaluations in a row have not improved the metric. At least 1; null: never."""
+    save_model: SaveModel = SaveModel.none
+    """Save the model in the run's folder, as transformers' save_pretrained does: none, last (at the end) or best (at
+    each evaluation that improves the metric)."""
+    keep: Keep = Keep.best
+    """Whose saved models stay when a sweep has ended: best (those of the best setting) or all."""
     log_every: int = 10
     """Steps between two points of loss/train, the learning rates, grad_norm and clipped. At least 1."""
     max_grad_norm: float | None = 1.0
@@ -347,7 +375,15 @@ class TrainConfig:
     none is an error. The CPU needs no such setting."""
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "eval_batch_size", "eval_every", "log_every", "checkpoint_every"):
+        for key in (
+            "epochs",
+            "batch_size",
+            "eval_batch_size",
+            "eval_every",
+            "patience",
+            "log_every",
+            "checkpoint_every",
+        ):
             if (value := getattr(self, key)) is not None:
                 _require_int(f"train.{key}", value)
         for key in ("max_grad_norm", "checkpoint_minutes"):

@@ -1,47 +1,179 @@
-"""What an evaluation measures, and when that is more than guessing. numpy only: the report imports no torch."""
+"""What an evaluation measures, and when that is more than guessing. numpy only: the report imports no torch.
+
+Shapes: C classes. A confusion matrix [C, C] has a row per label and a column per prediction.
+"""
 
 import functools
+import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
+
+Counts = npt.NDArray[np.int64]
+
+_LEVEL = 0.005
+"""A run has learned if guessing would do as well with at most this probability."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvalResult:
-    """Metrics on the test split, in eval mode, of the weights after `step` updates."""
+    """Metrics of one split, in eval mode, of the weights after `step` updates."""
 
     step: int
     loss: float  # mean cross-entropy; nan if it was not finite
     accuracy: float  # in [0, 1]
+    f1_macro: float = math.nan  # mean over classes of F1, 0 for a class that is never right; nan: not known
+    mcc: float = math.nan  # Matthews correlation coefficient, in [-1, 1]; 0 for constant predictions; nan: not known
+    confusion: tuple[tuple[int, ...], ...] | None = None  # [C, C]; None: not kept
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+    def from_confusion(cls, step: int, loss: float, confusion: Counts) -> Self:
+        """All metrics from one confusion matrix [C, C] of at least one text."""
+        matrix = tuple(tuple(map(int, row)) for row in confusion)
+        accuracy = int(np.trace(confusion)) / int(confusion.sum())
+        return cls(step, loss, accuracy, f1_macro(confusion), matthews(confusion), matrix)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of dataclasses.asdict; null stands for nan. Raises KeyError, TypeError and ValueError."""
-        loss = fields["loss"]
-        return cls(int(fields["step"]), math.nan if loss is None else float(loss), float(fields["accuracy"]))
+        numbers = {name: values.get(name) for name in ("loss", "f1_macro", "mcc")}
+        if "loss" not in values:
+            raise KeyError("loss")
+        known = {name: math.nan if value is None else float(value) for name, value in numbers.items()}
+        confusion = values.get("confusion")
+        matrix = None if confusion is None else tuple(tuple(int(count) for count in row) for row in confusion)
+        return cls(int(values["step"]), accuracy=float(values["accuracy"]), confusion=matrix, **known)
+
+    def without_confusion(self) -> Self:
+        """The same metrics, without the matrix."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return type(self)(**{**values, "confusion": None})
 
 
-def did_not_learn(accuracy: float, majority_share: float, texts: int) -> bool:
-    """Whether an accuracy on `texts` texts is within what always guessing the majority class gives.
+def best_evaluation(evaluations: Sequence[EvalResult], metric: str) -> EvalResult | None:
+    """The first one with the highest `metric` (a field of EvalResult), of those with a finite loss; None without one.
 
-    The count of correct texts must lie above the 99.5 % quantile of Binomial(texts, majority_share), the upper end of
-    its 99 % interval.
+    Results of version 0.1 know the accuracy alone.
     """
-    return round(accuracy * texts) <= _binomial_quantile(0.995, texts, majority_share)
+    known = [each for each in evaluations if math.isfinite(each.loss) and math.isfinite(getattr(each, metric))]
+    return max(known, key=lambda each: float(getattr(each, metric)), default=None)
+
+
+def precision_recall(confusion: Counts) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Precision and recall of each class [C]; 0 for a class that is never predicted, or has no texts."""
+    right = np.diag(confusion).astype(float)
+    predicted, labeled = confusion.sum(axis=0), confusion.sum(axis=1)
+    return right / np.maximum(predicted, 1), right / np.maximum(labeled, 1)
+
+
+def f1_macro(confusion: Counts) -> float:
+    """Mean of F1 over the classes that have texts or are predicted."""
+    right = np.diag(confusion)
+    total = confusion.sum(axis=0) + confusion.sum(axis=1)
+    present = total > 0
+    return float((2 * right[present] / total[present]).mean())
+
+
+def matthews(confusion: Counts) -> float:
+    """Matthews correlation coefficient for any number of classes (Gorodkin 2004); 0 if all predictions are the same."""
+    n, right = int(confusion.sum()), int(np.trace(confusion))
+    predicted, labeled = confusion.sum(axis=0).astype(float), confusion.sum(axis=1).astype(float)
+    spread = (n**2 - predicted @ predicted) * (n**2 - labeled @ labeled)
+    return float((n * right - predicted @ labeled) / math.sqrt(spread)) if spread > 0 else 0.0
+
+
+def did_not_learn(evaluation: EvalResult, majority_share: float, texts: int) -> bool:
+    """Whether the predictions tell no more of the labels than guessing does.
+
+    With a confusion matrix: unless `guessing_p` is at most 0.5 %. Without one (results of version 0.1): unless the
+    count of correct texts exceeds the 99.5 % quantile of Binomial(texts, majority_share), the upper end of its 99 %
+    interval.
+    """
+    if evaluation.confusion is None:
+        return round(evaluation.accuracy * texts) <= _binomial_quantile(1 - _LEVEL, texts, majority_share)
+    return guessing_p(np.array(evaluation.confusion)) > _LEVEL
+
+
+def guessing_p(confusion: Counts) -> float:
+    """The probability that predictions which ignore the texts do as well as a confusion matrix [C, C], at most.
+
+    Two exact tests, Bonferroni-corrected. The count of correct texts against Binomial(texts, share of the majority
+    class), which no guessing exceeds: it has the power where classes are balanced. And for each class Fisher's exact
+    test of whether texts that are predicted as that class belong to it more often than chance: it has the power where
+    they are not. A constant prediction passes neither, and four rare texts found among forty pass the second.
+    """
+    n, labeled, predicted = int(confusion.sum()), confusion.sum(axis=1), confusion.sum(axis=0)
+    right = np.diag(confusion)
+    accuracy = _binomial_tail(int(right.sum()), n, float(labeled.max() / n))
+    classes = [_hypergeometric_tail(*map(int, row), n) for row in zip(right, labeled, predicted, strict=True)]
+    return min(1.0, 2 * min(accuracy, _distinct_tests(len(classes)) * min(classes)))
+
+
+def _distinct_tests(classes: int) -> int:
+    """Of Fisher's tests: with two classes both are the same."""
+    return classes if classes > 2 else 1
+
+
+def texts_needed(label_counts: Sequence[int]) -> int | None:
+    """Test texts, in the proportions of `label_counts` [C], from which on a perfect classifier passes `did_not_learn`.
+
+    With fewer, nothing can be told from guessing. None if one class has all texts: then nothing ever can.
+    """
+    total = sum(label_counts)
+    largest = max((count for count in label_counts if 2 * count <= total), default=0)
+    if not largest:
+        return None
+    for texts in itertools.count(2):
+        rare = max(round(largest / total * texts), 1)
+        if 2 * _distinct_tests(len(label_counts)) / math.comb(texts, rare) <= _LEVEL:
+            return texts
+    raise AssertionError
+
+
+def _hypergeometric_tail(right: int, labeled: int, predicted: int, n: int) -> float:
+    """P(X >= right) for the number of `predicted` texts, drawn at random from n, that are among `labeled` ones."""
+    counts = np.arange(right, min(labeled, predicted) + 1)
+    log_pmf = (
+        _log_comb(labeled, counts) + _log_comb(n - labeled, predicted - counts) - _log_comb(n, np.array([predicted]))
+    )
+    return float(np.exp(log_pmf).sum())
+
+
+def _log_comb(n: int, k: Counts) -> npt.NDArray[np.float64]:
+    """log of n choose k, elementwise; -inf outside of 0 <= k <= n."""
+    inside = (k >= 0) & (k <= n)
+    values = [
+        math.lgamma(n + 1) - math.lgamma(each + 1) - math.lgamma(n - each + 1) if ok else -math.inf
+        for each, ok in zip(k.tolist(), inside.tolist(), strict=True)
+    ]
+    return np.array(values)
+
+
+def _binomial_tail(k: int, n: int, p: float) -> float:
+    """P(X >= k), for X of Binomial(n, p)."""
+    return float(np.exp(_binomial_log_pmf(n, p)[k:]).sum())
 
 
 @functools.lru_cache(maxsize=1024)
 def _binomial_quantile(q: float, n: int, p: float) -> int:
     """The smallest k with P(X <= k) >= q, for X of Binomial(n, p)."""
+    return int(np.searchsorted(np.cumsum(np.exp(_binomial_log_pmf(n, p))), q))
+
+
+def _binomial_log_pmf(n: int, p: float) -> npt.NDArray[np.float64]:
+    """log P(X = k) for k from 0 to n."""
     if p >= 1:
-        return n
+        return np.concatenate([np.full(n, -math.inf), [0.0]])
     k = np.arange(1, n + 1)
     log_choose = np.concatenate([[0.0], np.cumsum(np.log(n - k + 1) - np.log(k))])
-    log_pmf = log_choose + np.arange(n + 1) * math.log(p) + np.arange(n, -1, -1) * math.log1p(-p)
-    return int(np.searchsorted(np.cumsum(np.exp(log_pmf)), q))
+    log_pmf: npt.NDArray[np.float64] = (
+        log_choose + np.arange(n + 1) * math.log(p) + np.arange(n, -1, -1) * math.log1p(-p)
+    )
+    return log_pmf
 
 
 def wilson_interval(count: int, n: int) -> tuple[float, float]:

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import platform
+import re
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bertmon.errors import InputError, storage_errors
-from bertmon.metrics import EvalResult, did_not_learn
+from bertmon.metrics import EvalResult, best_evaluation, did_not_learn, texts_needed
 from bertmon.monitor.diagnosis import Diagnosis
 from bertmon.sanitize import has_control_characters
 from bertmon.storage import atomic_write, exclusive, is_locked, read_json
@@ -66,6 +67,16 @@ class DataSummary:
     test_texts: int
     label_names: tuple[str, ...]
     majority_share: float  # of the test split's most frequent class, in (0, 1]
+    validation_texts: int = 0
+    test_label_counts: tuple[int, ...] = ()  # [C]; empty in results of version 0.1
+
+    @property
+    def needed_texts(self) -> int | None:
+        """Test texts below which nothing can be told from guessing; None if there are enough, or it is not known."""
+        if not self.test_label_counts:
+            return None
+        needed = texts_needed(self.test_label_counts)
+        return needed if needed and needed > self.test_texts else None
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
@@ -75,7 +86,10 @@ class DataSummary:
         if not 0 < share <= 1 or test_texts < 1:
             raise ValueError("majority_share or test_texts out of range")
         names = tuple(map(str, fields.get("label_names", ())))
-        return cls(str(fields.get("fingerprint", "")), train_texts, test_texts, names, share)
+        validation_texts = int(fields.get("validation_texts", 0))
+        counts = tuple(map(int, fields.get("test_label_counts", ())))
+        fingerprint = str(fields.get("fingerprint", ""))
+        return cls(fingerprint, train_texts, test_texts, names, share, validation_texts, counts)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -99,7 +113,10 @@ class RunResult:
     data: DataSummary | None = None
     steps: int = 0  # updates done
     total_steps: int | None = None  # updates planned
-    evaluations: list[EvalResult] = field(default_factory=list)
+    evaluations: list[EvalResult] = field(default_factory=list)  # of the test split
+    validations: list[EvalResult] = field(default_factory=list)  # of the validation split, at the same steps
+    metric: str = "accuracy"  # what the best evaluation is chosen by: a field of EvalResult
+    model_dir: str | None = None  # of the saved model, below the run's folder
     timings: dict[str, float] = field(default_factory=dict)  # train_seconds, eval_seconds, compile_seconds
     diagnosis: Diagnosis | None = None  # None: the run was not watched
     error: str | None = None
@@ -112,9 +129,9 @@ class RunResult:
 
     @property
     def best(self) -> EvalResult | None:
-        """The first evaluation with the highest accuracy and a finite loss."""
-        finite = [each for each in self.evaluations if math.isfinite(each.loss)]
-        return max(finite, key=lambda each: each.accuracy, default=None)
+        """The test evaluation at the step whose metric is best, on the validation split if there is one."""
+        best = best_evaluation(self.validations or self.evaluations, self.metric)
+        return next((each for each in self.evaluations if best and each.step == best.step), None)
 
     @property
     def ended(self) -> bool:
@@ -126,7 +143,7 @@ class RunResult:
         """Whether the last accuracy is within what guessing the majority class gives; None if the run has not ended."""
         if not self.ended or self.final is None or self.data is None:
             return None
-        return did_not_learn(self.final.accuracy, self.data.majority_share, self.data.test_texts)
+        return did_not_learn(self.final, self.data.majority_share, self.data.test_texts)
 
     @property
     def flagged_step(self) -> int | None:
@@ -140,11 +157,22 @@ class RunResult:
 
     @property
     def objective(self) -> float:
-        """What a sweeper maximizes: the last test accuracy, capped at the majority share if the run did not finish."""
-        assert self.final is not None
+        """What a sweeper maximizes: the metric of the last evaluation, or of the best one if that model was saved.
+
+        On the validation split if there is one. Of a run that did not finish at most what guessing gives: the majority
+        share for the accuracy, 0 for the others.
+        """
         assert self.data is not None
-        accuracy = self.final.accuracy
-        return accuracy if self.status is Status.finished else min(accuracy, self.data.majority_share)
+        evaluations = self.validations or self.evaluations
+        chosen = best_evaluation(evaluations, self.metric) if self.saves_best else None
+        value = float(getattr(chosen or evaluations[-1], self.metric))
+        guessing = self.data.majority_share if self.metric == "accuracy" else 0.0
+        return value if self.status is Status.finished else min(value, guessing)
+
+    @property
+    def saves_best(self) -> bool:
+        """Whether the model that the run leaves is that of its best evaluation."""
+        return ((self.config or {}).get("train") or {}).get("save_model") == "best"
 
     def to_json(self) -> bytes:
         """As result.json. nan and infinity, which JSON lacks, become null."""
@@ -155,6 +183,7 @@ class RunResult:
         metrics = {"final": self.final, "best": self.best}
         fields["metrics"] = {name: dataclasses.asdict(each) for name, each in metrics.items() if each}
         content = json.dumps(_nan_to_null(fields), indent=2, allow_nan=False, ensure_ascii=False)
+        content = re.sub(r"\[\s+(\d+(?:,\s+\d+)*)\s+\]", lambda row: f"[{' '.join(row[1].split())}]", content)
         return (content + "\n").encode()
 
     @classmethod
@@ -187,6 +216,10 @@ class RunResult:
         result.steps = int(fields.get("steps") or 0)
         result.total_steps = None if fields.get("total_steps") is None else int(fields["total_steps"])
         result.evaluations = [EvalResult.from_dict(each) for each in fields.get("evaluations") or ()]
+        result.validations = [EvalResult.from_dict(each) for each in fields.get("validations") or ()]
+        result.metric = str(fields.get("metric", "accuracy"))
+        getattr(EvalResult(0, 0.0, 0.0), result.metric)
+        result.model_dir = _string_or_none(fields.get("model_dir"))
         result.timings = {key: float(value) for key, value in (fields.get("timings") or {}).items()}
         if fields.get("verdict") is not None:
             result.diagnosis = Diagnosis.from_dict({**fields, "since_step": fields["verdict_step"]})
@@ -252,12 +285,10 @@ def recording(run_dir: Path, *, resume: bool = False) -> Iterator[RunResult]:
             if not isinstance(error, SystemExit):
                 raise
             exit_code = error.code
-        else:
-            exit_code = None
         finally:
             result.seconds = round(time.monotonic() - started + result.previous_seconds, 2)
             _write(path, result)
-        if exit_code is not None or result.status is Status.failed:
+        if result.status is Status.failed:
             raise RuntimeError(f"the run called sys.exit({exit_code})")
 
 

@@ -1,20 +1,22 @@
 """Where a training run is, as a checkpoint keeps it."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from bertmon.metrics import EvalResult
+from bertmon.metrics import EvalResult, best_evaluation
 from bertmon.result import Status
 
 
 @dataclass(slots=True)
 class TrainState:
-    """What training has come to so far."""
+    """What training has come to so far. Each evaluation step has a result per split, in the same order."""
 
     status: Status = Status.running
     steps: int = 0  # updates done
-    evaluations: list[EvalResult] = field(default_factory=list)
+    evaluations: list[EvalResult] = field(default_factory=list)  # of the test split
+    validations: list[EvalResult] = field(default_factory=list)  # of the validation split; empty without one
     train_seconds: float = 0.0  # without the evaluations
     eval_seconds: float = 0.0
     compile_seconds: float = 0.0  # part of train_seconds: first passes of a batch shape, with train.compile
@@ -23,8 +25,29 @@ class TrainState:
     def ended(self) -> bool:
         return self.status.ended
 
+    @property
+    def selection(self) -> Sequence[EvalResult]:
+        """The evaluations that the best one is chosen from."""
+        return self.validations or self.evaluations
+
+    def add(self, test: EvalResult, validation: EvalResult | None, metric: str) -> None:
+        """Append the evaluations of one step. Confusion matrices stay for the last and the best step only."""
+        self.evaluations.append(test)
+        if validation is not None:
+            self.validations.append(validation)
+        best = best_evaluation(self.selection, metric)
+        wanted = {test.step} | ({best.step} if best else set())
+        for evaluations in (self.evaluations, self.validations):
+            evaluations[:] = [each if each.step in wanted else each.without_confusion() for each in evaluations]
+
+    def evaluations_since_best(self, metric: str) -> int:
+        """Evaluations after the best one; 0 if the last one is the best, or there is none."""
+        best = best_evaluation(self.selection, metric)
+        return sum(each.step > best.step for each in self.selection) if best else len(self.selection)
+
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """The inverse of dataclasses.asdict. Raises KeyError, TypeError and ValueError."""
-        evaluations = [EvalResult.from_dict(each) for each in fields["evaluations"]]
-        return cls(**{**fields, "status": Status(fields["status"]), "evaluations": evaluations})
+        lists = {name: [EvalResult.from_dict(each) for each in fields[name]] for name in ("evaluations", "validations")}
+        known = {each.name for each in dataclasses.fields(cls)}
+        return cls(**{**{k: v for k, v in fields.items() if k in known}, "status": Status(fields["status"]), **lists})

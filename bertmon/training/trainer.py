@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bertmon import distributed
-from bertmon.config import OnDoomed, Precision, RunConfig
+from bertmon.config import OnDoomed, Precision, RunConfig, SaveModel
 from bertmon.data.batches import Batch, BatchLoader
 from bertmon.metrics import EvalResult
 from bertmon.monitor.monitor import Monitor
@@ -38,7 +38,8 @@ class Trainer:
     """Trains a task to its end, from where `state` and `monitor.history` are.
 
     log_scalars: where evaluations are written. save_checkpoint: called between two steps, when a checkpoint is due and
-    when a signal has come, which then ends training by its exception. None: no checkpoints.
+    when a signal has come, which then ends training by its exception. None: no checkpoints. save_model: called after an
+    evaluation, when config.train.save_model asks for the model; None: models are not saved.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Trainer:
         log_scalars: LogScalars,
         name: str,
         save_checkpoint: Callable[[], None] | None = None,
+        save_model: Callable[[], None] | None = None,
     ) -> None:
         self.state = state
         self._task = task
@@ -61,6 +63,7 @@ class Trainer:
         self._log_scalars = log_scalars
         self._name = name
         self._save_checkpoint = save_checkpoint
+        self._save_model = save_model
         self._total_steps = len(task.plan)
         self._replica = distributed.wrap_ddp(maybe_compile(task.classifier, config.train.compile))
         self._compiled_shapes: set[torch.Size] = set()
@@ -139,17 +142,37 @@ class Trainer:
 
     def _evaluate(self) -> None:
         begin = time.perf_counter()
-        result = evaluate(self._task.classifier, self._task.test, self._config.precision, step=self.state.steps)
-        self.state.evaluations.append(result)
+        test = self._evaluate_on("test", self._task.test)
+        validation = self._evaluate_on("validation", self._task.validation) if self._task.validation else None
+        self.state.add(test, validation, self._config.metric)
         self.state.eval_seconds += time.perf_counter() - begin
-        self._log_scalars(result.step, {"loss/test": result.loss, "accuracy/test": result.accuracy})
+        selected = validation or test
+        if self.state.status is not Status.diverged and not math.isfinite(selected.loss):
+            self.state.status = Status.diverged
+            self._monitor.report_divergence("loss/test", selected.loss, selected.step)
+        stale = self.state.evaluations_since_best(self._config.metric)
+        if self.state.status is Status.running and self._config.patience and stale >= self._config.patience:
+            log.info(f"step {test.step}: {stale} evaluations without a better {self._config.metric}; stopping early")
+            self.state.status = Status.finished
+        if self._save_model and self._saves_now(stale):
+            self._save_model()
+
+    def _evaluate_on(self, split: str, loader: BatchLoader) -> EvalResult:
+        result = evaluate(self._task.classifier, loader, self._config.precision, step=self.state.steps)
+        values = {"loss": result.loss, "accuracy": result.accuracy, "f1_macro": result.f1_macro, "mcc": result.mcc}
+        self._log_scalars(result.step, {f"{name}/{split}": value for name, value in values.items()})
+        metric = self._config.metric
+        chosen = "" if metric == "accuracy" else f", {metric}/{split} {values[metric]:.3f}"
         log.info(
             f"step {result.step} of {self._total_steps}: "
-            f"loss/test {result.loss:.4f}, accuracy/test {result.accuracy:.1%}"
+            f"loss/{split} {result.loss:.4f}, accuracy/{split} {result.accuracy:.1%}{chosen}"
         )
-        if self.state.status is not Status.diverged and not math.isfinite(result.loss):
-            self.state.status = Status.diverged
-            self._monitor.report_divergence("loss/test", result.loss, result.step)
+        return result
+
+    def _saves_now(self, evaluations_since_best: int) -> bool:
+        if self._config.save_model is SaveModel.best:
+            return evaluations_since_best == 0
+        return self._config.save_model is SaveModel.last and self.state.ended
 
     def _checkpoint_if_due(self, step: int) -> None:
         """Save if a checkpoint is due or a signal has come, which is raised then."""
@@ -187,21 +210,23 @@ class Trainer:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: BatchLoader, precision: Precision, *, step: int) -> EvalResult:
-    """Mean loss and accuracy over all texts; the model is in eval mode meanwhile and in train mode after."""
+    """Metrics over all texts; the model is in eval mode meanwhile and in train mode after."""
     model.eval()
-    loss = torch.zeros((), device=next(model.parameters()).device)
-    correct = torch.zeros_like(loss)
+    device = next(model.parameters()).device
+    classes = int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
+    loss = torch.zeros((), device=device)
+    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     count = 0
     batches = loader.sorted_by_length()
     for batch in tqdm(batches, total=len(loader), desc="evaluating", leave=False, disable=_no_bar(), position=1):
         own = distributed.local_count(batch.global_size)
         logits, labels = compute_logits(model, batch, precision)[:own], batch.labels[:own]
         loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
-        correct += (logits.argmax(dim=1) == labels).sum()
+        confusion += torch.bincount(labels * classes + logits.argmax(dim=1), minlength=classes * classes)
         count += batch.global_size
     model.train()
-    loss, correct = distributed.all_reduce_sum(loss), distributed.all_reduce_sum(correct)
-    return EvalResult(step, loss.item() / count, correct.item() / count)
+    loss, confusion = distributed.all_reduce_sum(loss), distributed.all_reduce_sum(confusion)
+    return EvalResult.from_confusion(step, loss.item() / count, confusion.view(classes, classes).cpu().numpy())
 
 
 def _every(steps: int, every: int | None) -> bool:
