@@ -52,6 +52,11 @@ class Decay(StrEnum):
     linear = "linear"
     cosine = "cosine"
     constant = "constant"
+    inverse_sqrt = "inverse_sqrt"
+    polynomial = "polynomial"
+    cosine_with_restarts = "cosine_with_restarts"
+    cosine_with_min_lr = "cosine_with_min_lr"
+    warmup_stable_decay = "warmup_stable_decay"
 
 
 class Metric(StrEnum):
@@ -304,6 +309,12 @@ class OptimizerConfig:
     """Added to the denominator. Above 0."""
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices; biases and LayerNorm weights have none. At least 0."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each encoder layer to the one below it (layer-wise learning rate decay): with L
+    layers the head has the whole rate, layer d from the input layer_decay^(L - d), the embeddings layer_decay^(L + 1).
+    In (0, 1]; 1: one rate for all."""
+    head_lr: float | None = None
+    """Peak learning rate of the classification head. Above 0; null: that of the others."""
 
     def __post_init__(self) -> None:
         for key in ("lr", "eps"):
@@ -316,6 +327,9 @@ class OptimizerConfig:
                 require(value <= 0.999997, f"optimizer.{key}", value, "at most 0.999997 without bias correction")
         decay = self.weight_decay
         require(0 <= decay < math.inf, "optimizer.weight_decay", decay, "a finite number of at least 0")
+        require(0 < self.layer_decay <= 1, "optimizer.layer_decay", self.layer_decay, "a number in (0, 1]")
+        if self.head_lr is not None:
+            require(0 < self.head_lr < math.inf, "optimizer.head_lr", self.head_lr, "a finite number above 0 or null")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -323,12 +337,55 @@ class ScheduleConfig:
     """The learning rate over the run."""
 
     decay: Decay = Decay.linear
-    """What follows the warm-up: linear (down to 0), cosine (down to 0) or constant."""
+    """What follows the warm-up: linear (down to 0), cosine (down to 0) or constant; or one of transformers' schedules:
+    inverse_sqrt, polynomial, cosine_with_restarts, cosine_with_min_lr, warmup_stable_decay."""
     warmup_frac: float = 0.1
     """Share of all steps over which the learning rate rises linearly from 0 to its peak, in [0, 1]."""
+    warmup_steps: int | None = None
+    """The same as a number of steps, which then replaces warmup_frac. At least 0; null: warmup_frac counts."""
+    power: float | None = None
+    """Exponent of decay=polynomial. Above 0."""
+    end_factor: float | None = None
+    """Share of the peak rate that decay=polynomial, cosine_with_min_lr or warmup_stable_decay ends at, in [0, 1)."""
+    cycles: int | None = None
+    """Number of cosines of decay=cosine_with_restarts. At least 1."""
+    timescale: int | None = None
+    """Steps after which decay=inverse_sqrt has begun to fall. At least 1; null: those of the warm-up."""
+    decay_frac: float | None = None
+    """Share of all steps over which decay=warmup_stable_decay falls, at the end of the run, in (0, 1]."""
+    function: str | None = None
+    """A schedule of your own, as an importable module.function: it is called with (step, warmup_steps, total_steps) and
+    returns what the peak rate is multiplied by at that step. It replaces decay."""
 
     def __post_init__(self) -> None:
         require(0 <= self.warmup_frac <= 1, "schedule.warmup_frac", self.warmup_frac, "a number from 0 to 1")
+        if self.warmup_steps is not None:
+            _require_int("schedule.warmup_steps", self.warmup_steps, least=0)
+        for key, (required, decays) in _SCHEDULE_PARAMETERS.items():
+            value = getattr(self, key)
+            if value is not None and self.decay not in decays:
+                raise InputError(f"schedule.{key}: expected null with decay={self.decay}, got {value}.")
+            if value is None and required and self.decay in decays:
+                raise InputError(f"schedule.{key}: expected a number with decay={self.decay}, got null.")
+        for key in ("cycles", "timescale"):
+            if (count := getattr(self, key)) is not None:
+                _require_int(f"schedule.{key}", count)
+        if self.power is not None:
+            require(0 < self.power < math.inf, "schedule.power", self.power, "a finite number above 0")
+        if self.end_factor is not None:
+            require(0 <= self.end_factor < 1, "schedule.end_factor", self.end_factor, "a number in [0, 1)")
+        if self.decay_frac is not None:
+            require(0 < self.decay_frac <= 1, "schedule.decay_frac", self.decay_frac, "a number in (0, 1]")
+
+
+_SCHEDULE_PARAMETERS = {
+    "power": (True, (Decay.polynomial,)),
+    "end_factor": (True, (Decay.polynomial, Decay.cosine_with_min_lr, Decay.warmup_stable_decay)),
+    "cycles": (True, (Decay.cosine_with_restarts,)),
+    "timescale": (False, (Decay.inverse_sqrt,)),
+    "decay_frac": (True, (Decay.warmup_stable_decay,)),
+}
+"""Keys that belong to some decays: whether they must be given, and to which."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -338,7 +395,14 @@ class TrainConfig:
     epochs: int = 3
     """Passes over the training texts. At least 1."""
     batch_size: int = 16
-    """Texts a step. At least 1; the last batch of an epoch may be smaller."""
+    """Texts of a batch. At least 1; the last batch of an epoch may be smaller."""
+    accumulate: int = 1
+    """Batches whose gradients are added up for one step; the step's loss is the mean over all their texts. At least
+    1."""
+    class_weights: Any = None
+    """Weights of the classes in the loss: balanced (inversely proportional to their number of training texts, as
+    scikit-learn's compute_class_weight), a list of numbers above 0 in the order of the classes, or a mapping of label
+    names to numbers. null: all the same."""
     eval_batch_size: int = 64
     """Texts a batch of the evaluation. At least 1; has no influence on the metrics."""
     eval_every: int | None = None
@@ -375,9 +439,11 @@ class TrainConfig:
     none is an error. The CPU needs no such setting."""
 
     def __post_init__(self) -> None:
+        _require_class_weights(self.class_weights)
         for key in (
             "epochs",
             "batch_size",
+            "accumulate",
             "eval_batch_size",
             "eval_every",
             "patience",
@@ -575,6 +641,13 @@ def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, lis
             child = node._get_node(key)
             if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
                 yield from _unknown_keys(child, f"{dotted}.")
+
+
+def _require_class_weights(value: object) -> None:
+    weights = list(value.values()) if isinstance(value, Mapping) else list(value) if isinstance(value, list) else []
+    numbers = bool(weights) and all(isinstance(weight, int | float) and 0 < weight < math.inf for weight in weights)
+    expected = "balanced, a list of numbers above 0, a mapping of label names to such numbers, or null"
+    require(value is None or value == "balanced" or numbers, "train.class_weights", value, expected)
 
 
 def _require_distinct(key: str, names: list[str]) -> None:

@@ -109,7 +109,8 @@ def guessing_p(confusion: Counts) -> float:
     n, labeled, predicted = int(confusion.sum()), confusion.sum(axis=1), confusion.sum(axis=0)
     right = np.diag(confusion)
     accuracy = _binomial_tail(int(right.sum()), n, float(labeled.max() / n))
-    classes = [_hypergeometric_tail(*map(int, row), n) for row in zip(right, labeled, predicted, strict=True)]
+    margins = zip(right.tolist(), labeled.tolist(), predicted.tolist(), strict=True)
+    classes = [_hypergeometric_tail(*margin, n) for margin in margins]
     return min(1.0, 2 * min(accuracy, _distinct_tests(len(classes)) * min(classes)))
 
 

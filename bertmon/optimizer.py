@@ -1,7 +1,8 @@
-"""AdamW with and without bias correction; which parameters decay."""
+"""AdamW with and without bias correction; which parameters decay, and which have a rate of their own."""
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -12,7 +13,9 @@ _UNBIASED_STEP = 2.0**24
 """A step count at which both of Adam's corrections are exactly 1, and which float32 cannot count past."""
 
 
-def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+def build_optimizer(
+    config: OptimizerConfig, parameters: Iterable[nn.Parameter], lr_scales: Mapping[nn.Parameter, float] | None = None
+) -> torch.optim.AdamW:
     """AdamW over the parameters that train; its rate is 0 until the schedule sets it.
 
     With g the gradient, t = 1, 2, ... and everything per element:
@@ -27,11 +30,16 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter])
 
     The form without correction is torch's own optimizer, fused kernels and all, started at step 2**24: there
     1 - beta^t rounds to 1, so the moments of every real step stay uncorrected.
+
+    lr_scales: `lr_scales` of the model; each group has its factor of the schedule's rate as "lr_scale".
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    scales = {parameter: (lr_scales or {}).get(parameter, 1.0) for parameter in trained}
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if (p.ndim >= 2) is matrices and scales[p] == scale], "lr_scale": scale}
+        | {"weight_decay": config.weight_decay if matrices else 0.0}
+        for scale in dict.fromkeys(scales.values())
+        for matrices in (True, False)
     ]
     optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]],
@@ -48,6 +56,29 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter])
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
     return optimizer
+
+
+def lr_scales(config: OptimizerConfig, model: nn.Module) -> dict[nn.Parameter, float]:
+    """Each parameter's factor of the schedule's learning rate, by layer_decay and head_lr."""
+    base = f"{getattr(model, 'base_model_prefix', '')}."
+    depths = {name: _encoder_layer(name) for name, _ in model.named_parameters()}
+    layers = 1 + max((depth for depth in depths.values() if depth is not None), default=-1)
+    head = 1.0 if config.head_lr is None else config.head_lr / config.lr
+    scales = {}
+    for name, parameter in model.named_parameters():
+        depth = depths[name]
+        if depth is not None:
+            scales[parameter] = config.layer_decay ** (layers - depth)
+        elif "embeddings" in name:
+            scales[parameter] = config.layer_decay ** (layers + 1)
+        else:  # the pooler belongs to the base model, and is above all layers
+            scales[parameter] = 1.0 if name.startswith(base) else head
+    return scales
+
+
+def _encoder_layer(name: str) -> int | None:
+    number = re.search(r"\blayers?\.(\d+)\.", name)
+    return int(number[1]) if number else None
 
 
 def bias_correction_gain(config: OptimizerConfig, step: int) -> float:

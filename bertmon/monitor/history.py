@@ -34,9 +34,11 @@ class WeightTable:
     labels: tuple[str, ...]
     kinds: tuple[str, ...]  # "embedding", "linear", "norm", "bias" or "other"
     depths: tuple[int | None, ...]  # number of the encoder layer; None outside of it
+    lr_scales: tuple[float, ...] = ()  # factor of the run's learning rate; empty: 1 for all
 
     def __post_init__(self) -> None:
         assert len(self.labels) == len(self.kinds) == len(self.depths)
+        assert len(self.lr_scales) in (0, len(self.labels))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -97,6 +99,8 @@ class Snapshot:
         if self.effective_lr > 0:
             with np.errstate(invalid="ignore", over="ignore"):  # in a run that has diverged
                 steps = self["update_ratio"] * self["weight_rms"] / self.effective_lr
+                if self.layers.lr_scales:
+                    steps = steps / np.array(self.layers.lr_scales)
             for kind in ("embedding", "linear", "norm"):
                 of_kind = steps[[row for row, other in enumerate(self.layers.kinds) if other == kind]]
                 of_kind = of_kind[~np.isnan(of_kind)]
@@ -208,7 +212,7 @@ class History:
     def _from_bytes(cls, content: bytes) -> "History":
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))
-            layers = WeightTable(*(tuple(about[key]) for key in ("labels", "kinds", "depths")))
+            layers = WeightTable(*(tuple(about.get(key, ())) for key in ("labels", "kinds", "depths", "lr_scales")))
             plan = RunPlan(
                 stored["lr"],
                 stored["effective_lr"],

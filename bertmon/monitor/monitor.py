@@ -83,6 +83,7 @@ class Monitor:
     are recorded and logged all the same.
     probe: None if nothing is known of the logits; verdicts then rest on gradients and updates alone.
     max_grad_norm: the norm that gradients are clipped to, for the share of clipped steps.
+    lr_scales: factors of the plan's learning rate, of parameters that have one of their own.
     """
 
     def __init__(
@@ -94,14 +95,18 @@ class Monitor:
         *,
         probe: LogitProbe | None,
         max_grad_norm: float | None = None,
+        lr_scales: Mapping[nn.Parameter, float] | None = None,
     ) -> None:
         self.history = history
         self.diagnosis = Diagnosis(Verdict.undecided, 0) if config.enabled else None
-        self._statistics = stats.WeightStatistics([weight.parameter for weight in weights.values()])
+        parameters = [weight.parameter for weight in weights.values()]
+        self._statistics = stats.WeightStatistics(parameters)
+        scales = tuple((lr_scales or {}).get(parameter, 1.0) for parameter in parameters)
         self._table = WeightTable(
             tuple(weights),
             tuple(weight.kind for weight in weights.values()),
             tuple(weight.depth for weight in weights.values()),
+            scales if set(scales) - {1.0} else (),
         )
         self._config = config
         self._log = metric_log

@@ -8,11 +8,14 @@ import importlib.util
 import logging
 import os
 import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from bertmon import distributed
 from bertmon.config import Device, Precision
@@ -133,23 +136,55 @@ def compute_logits(model: nn.Module, batch: Batch, precision: Precision) -> Tens
     return logits.float()
 
 
-def forward_backward(model: nn.Module, batch: Batch, precision: Precision) -> tuple[Tensor, Tensor]:
-    """Add the gradient of the batch's mean cross-entropy to `.grad`, over the texts of all processes.
+def forward_backward(
+    model: nn.Module, batches: Sequence[Batch], precision: Precision, class_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Add the gradient of the mean cross-entropy over the texts of all batches and processes to `.grad`.
 
-    Returns that loss [] and the logits [B, C] of this process, both detached and on the device.
+    class_weights [C]: of each text by its label; the mean is weighted by them.
+    Returns that loss [] and the logits [B, C] of the first batch in this process, both detached and on the device.
     """
+    shares = _shares(batches, class_weights)
+    losses, first_logits = [], None
+    for number, batch in enumerate(batches):
+        last = number == len(batches) - 1
+        with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
+            logits = _training_logits(model, batch, precision)
+            loss = F.cross_entropy(logits, batch.labels, weight=class_weights)
+            if shares is not None:
+                loss = loss * shares[number]
+            loss.backward()
+        losses.append(loss.detach())
+        first_logits = logits.detach() if first_logits is None else first_logits
+    assert first_logits is not None
+    total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+    return distributed.all_reduce_sum(total) / distributed.world_size(), first_logits
+
+
+def _training_logits(model: nn.Module, batch: Batch, precision: Precision) -> Tensor:
     try:
-        logits = compute_logits(model, batch, precision)
+        return compute_logits(model, batch, precision)
     except torch._dynamo.exc.FailOnRecompileLimitHit:
         raise InputError(
             f"data.bucket_lengths: expected so few lengths that batches have at most {MAX_GRAPHS} shapes with "
             "train.compile=true, got more."
         ) from None
-    loss = F.cross_entropy(logits, batch.labels)
-    if (processes := distributed.world_size()) > 1:  # so that the mean over processes is the mean over texts
-        loss = loss * (distributed.local_count(batch.global_size) * processes / batch.global_size)
-    loss.backward()
-    return distributed.all_reduce_sum(loss.detach()) / processes, logits.detach()
+
+
+def _shares(batches: Sequence[Batch], class_weights: Tensor | None) -> Sequence[float] | Tensor | None:
+    """What the mean loss of each batch in this process is multiplied by; None if there is nothing to share.
+
+    DistributedDataParallel averages over processes, so that each share is as many times larger.
+    """
+    processes = distributed.world_size()
+    if len(batches) == 1 and processes == 1:
+        return None
+    if class_weights is None:
+        total = sum(batch.global_size for batch in batches)
+        return [distributed.local_count(batch.global_size) * processes / total for batch in batches]
+    own = [class_weights[batch.labels[: distributed.local_count(batch.global_size)]].sum() for batch in batches]
+    weights = torch.stack(own)
+    return weights * processes / distributed.all_reduce_sum(weights.sum())
 
 
 def build_probe(model: nn.Module, precision: Precision) -> LogitProbe:
@@ -198,7 +233,7 @@ class GuardedUpdate:
             nn.utils.clip_grads_with_norm_(self._parameters, self._max_grad_norm, norm)
         self._stopped = torch.maximum(self._stopped, 1.0 - torch.isfinite(norm + loss).float())
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         self._optimizer.found_inf = self._stopped  # type: ignore[attr-defined]  # torch's own name, as GradScaler sets it
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

@@ -1,18 +1,24 @@
 """Build what a run trains, from its config: texts to batches, a model that fits them, an optimizer, the plan."""
 
+import math
 import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from bertmon import distributed, model, optimizer, schedule
+from bertmon import distributed, model, optimizer
 from bertmon.config import RunConfig
 from bertmon.data import Corpus, LazyTexts, Split, load_corpus, tokenize
 from bertmon.data.batches import BatchLoader, bucket_lengths
+from bertmon.errors import InputError, require
 from bertmon.monitor.history import History, RunPlan
 from bertmon.monitor.monitor import MetricLog, Monitor, subsample
+from bertmon.training.plan import plan_run
 from bertmon.training.step import build_probe, set_determinism, set_precision
 
 
@@ -24,8 +30,12 @@ class Task:
     classifier: nn.Module
     optimizer: torch.optim.Optimizer
     train: BatchLoader
+    validation: BatchLoader | None
     test: BatchLoader
     plan: RunPlan
+    steps_per_epoch: int
+    class_weights: Tensor | None  # [C], of the loss
+    lr_scales: Mapping[nn.Parameter, float]  # factors of the plan's learning rate
 
 
 def build_task(config: RunConfig, device: torch.device) -> Task:
@@ -61,34 +71,49 @@ def build_task(config: RunConfig, device: torch.device) -> Task:
         )
 
     train = load(corpus.train, config.train.batch_size, lazy=True)
+    steps_per_epoch = -(-len(train) // config.train.accumulate)
+    weights = class_weights(config.train.class_weights, corpus.train.labels, corpus.label_names)
+    lr_scales = optimizer.lr_scales(config.optimizer, classifier)
     return Task(
         corpus=corpus,
         classifier=classifier,
-        optimizer=optimizer.build_optimizer(config.optimizer, classifier.parameters()),
+        optimizer=optimizer.build_optimizer(config.optimizer, classifier.parameters(), lr_scales),
         train=train,
+        validation=None,
         test=load(corpus.test, config.train.eval_batch_size, lazy=False),  # sorting by length needs all lengths
-        plan=plan_run(config, len(train), corpus.train.label_entropy()),
+        plan=plan_run(config, steps_per_epoch, chance_loss(corpus.train, weights)),
+        steps_per_epoch=steps_per_epoch,
+        class_weights=None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device),
+        lr_scales=lr_scales,
     )
 
 
-def plan_run(config: RunConfig, steps_per_epoch: int, chance_loss: float) -> RunPlan:
-    """The learning rates of all steps, and the loss of a model that ignores the texts (in nats)."""
-    total_steps = config.train.epochs * steps_per_epoch
-    factors = [
-        schedule.lr_factor(
-            step, decay=config.schedule.decay.value, warmup_frac=config.schedule.warmup_frac, total_steps=total_steps
-        )
-        for step in range(total_steps)
-    ]
-    lr = config.optimizer.lr * np.array(factors)
-    gains = [optimizer.bias_correction_gain(config.optimizer, step) for step in range(total_steps)]
-    return RunPlan(
-        lr=lr,
-        effective_lr=lr * np.array(gains),
-        chance_loss=chance_loss,
-        warmup_frac=config.schedule.warmup_frac,
-        bias_correction=config.optimizer.bias_correction,
-    )
+def chance_loss(train: Split, weights: Sequence[float] | None) -> float:
+    """The training loss of a model that ignores the texts, in nats: the entropy of the labels, weighted by class."""
+    if weights is None:
+        return train.label_entropy()
+    masses = [count * weights[label] for label, count in Counter(train.labels).items()]
+    shares = [mass / sum(masses) for mass in masses]
+    return -sum(share * math.log(share) for share in shares)
+
+
+def class_weights(wanted: Any, labels: Sequence[int], label_names: Sequence[str]) -> list[float] | None:
+    """train.class_weights as a list [C]; None without any. Raises InputError for classes that do not exist."""
+    if wanted is None:
+        return None
+    if wanted == "balanced":
+        counts = Counter(labels)
+        if missing := [name for label, name in enumerate(label_names) if label not in counts]:
+            raise InputError(f"train.class_weights: expected training texts of every class, got none of {missing[0]}.")
+        return [len(labels) / (len(label_names) * counts[label]) for label in range(len(label_names))]
+    if isinstance(wanted, Mapping):
+        by_name = {str(name): float(weight) for name, weight in wanted.items()}
+        if unknown := sorted(by_name.keys() - set(label_names)):
+            names = ", ".join(label_names[:10])
+            raise InputError(f"train.class_weights: expected label names among {names}, got {unknown[0]}.")
+        return [by_name.get(name, 1.0) for name in label_names]
+    require(len(wanted) == len(label_names), "train.class_weights", list(wanted), f"{len(label_names)} numbers")
+    return [float(weight) for weight in wanted]
 
 
 def build_monitor(config: RunConfig, task: Task, history: History, metric_log: MetricLog) -> Monitor:
@@ -102,6 +127,7 @@ def build_monitor(config: RunConfig, task: Task, history: History, metric_log: M
         metric_log,
         probe=build_probe(task.classifier, config.train.precision),
         max_grad_norm=config.train.max_grad_norm,
+        lr_scales=task.lr_scales,
     )
 
 

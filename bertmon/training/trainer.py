@@ -4,16 +4,17 @@ Step s, counted from 0, is the update from the weights after s updates to those 
 logged at the step they describe, an evaluation at the number of updates applied before it.
 """
 
+import itertools
 import logging
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -79,30 +80,32 @@ class Trainer:
             logging_redirect_tqdm([logging.getLogger()]),
             deferred_signals(self._save_checkpoint is not None) as self._signals,
         ):
-            for step, batch in self._remaining_batches():
-                self._train_step(step, batch)
+            for step, batches in self._remaining_batches():
+                self._train_step(step, batches)
                 if self._must_pause(step):
                     self._pause(step)
                     if self.state.ended:
                         return
                     self._checkpoint_if_due(step)
 
-    def _remaining_batches(self) -> Iterator[tuple[int, Batch]]:
-        """The batches of all steps that are left, with their steps."""
-        train, step = self._task.train, self.state.steps
-        first_epoch, first_batch = divmod(step, len(train))
+    def _remaining_batches(self) -> Iterator[tuple[int, Sequence[Batch]]]:
+        """All steps that are left, each with the batches whose gradients it adds up."""
+        train, accumulate, step = self._task.train, self._config.accumulate, self.state.steps
+        first_epoch, done = divmod(step, self._task.steps_per_epoch)
         for epoch in range(first_epoch, self._config.epochs):
-            for batch in train.epoch_batches(self._seed, epoch, first_batch if epoch == first_epoch else 0):
-                yield step, batch
+            batches = train.epoch_batches(self._seed, epoch, done * accumulate if epoch == first_epoch else 0)
+            while group := list(itertools.islice(batches, accumulate)):
+                yield step, group
                 step += 1
 
-    def _train_step(self, step: int, batch: Batch) -> None:
+    def _train_step(self, step: int, batches: Sequence[Batch]) -> None:
         begin = time.perf_counter()
-        loss, logits = forward_backward(self._replica, batch, self._config.precision)
-        if self._config.compile and batch.input_ids.shape not in self._compiled_shapes:
-            self._compiled_shapes.add(batch.input_ids.shape)
+        loss, logits = forward_backward(self._replica, batches, self._config.precision, self._task.class_weights)
+        shapes = {batch.input_ids.shape for batch in batches}
+        if self._config.compile and not shapes <= self._compiled_shapes:
+            self._compiled_shapes |= shapes
             self.state.compile_seconds += time.perf_counter() - begin
-        with self._monitor.update(step, batch, logits):
+        with self._monitor.update(step, batches[0], logits):
             grad_norm = self._update.update(loss, float(self._task.plan.lr[step]))
         self._monitor.record(loss, grad_norm)
         self._bar.update()
@@ -120,7 +123,7 @@ class Trainer:
         return step % self._config.log_every == 0 or step + 1 == self._total_steps
 
     def _evaluates_after(self, step: int) -> bool:
-        return (step + 1) % len(self._task.train) == 0 or _every(step + 1, self._config.eval_every)
+        return (step + 1) % self._task.steps_per_epoch == 0 or _every(step + 1, self._config.eval_every)
 
     def _pause(self, step: int) -> None:
         """Wait for the device, judge the run, log and evaluate what is due, and decide whether the run has ended."""
@@ -158,7 +161,8 @@ class Trainer:
             self._save_model()
 
     def _evaluate_on(self, split: str, loader: BatchLoader) -> EvalResult:
-        result = evaluate(self._task.classifier, loader, self._config.precision, step=self.state.steps)
+        task, precision = self._task, self._config.precision
+        result = evaluate(task.classifier, loader, precision, step=self.state.steps, class_weights=task.class_weights)
         values = {"loss": result.loss, "accuracy": result.accuracy, "f1_macro": result.f1_macro, "mcc": result.mcc}
         self._log_scalars(result.step, {f"{name}/{split}": value for name, value in values.items()})
         metric = self._config.metric
@@ -209,24 +213,31 @@ class Trainer:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: BatchLoader, precision: Precision, *, step: int) -> EvalResult:
-    """Metrics over all texts; the model is in eval mode meanwhile and in train mode after."""
+def evaluate(
+    model: nn.Module, loader: BatchLoader, precision: Precision, *, step: int, class_weights: Tensor | None = None
+) -> EvalResult:
+    """Metrics over all texts; the model is in eval mode meanwhile and in train mode after.
+
+    class_weights [C]: of the loss, as in training.
+    """
     model.eval()
     device = next(model.parameters()).device
     classes = int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
     loss = torch.zeros((), device=device)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-    count = 0
+    total_weight = torch.zeros_like(loss)
     batches = loader.sorted_by_length()
     for batch in tqdm(batches, total=len(loader), desc="evaluating", leave=False, disable=_no_bar(), position=1):
         own = distributed.local_count(batch.global_size)
         logits, labels = compute_logits(model, batch, precision)[:own], batch.labels[:own]
-        loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
+        loss += nn.functional.cross_entropy(logits, labels, weight=class_weights, reduction="sum")
+        total_weight += len(labels) if class_weights is None else class_weights[labels].sum()
         confusion += torch.bincount(labels * classes + logits.argmax(dim=1), minlength=classes * classes)
-        count += batch.global_size
     model.train()
-    loss, confusion = distributed.all_reduce_sum(loss), distributed.all_reduce_sum(confusion)
-    return EvalResult.from_confusion(step, loss.item() / count, confusion.view(classes, classes).cpu().numpy())
+    loss, total_weight, confusion = map(distributed.all_reduce_sum, (loss, total_weight, confusion))
+    return EvalResult.from_confusion(
+        step, loss.item() / total_weight.item(), confusion.view(classes, classes).cpu().numpy()
+    )
 
 
 def _every(steps: int, every: int | None) -> bool:

@@ -1,0 +1,97 @@
+"""The learning rate of every step of a run, known before the first one."""
+
+import importlib
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from bertmon import optimizer, schedule
+from bertmon.config import Decay, RunConfig, ScheduleConfig
+from bertmon.errors import InputError
+from bertmon.monitor.history import FloatArray, RunPlan
+
+
+def plan_run(config: RunConfig, steps_per_epoch: int, chance_loss: float) -> RunPlan:
+    """The learning rates of all steps, and the loss of a model that ignores the texts (in nats)."""
+    total_steps = config.train.epochs * steps_per_epoch
+    lr = config.optimizer.lr * lr_factors(config.schedule, total_steps)
+    gains = [optimizer.bias_correction_gain(config.optimizer, step) for step in range(total_steps)]
+    return RunPlan(
+        lr=lr,
+        effective_lr=lr * np.array(gains),
+        chance_loss=chance_loss,
+        warmup_frac=warmup_frac(config.schedule, total_steps),
+        bias_correction=config.optimizer.bias_correction,
+    )
+
+
+def warmup_frac(config: ScheduleConfig, total_steps: int) -> float:
+    """Share of the steps that are warm-up, whether given as a share or as a number of steps."""
+    return config.warmup_frac if config.warmup_steps is None else min(config.warmup_steps / total_steps, 1.0)
+
+
+def lr_factors(config: ScheduleConfig, total_steps: int) -> FloatArray:
+    """What the peak learning rate is multiplied by at each step [N]. Raises InputError.
+
+    linear, cosine and constant are schedule.lr_factor; the other decays are those of transformers' get_scheduler, run
+    ahead with a rate of 1.
+    """
+    if config.function is not None:
+        return _own_factors(config, total_steps)
+    share = warmup_frac(config, total_steps)
+    if config.decay in (Decay.linear, Decay.cosine, Decay.constant):
+        factors = [
+            schedule.lr_factor(step, decay=config.decay.value, warmup_frac=share, total_steps=total_steps)
+            for step in range(total_steps)
+        ]
+        return np.array(factors)
+    return _transformers_factors(config, schedule.warmup_steps(share, total_steps), total_steps)
+
+
+def _transformers_factors(config: ScheduleConfig, warmup: int, total_steps: int) -> FloatArray:
+    from transformers import get_scheduler
+
+    decay_steps = math.floor((config.decay_frac or 0.0) * total_steps + 0.5)
+    options: dict[str, Any] = {
+        Decay.inverse_sqrt: {"timescale": config.timescale},
+        Decay.polynomial: {"power": config.power, "lr_end": config.end_factor},
+        Decay.cosine_with_restarts: {"num_cycles": config.cycles},
+        Decay.cosine_with_min_lr: {"min_lr_rate": config.end_factor},
+        Decay.warmup_stable_decay: {"num_decay_steps": decay_steps, "min_lr_ratio": config.end_factor},
+    }[config.decay]
+    stand_in = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
+    if config.decay is Decay.warmup_stable_decay and warmup + decay_steps > total_steps:
+        raise InputError(
+            f"schedule.decay_frac: expected warm-up ({warmup} steps) and decay ({decay_steps} steps) to fit into the "
+            f"run's {total_steps} steps."
+        )
+    ahead = get_scheduler(config.decay.value, stand_in, warmup, total_steps, scheduler_specific_kwargs=options)
+    factors = np.empty(total_steps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the stand-in has not been stepped: it has nothing to learn
+        for step in range(total_steps):
+            factors[step] = stand_in.param_groups[0]["lr"]
+            ahead.step()
+    return factors
+
+
+def _own_factors(config: ScheduleConfig, total_steps: int) -> FloatArray:
+    """Those of the user's function(step, warmup_steps, total_steps) -> factor."""
+    name = str(config.function)
+    module, _, attribute = name.rpartition(".")
+    try:
+        function: Callable[[int, int, int], float] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"schedule.function: expected an importable module.function, got {name} ({error}).") from None
+    warmup = schedule.warmup_steps(warmup_frac(config, total_steps), total_steps)
+    factors = np.array([float(function(step, warmup, total_steps)) for step in range(total_steps)])
+    if not (np.isfinite(factors).all() and (factors >= 0).all()):
+        step = int(np.flatnonzero(~(np.isfinite(factors) & (factors >= 0)))[0])
+        raise InputError(
+            f"schedule.function: expected finite factors of at least 0, got {factors[step]} at step {step}."
+        )
+    return factors
