@@ -4,7 +4,6 @@ Shapes: C classes. A confusion matrix [C, C] has a row per label and a column pe
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,6 +16,8 @@ Counts = npt.NDArray[np.int64]
 
 _LEVEL = 0.005
 """A run has learned if guessing would do as well with at most this probability."""
+
+_MAX_TEXTS_NEEDED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,20 +120,13 @@ def _distinct_tests(classes: int) -> int:
     return classes if classes > 2 else 1
 
 
-def texts_needed(label_counts: Sequence[int]) -> int | None:
-    """Test texts, in the proportions of `label_counts` [C], from which on a perfect classifier passes `did_not_learn`.
-
-    With fewer, nothing can be told from guessing. None if one class has all texts: then nothing ever can.
-    """
-    total = sum(label_counts)
-    largest = max((count for count in label_counts if 2 * count <= total), default=0)
-    if not largest:
-        return None
-    for texts in itertools.count(2):
-        rare = max(round(largest / total * texts), 1)
-        if 2 * _distinct_tests(len(label_counts)) / math.comb(texts, rare) <= _LEVEL:
-            return texts
-    raise AssertionError
+@functools.lru_cache(maxsize=1024)
+def texts_needed(majority_share: float) -> int:
+    """The smallest number of test texts that can tell a model halfway between guessing and perfect from guessing."""
+    halfway = (1 + majority_share) / 2
+    sizes = range(1, _MAX_TEXTS_NEEDED)
+    enough = (n for n in sizes if round(halfway * n) > _binomial_quantile(1 - _LEVEL, n, majority_share))
+    return next(enough, _MAX_TEXTS_NEEDED)
 
 
 def _hypergeometric_tail(right: int, labeled: int, predicted: int, n: int) -> float:

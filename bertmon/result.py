@@ -68,15 +68,12 @@ class DataSummary:
     label_names: tuple[str, ...]
     majority_share: float  # of the test split's most frequent class, in (0, 1]
     validation_texts: int = 0
-    test_label_counts: tuple[int, ...] = ()  # [C]; empty in results of version 0.1
 
     @property
     def needed_texts(self) -> int | None:
-        """Test texts below which nothing can be told from guessing; None if there are enough, or it is not known."""
-        if not self.test_label_counts:
-            return None
-        needed = texts_needed(self.test_label_counts)
-        return needed if needed and needed > self.test_texts else None
+        """Test texts that it takes to tell a run that learned from guessing; None if there are that many."""
+        needed = texts_needed(self.majority_share)
+        return needed if needed > self.test_texts else None
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
@@ -87,9 +84,7 @@ class DataSummary:
             raise ValueError("majority_share or test_texts out of range")
         names = tuple(map(str, fields.get("label_names", ())))
         validation_texts = int(fields.get("validation_texts", 0))
-        counts = tuple(map(int, fields.get("test_label_counts", ())))
-        fingerprint = str(fields.get("fingerprint", ""))
-        return cls(fingerprint, train_texts, test_texts, names, share, validation_texts, counts)
+        return cls(str(fields.get("fingerprint", "")), train_texts, test_texts, names, share, validation_texts)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -117,6 +112,7 @@ class RunResult:
     validations: list[EvalResult] = field(default_factory=list)  # of the validation split, at the same steps
     metric: str = "accuracy"  # what the best evaluation is chosen by: a field of EvalResult
     model_dir: str | None = None  # of the saved model, below the run's folder
+    warnings: list[str] = field(default_factory=list)  # about the data
     timings: dict[str, float] = field(default_factory=dict)  # train_seconds, eval_seconds, compile_seconds
     diagnosis: Diagnosis | None = None  # None: the run was not watched
     error: str | None = None
@@ -220,6 +216,7 @@ class RunResult:
         result.metric = str(fields.get("metric", "accuracy"))
         getattr(EvalResult(0, 0.0, 0.0), result.metric)
         result.model_dir = _string_or_none(fields.get("model_dir"))
+        result.warnings = list(map(str, fields.get("warnings") or ()))
         result.timings = {key: float(value) for key, value in (fields.get("timings") or {}).items()}
         if fields.get("verdict") is not None:
             result.diagnosis = Diagnosis.from_dict({**fields, "since_step": fields["verdict_step"]})

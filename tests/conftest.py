@@ -217,7 +217,14 @@ def synthetic_history(*, learns: bool, depth: int = 2, every: int = 20) -> Histo
     return history
 
 
-LEARNED = {"signal": "loss/train", "layer": None, "value": 0.4, "threshold": 1.3, "step": 20, "text": "loss below chance"}
+LEARNED = {
+    "signal": "loss/train",
+    "layer": None,
+    "value": 0.4,
+    "threshold": 1.3,
+    "step": 20,
+    "text": "loss below chance",
+}
 LEARNS, DEAD = (synthetic_history(learns=learns).to_bytes() for learns in (True, False))
 
 

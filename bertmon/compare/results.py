@@ -21,7 +21,7 @@ import numpy as np
 
 from bertmon.config import RunConfig, run_identity
 from bertmon.errors import InputError
-from bertmon.metrics import did_not_learn
+from bertmon.metrics import texts_needed
 from bertmon.monitor.diagnosis import Verdict
 from bertmon.monitor.history import HISTORY_FILE, History
 from bertmon.notation import format_value
@@ -240,13 +240,6 @@ class Sweep:
         data = [run.result.data for run in self.ended if run.result and run.result.data]
         sizes = {(each.test_texts, texts_needed(each.majority_share)) for each in data}
         return min(((texts, needed) for texts, needed in sizes if texts < needed), default=None)
-
-
-@functools.cache
-def texts_needed(majority_share: float) -> int:
-    """The smallest number of test texts that can tell a model halfway between guessing and perfect from guessing."""
-    halfway = (1 + majority_share) / 2
-    return next((n for n in range(1, 10_000) if not did_not_learn(halfway, majority_share, n)), 10_000)
 
 
 def read_sweep(folders: Sequence[Path]) -> Sweep:

@@ -30,6 +30,16 @@ class DataDescription(NamedTuple):
     unknown_token_share: float  # of the training tokens without [CLS] and the like
     overlap: int  # test texts that are training texts too
 
+    @property
+    def suspected_cause(self) -> str | None:
+        """What would explain a run that does not learn; None if nothing stands out."""
+        if self.unknown_share <= _WARN_UNKNOWN_TEXTS and self.unknown_token_share <= _WARN_UNKNOWN_TOKENS:
+            return None
+        return (
+            f"a tokenizer that knows little of these texts: {self.unknown_share:.1%} are [UNK] alone, "
+            f"{self.unknown_token_share:.1%} of all tokens are [UNK]"
+        )
+
 
 def describe_corpus(
     corpus: Corpus,
@@ -90,7 +100,7 @@ def _overlap(train: Split, test: Split) -> int:
 
 def _warnings(corpus: Corpus, description: DataDescription, max_length: int | None) -> list[str]:
     warnings = []
-    if description.unknown_share > _WARN_UNKNOWN_TEXTS or description.unknown_token_share > _WARN_UNKNOWN_TOKENS:
+    if description.suspected_cause:
         warnings.append(
             f"the tokenizer knows little of these texts: {description.unknown_share:.1%} of them are [UNK] alone, and "
             f"{description.unknown_token_share:.1%} of all tokens are [UNK]. It replaces characters that it has never "

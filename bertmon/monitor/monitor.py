@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -84,6 +84,7 @@ class Monitor:
     probe: None if nothing is known of the logits; verdicts then rest on gradients and updates alone.
     max_grad_norm: the norm that gradients are clipped to, for the share of clipped steps.
     lr_scales: factors of the plan's learning rate, of parameters that have one of their own.
+    suspected_cause: something else than the learning rate that would explain a run that does not learn.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Monitor:
         probe: LogitProbe | None,
         max_grad_norm: float | None = None,
         lr_scales: Mapping[nn.Parameter, float] | None = None,
+        suspected_cause: str | None = None,
     ) -> None:
         self.history = history
         self.diagnosis = Diagnosis(Verdict.undecided, 0) if config.enabled else None
@@ -112,6 +114,7 @@ class Monitor:
         self._log = metric_log
         self._probe = probe
         self._max_grad_norm = max_grad_norm
+        self._suspected_cause = suspected_cause
         self._scalars = PendingScalars()
         self._pending: _PendingSnapshot | None = None
         self._logit_std: Tensor | None = None
@@ -210,6 +213,8 @@ class Monitor:
     def _set_diagnosis(self, diagnosis: Diagnosis) -> None:
         """A verdict that is new is logged."""
         changed = self.diagnosis is None or diagnosis.verdict is not self.diagnosis.verdict
+        if changed and diagnosis.verdict.doomed and self._suspected_cause:
+            diagnosis = replace(diagnosis, cause=self._suspected_cause, advice=None)
         self.diagnosis = diagnosis
         if changed:
             log.log(logging.WARNING if diagnosis.verdict.doomed else logging.INFO, diagnosis)

@@ -56,20 +56,22 @@ def _transformers_factors(config: ScheduleConfig, warmup: int, total_steps: int)
     from transformers import get_scheduler
 
     decay_steps = math.floor((config.decay_frac or 0.0) * total_steps + 0.5)
-    options: dict[str, Any] = {
+    all_options: dict[Decay, dict[str, Any]] = {
         Decay.inverse_sqrt: {"timescale": config.timescale},
         Decay.polynomial: {"power": config.power, "lr_end": config.end_factor},
         Decay.cosine_with_restarts: {"num_cycles": config.cycles},
         Decay.cosine_with_min_lr: {"min_lr_rate": config.end_factor},
         Decay.warmup_stable_decay: {"num_decay_steps": decay_steps, "min_lr_ratio": config.end_factor},
-    }[config.decay]
+    }
     stand_in = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
     if config.decay is Decay.warmup_stable_decay and warmup + decay_steps > total_steps:
         raise InputError(
             f"schedule.decay_frac: expected warm-up ({warmup} steps) and decay ({decay_steps} steps) to fit into the "
             f"run's {total_steps} steps."
         )
-    ahead = get_scheduler(config.decay.value, stand_in, warmup, total_steps, scheduler_specific_kwargs=options)
+    ahead = get_scheduler(
+        config.decay.value, stand_in, warmup, total_steps, scheduler_specific_kwargs=all_options[config.decay]
+    )
     factors = np.empty(total_steps)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the stand-in has not been stepped: it has nothing to learn

@@ -51,6 +51,7 @@ def run_training(
         return ended
     with _writable_dir(run_dir) as home, recording(home, resume=config.resume is not None) as result:
         result.experiment, result.seed, result.config = config.experiment, config.seed, asdict(config)
+        result.metric = config.train.metric.value
         result.overrides = {key: _config_value(config, key, given) for key, given in (overrides or {}).items()}
         checkpoint = _find_checkpoint(run_dir, config)
         with RunWriter(
@@ -131,6 +132,10 @@ def _start_or_resume(
     if checkpoint is None:
         writer.text("config", OmegaConf.to_yaml(OmegaConf.structured(config)))
         log.info(summary)
+        for line in task.description.lines:
+            log.info(line)
+        for warning in task.description.warnings:
+            log.warning(warning)
         seed_dropout(config.seed, 0)
         return TrainState(), build_monitor(config, task, History(task.plan), writer)
     if checkpoint.metadata.fingerprint != task.corpus.fingerprint():
@@ -172,6 +177,7 @@ def _describe(result: RunResult, task: Task, device: torch.device) -> None:
     result.parameters = sum(parameter.numel() for parameter in task.classifier.parameters())
     result.total_steps = len(task.plan)
     result.data = _data_summary(task.corpus)
+    result.warnings = task.description.warnings
     result.device = {"type": device.type}
     if device.type == "cuda":
         result.device |= {
@@ -189,12 +195,14 @@ def _data_summary(corpus: Corpus) -> DataSummary:
         test_texts=len(corpus.test),
         label_names=corpus.label_names,
         majority_share=corpus.majority_share(),
+        validation_texts=len(corpus.validation) if corpus.validation else 0,
     )
 
 
 def _fill(result: RunResult, state: TrainState, monitor: Monitor, device: torch.device) -> None:
     """Note what training has come to so far."""
-    result.steps, result.evaluations, result.diagnosis = state.steps, state.evaluations, monitor.diagnosis
+    result.steps, result.diagnosis = state.steps, monitor.diagnosis
+    result.evaluations, result.validations = state.evaluations, state.validations
     result.timings = {f"{part}_seconds": getattr(state, f"{part}_seconds") for part in ("train", "eval", "compile")}
     if device.type == "cuda":
         result.device["max_memory_bytes"] = torch.cuda.max_memory_allocated(device)

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from bertmon import distributed, model, optimizer
-from bertmon.config import RunConfig
+from bertmon.config import FilesConfig, RunConfig
 from bertmon.data import Corpus, LazyTexts, Split, load_corpus, tokenize
 from bertmon.data.batches import BatchLoader, bucket_lengths
+from bertmon.data.describe import DataDescription, describe_corpus
+from bertmon.data.tokenize import LazyTokens, TextTokenizer, TokenizedTexts
 from bertmon.errors import InputError, require
 from bertmon.monitor.history import History, RunPlan
 from bertmon.monitor.monitor import MetricLog, Monitor, subsample
@@ -27,6 +29,8 @@ class Task:
     """Everything that a run trains, ready for its first step."""
 
     corpus: Corpus
+    description: DataDescription
+    tokenizer: TextTokenizer
     classifier: nn.Module
     optimizer: torch.optim.Optimizer
     train: BatchLoader
@@ -57,11 +61,12 @@ def build_task(config: RunConfig, device: torch.device) -> Task:
         max_length=config.data.max_length,
     ).to(device)
 
-    def load(split: Split, batch_size: int, *, lazy: bool) -> BatchLoader:
+    def tokens_of(split: Split) -> TokenizedTexts:
+        return tokenize.tokenize(tokenizer, split.texts, config.data.max_length, cache)
+
+    def load(tokens: TokenizedTexts | LazyTokens, split: Split, batch_size: int) -> BatchLoader:
         return BatchLoader(
-            tokenize.tokenize_lazily(tokenizer, split.texts.take, config.data.max_length)
-            if lazy and isinstance(split.texts, LazyTexts)
-            else tokenize.tokenize(tokenizer, split.texts, config.data.max_length, cache),
+            tokens,
             split.labels,
             batch_size=batch_size,
             bucket_lengths=bucket_lengths(config.data.max_length, config.data.bucket_lengths),
@@ -70,17 +75,31 @@ def build_task(config: RunConfig, device: torch.device) -> Task:
             token_types=model.has_token_types(classifier),
         )
 
-    train = load(corpus.train, config.train.batch_size, lazy=True)
+    texts, tokens = corpus.train.texts, None
+    if isinstance(texts, LazyTexts):
+        train_tokens: TokenizedTexts | LazyTokens = tokenize.tokenize_lazily(
+            tokenizer, texts.take, config.data.max_length
+        )
+    else:
+        train_tokens = tokens = tokens_of(corpus.train)
+    train = load(train_tokens, corpus.train, config.train.batch_size)
     steps_per_epoch = -(-len(train) // config.train.accumulate)
     weights = class_weights(config.train.class_weights, corpus.train.labels, corpus.label_names)
     lr_scales = optimizer.lr_scales(config.optimizer, classifier)
     return Task(
         corpus=corpus,
+        description=describe_corpus(
+            corpus, tokenizer, config.data.max_length, tokens, own_texts=isinstance(config.data, FilesConfig)
+        ),
+        tokenizer=tokenizer,
         classifier=classifier,
         optimizer=optimizer.build_optimizer(config.optimizer, classifier.parameters(), lr_scales),
         train=train,
-        validation=None,
-        test=load(corpus.test, config.train.eval_batch_size, lazy=False),  # sorting by length needs all lengths
+        # sorting by length needs the tokens of all texts
+        validation=load(tokens_of(corpus.validation), corpus.validation, config.train.eval_batch_size)
+        if corpus.validation
+        else None,
+        test=load(tokens_of(corpus.test), corpus.test, config.train.eval_batch_size),
         plan=plan_run(config, steps_per_epoch, chance_loss(corpus.train, weights)),
         steps_per_epoch=steps_per_epoch,
         class_weights=None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device),
@@ -128,6 +147,7 @@ def build_monitor(config: RunConfig, task: Task, history: History, metric_log: M
         probe=build_probe(task.classifier, config.train.precision),
         max_grad_norm=config.train.max_grad_norm,
         lr_scales=task.lr_scales,
+        suspected_cause=task.description.suspected_cause,
     )
 
 
