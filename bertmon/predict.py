@@ -1,0 +1,219 @@
+"""`bertmon predict MODEL FILE`: label and probability of every text of a file, and metrics if the file has labels.
+
+Shapes: B texts of a batch, C classes.
+"""
+
+import argparse
+import csv
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from bertmon.config import Device
+from bertmon.data import table_rows
+from bertmon.data.table_rows import BadFileError, BadRowError, MissingColumnsError, TableFormat
+from bertmon.errors import InputError, require, storage_errors
+from bertmon.metrics import EvalResult, precision_recall
+from bertmon.result import RunResult
+from bertmon.storage import atomic_path
+from bertmon.training.step import resolve_device
+
+MODEL_DIR = "model"
+"""In a run's folder: what train.save_model leaves."""
+
+_CHUNK_BATCHES = 64  # whose texts are sorted by length together, so that batches pad little
+
+
+class Example(NamedTuple):
+    """A row of the file."""
+
+    texts: tuple[str, ...]  # one, or the two of a pair
+    label: str | None  # None: the file has none
+
+
+class Prediction(NamedTuple):
+    """What the model says of a text."""
+
+    label: str
+    probability: float  # of that label, in (0, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """A saved model with its tokenizer, ready to predict."""
+
+    model: Any
+    tokenizer: Any
+    max_length: int
+
+    @property
+    def label_names(self) -> list[str]:
+        names = self.model.config.id2label
+        return [str(names[label]) for label in range(len(names))]
+
+    def predict(self, examples: Sequence[Example], batch_size: int) -> Iterator[Prediction]:
+        """In the order of the examples."""
+        texts = [example.texts for example in examples]
+        encoded = self.tokenizer(
+            *map(list, zip(*texts, strict=True)), truncation=True, max_length=self.max_length, return_length=True
+        )
+        lengths = np.array(encoded.pop("length"))
+        order = np.argsort(lengths, kind="stable")
+        probabilities = np.empty((len(texts), len(self.label_names)))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = {name: [values[row] for row in rows] for name, values in encoded.items()}
+            probabilities[rows] = self._probabilities(self.tokenizer.pad(batch, return_tensors="pt")).cpu().numpy()
+        names = self.label_names
+        for row in probabilities:
+            yield Prediction(names[row.argmax()], float(row.max()))
+
+    @torch.inference_mode()
+    def _probabilities(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """[B, C]."""
+        inputs = {name: values.to(self.model.device) for name, values in batch.items()}
+        logits: Tensor = self.model(**inputs).logits
+        return logits.float().softmax(dim=1)
+
+
+def load_classifier(model: Path, device: torch.device) -> Classifier:
+    """From the folder of a run or of a saved model. Raises InputError."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = model / MODEL_DIR if (model / MODEL_DIR).is_dir() else model
+    if not (folder / "config.json").is_file():
+        way = "; train with train.save_model=best to keep the model" if (model / "result.json").exists() else ""
+        raise InputError(f"MODEL: expected the folder of a saved model, or of a run that saved one, got {model}{way}.")
+    try:
+        classifier = AutoModelForSequenceClassification.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever transformers makes of a file that is corrupt
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"MODEL: could not load {folder} ({type(error).__name__}: {reason}).") from None
+    limit = min(tokenizer.model_max_length, getattr(classifier.config, "max_position_embeddings", sys.maxsize))
+    return Classifier(classifier.to(device).eval(), tokenizer, limit)
+
+
+def read_examples(path: Path, text_columns: Sequence[str], label_column: str, form: TableFormat) -> Iterator[Example]:
+    """The rows of a file in any format that training reads. Raises InputError with the file and the line."""
+    require(
+        path.is_file() and table_rows.is_readable(path), "FILE", path, f"a file of {', '.join(table_rows.SUFFIXES)}"
+    )
+    try:
+        for row in table_rows.read_rows(path, text_columns, form):
+            texts = tuple("" if row.values[name] is None else str(row.values[name]) for name in text_columns)
+            label = row.values.get(label_column)
+            yield Example(texts, None if label is None else str(label).strip())
+    except MissingColumnsError as missing:
+        raise InputError(f"FILE: {path} {missing.reason}. Name the column with --text-column.") from None
+    except BadRowError as bad:
+        raise InputError(f"FILE: {path}, {table_rows.row_unit(path)} {bad.number} {bad.reason}.") from None
+    except BadFileError as bad:
+        raise InputError(f"FILE: {path} {bad.reason}.") from None
+    except OSError as error:
+        raise InputError(f"FILE: could not read {path}: {error.strerror or error}.") from None
+
+
+def write_predictions(
+    classifier: Classifier, examples: Iterator[Example], batch_size: int, text_columns: Sequence[str], out: IO[str]
+) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+    """Write a CSV row per text; returns the confusion matrix [C, C] if the file has labels.
+
+    Raises InputError for a label that the model does not know.
+    """
+    names = classifier.label_names
+    index = {name: label for label, name in enumerate(names)}
+    confusion = np.zeros((len(names), len(names)), dtype=np.int64)
+    writer = csv.writer(out)
+    with tqdm(unit="text", desc="predicting", disable=None) as bar:
+        while chunk := list(itertools.islice(examples, batch_size * _CHUNK_BATCHES)):
+            labeled = chunk[0].label is not None
+            if not bar.n:
+                writer.writerow([*text_columns, "prediction", "probability", *(["label"] if labeled else [])])
+            for example, prediction in zip(chunk, classifier.predict(chunk, batch_size), strict=True):
+                label = [] if example.label is None else [example.label]
+                writer.writerow([*example.texts, prediction.label, f"{prediction.probability:.4f}", *label])
+                if example.label is not None:
+                    require(example.label in index, "FILE", example.label, f"labels among {', '.join(names[:10])}")
+                    confusion[index[example.label], index[prediction.label]] += 1
+                bar.update()
+    return confusion if confusion.any() else None
+
+
+def format_metrics(confusion: np.ndarray[Any, np.dtype[np.int64]], names: Sequence[str]) -> str:
+    """Accuracy, macro-F1 and MCC; precision and recall of each class; the matrix, a row per label."""
+    result = EvalResult.from_confusion(0, 0.0, confusion)
+    head = f"accuracy {result.accuracy:.1%}, macro-F1 {result.f1_macro:.3f}, MCC {result.mcc:.3f}"
+    width = max(map(len, [*names, "label"]))
+    lines = [head, f"{'label':{width}}  precision  recall   texts  predicted as {', '.join(names)}"]
+    precision, recall = precision_recall(confusion)
+    for label, name in enumerate(names):
+        row = " ".join(f"{count:>6}" for count in confusion[label])
+        lines.append(
+            f"{name:{width}}  {precision[label]:>9.1%} {recall[label]:>7.1%} {confusion[label].sum():>7}  {row}"
+        )
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bertmon predict", description="Predict the label of every text of a file with a model that a run saved."
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", type=Path, help="folder of a run (multirun/<sweep>/best) or of a model"
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help=f"texts: {', '.join(table_rows.SUFFIXES)}")
+    parser.add_argument("--out", type=Path, help="CSV file to write; without it, standard output")
+    parser.add_argument("--text-column", help="column that holds the text; else that of the run, or text")
+    parser.add_argument("--text-pair-column", help="column that holds the second text of a pair; else that of the run")
+    parser.add_argument("--label-column", help="column that holds the label, if any; else that of the run, or label")
+    parser.add_argument("--delimiter", help="between the columns of .csv and .tsv; else found from the header")
+    parser.add_argument("--encoding", help="of the file; else UTF-8, or what its byte order mark says")
+    parser.add_argument("--batch-size", type=int, default=32, help="texts per batch (default: 32)")
+    parser.add_argument("--device", choices=[each.value for each in Device], default="auto")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    given = _parser().parse_args(arguments)
+    try:
+        _predict(given)
+    except InputError as error:
+        sys.exit(str(error))
+
+
+def _predict(given: argparse.Namespace) -> None:
+    require(given.batch_size >= 1, "--batch-size", given.batch_size, "an integer of at least 1")
+    result = RunResult.read(given.model)
+    data = ((result.config or {}) if result else {}).get("data") or {}
+    first = given.text_column or data.get("text_column") or "text"
+    second = given.text_pair_column or data.get("text_pair_column")
+    text_columns = (first, second) if second else (first,)
+    label_column = given.label_column or data.get("label_column") or "label"
+    classifier = load_classifier(given.model, resolve_device(Device(given.device)))
+    form = TableFormat(given.delimiter or data.get("delimiter"), given.encoding or data.get("encoding"))
+    examples = read_examples(given.file, text_columns, label_column, form)
+    with ExitStack() as stack:
+        out: IO[str] = sys.stdout
+        if given.out:
+            stack.enter_context(storage_errors(given.out))
+            path = stack.enter_context(atomic_path(given.out))
+            out = stack.enter_context(path.open("w", encoding="utf-8", newline=""))
+        confusion = write_predictions(classifier, examples, given.batch_size, text_columns, out)
+    if confusion is not None:
+        print(format_metrics(confusion, classifier.label_names), file=sys.stdout if given.out else sys.stderr)
+    if given.out:
+        print(f"Predictions: {os.path.relpath(given.out)}")
