@@ -6,7 +6,6 @@ Shapes: B texts of a batch, C classes.
 import argparse
 import csv
 import itertools
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,12 +23,9 @@ from bertmon.data import table_rows
 from bertmon.data.table_rows import BadFileError, BadRowError, MissingColumnsError, TableFormat
 from bertmon.errors import InputError, require, storage_errors
 from bertmon.metrics import EvalResult, precision_recall
-from bertmon.result import RunResult
+from bertmon.result import MODEL_DIR, RunResult
 from bertmon.storage import atomic_path
 from bertmon.training.step import resolve_device
-
-MODEL_DIR = "model"
-"""In a run's folder: what train.save_model leaves."""
 
 _CHUNK_BATCHES = 64  # whose texts are sorted by length together, so that batches pad little
 
@@ -89,11 +85,13 @@ class Classifier:
 def load_classifier(model: Path, device: torch.device) -> Classifier:
     """From the folder of a run or of a saved model. Raises InputError."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
 
     folder = model / MODEL_DIR if (model / MODEL_DIR).is_dir() else model
     if not (folder / "config.json").is_file():
         way = "; train with train.save_model=best to keep the model" if (model / "result.json").exists() else ""
         raise InputError(f"MODEL: expected the folder of a saved model, or of a run that saved one, got {model}{way}.")
+    logging.disable_progress_bar()
     try:
         classifier = AutoModelForSequenceClassification.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
@@ -216,4 +214,4 @@ def _predict(given: argparse.Namespace) -> None:
     if confusion is not None:
         print(format_metrics(confusion, classifier.label_names), file=sys.stdout if given.out else sys.stderr)
     if given.out:
-        print(f"Predictions: {os.path.relpath(given.out)}")
+        print(f"Predictions: {given.out}")

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 RESULT_FILE = "result.json"
 LOCK_FILE = ".lock"
 """Locked while a process works on the run."""
+MODEL_DIR = "model"
+"""In a run's folder: the saved model, as transformers loads it."""
 SWEEP_FILE = "sweep.json"
 """In a sweep's folder: its runs and the command that started it."""
 

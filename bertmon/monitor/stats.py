@@ -192,7 +192,8 @@ def _matmul_backends() -> list[Any]:
 def _set_precision(backend: Any) -> str:
     """What `fp32_precision` was set to; "none" where it follows torch.backends.fp32_precision, which is read then."""
     precision = str(backend.fp32_precision)
-    return "none" if precision == torch.backends.fp32_precision else precision
+    everywhere: Any = torch.backends
+    return "none" if precision == everywhere.fp32_precision else precision
 
 
 def _legacy_precision() -> str | None:

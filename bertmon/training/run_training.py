@@ -13,13 +13,14 @@ import torch
 from omegaconf import OmegaConf
 
 from bertmon import distributed
-from bertmon.config import RunConfig, require_same_run, run_identity
+from bertmon.config import RunConfig, SaveModel, require_same_run, run_identity
 from bertmon.data import Corpus
 from bertmon.errors import InputError, storage_errors
+from bertmon.model import save_model
 from bertmon.monitor.history import HISTORY_FILE, History
 from bertmon.monitor.monitor import Monitor
 from bertmon.monitor.tensorboard import RunWriter
-from bertmon.result import DataSummary, RunResult, recording
+from bertmon.result import MODEL_DIR, DataSummary, RunResult, recording
 from bertmon.storage import atomic_write
 from bertmon.training.checkpoint import (
     CHECKPOINT_FILE,
@@ -73,6 +74,7 @@ def run_training(
                     log_scalars=writer.scalars,
                     name=name,
                     save_checkpoint=_checkpoint_saver(config, task, state, monitor, writer, home),
+                    save_model=_model_saver(config, task, home, result),
                 ).fit()
             finally:
                 _fill(result, state, monitor, device)
@@ -167,6 +169,19 @@ def _checkpoint_saver(
             save_checkpoint(path, task.classifier, task.optimizer, metadata, monitor.history.to_bytes())
         except OSError as error:  # training is worth more than the chance to resume it
             log.error(f"step {state.steps}: could not write {path} ({error}); the previous checkpoint is kept")
+
+    return save
+
+
+def _model_saver(config: RunConfig, task: Task, home: Path, result: RunResult) -> Callable[[], None] | None:
+    """What the trainer calls to save the model; None if the config asks for none."""
+    if config.train.save_model is SaveModel.none or distributed.rank():
+        return None
+
+    def save() -> None:
+        names, length = task.corpus.label_names, config.data.max_length
+        save_model(task.classifier, task.tokenizer, home / MODEL_DIR, names, length)
+        result.model_dir = MODEL_DIR
 
     return save
 

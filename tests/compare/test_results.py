@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import DEAD, comparison, leave_run
 
-from bertmon.compare.results import read_sweep, texts_needed
+from bertmon.compare.results import read_sweep
 from bertmon.errors import InputError
-from bertmon.metrics import did_not_learn
+from bertmon.metrics import EvalResult, did_not_learn, texts_needed
 from bertmon.monitor.diagnosis import Verdict
 from bertmon.monitor.history import HISTORY_FILE
 
@@ -222,8 +222,9 @@ def test_did_not_learn_is_what_the_test_set_cannot_tell_from_guessing(tmp_path):
 def test_texts_needed_is_the_first_number_that_tells_halfway_from_guessing():
     for share in (0.25, 0.5, 0.9):
         needed, halfway = texts_needed(share), (1 + share) / 2
-        assert not did_not_learn(halfway, share, needed)
-        assert all(did_not_learn(halfway, share, n) for n in range(1, needed))
+        evaluation = EvalResult(0, 1.0, halfway)
+        assert not did_not_learn(evaluation, share, needed)
+        assert all(did_not_learn(evaluation, share, n) for n in range(1, needed))
 
 
 def test_min_test_texts_is_of_the_smallest_test_set(tmp_path):
