@@ -98,7 +98,7 @@ class DataConfig:
     first one that holds its longest text. null: the quarters of max_length, rounded up to a multiple of 8."""
     validation_frac: float | None = None
     """Share of the training texts that becomes the validation part, with the same share of every class; in [0, 1).
-    null: 0.1 if data=files is given data.train alone, else 0: no validation part."""
+    null: 0.1 if data=files has data.train alone (data=hf: data.train_split), else 0, which is no validation part."""
     split_seed: int = 0
     """Seed of the splits that bertmon makes itself; apart from `seed`, so that runs with different seeds have the same
     texts in each part. From 0 to 2**32 - 1."""
@@ -207,8 +207,45 @@ class FilesConfig(DataConfig):
 
     def validation_share(self) -> float:
         """`validation_frac`, with its default resolved."""
-        alone = self.test is None and self.validation is None
-        return (0.1 if alone else 0.0) if self.validation_frac is None else self.validation_frac
+        return _validation_share(self.validation_frac, alone=self.test is None and self.validation is None)
+
+
+@dataclass(kw_only=True, slots=True)
+class HfConfig(DataConfig):
+    """A data set of the Hugging Face hub, or a folder of datasets.save_to_disk. Needs the extra bertmon[datasets]."""
+
+    name: str = MISSING
+    """Name of the data set on the hub, or a local folder."""
+    subset: str | None = None
+    """Which of its configurations, such as rte of glue. null: its only one."""
+    train_split: str = "train"
+    """Split with the training texts."""
+    test_split: str | None = "test"
+    """Split with the test texts. null: data.test_frac of the training split."""
+    validation_split: str | None = None
+    """Split by which epochs and settings are chosen. null: data.validation_frac of the training split."""
+    test_frac: float = 0.2
+    """Share of the training split that becomes the test part if data.test_split is null. Above 0 and below 1."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    text_pair_column: str | None = None
+    """Column that holds the second text of a pair. null: single texts."""
+    label_column: str = "label"
+    """Column that holds the label: class labels, strings, whole numbers or booleans."""
+    skip_empty: bool = False
+    """true: leave rows out whose text or label is empty. false: refuse them."""
+
+    def __post_init__(self) -> None:
+        DataConfig.__post_init__(self)
+        _require_columns(self.text_column, self.text_pair_column, self.label_column)
+        require(0 < self.test_frac < 1, "data.test_frac", self.test_frac, "a number above 0 and below 1")
+        if self.validation_split is not None:
+            conflict = "null or 0 with data.validation_split"
+            require(not self.validation_frac, "data.validation_frac", self.validation_frac, conflict)
+
+    def validation_share(self) -> float:
+        """`validation_frac`, with its default resolved."""
+        return _validation_share(self.validation_frac, alone=self.test_split is None and self.validation_split is None)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -601,6 +638,7 @@ def register() -> None:
         ("newsgroups", NewsgroupsConfig),
         ("docstrings", DocstringsConfig),
         ("files", FilesConfig),
+        ("hf", HfConfig),
     ):
         store.store(group="data/schema", name=name, node=node)
 
@@ -660,6 +698,10 @@ def _require_columns(text: str, pair: str | None, label: str) -> None:
     require(label != text, "data.label_column", label, f"another column than data.text_column={text}")
     if pair is not None:
         require(pair not in (text, label), "data.text_pair_column", pair, "a column other than those of text and label")
+
+
+def _validation_share(fraction: float | None, *, alone: bool) -> float:
+    return (0.1 if alone else 0.0) if fraction is None else fraction
 
 
 def _is_encoding(name: str) -> bool:

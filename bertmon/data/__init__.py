@@ -1,12 +1,12 @@
-"""Sources of labeled texts (20 newsgroups, docstrings of installed packages, your own files), each read into a Corpus.
+"""Sources of labeled texts, each read into a Corpus: 20 newsgroups, docstrings, your own files, data sets of the hub.
 
 Tokenization is in data.tokenize; padding, batches and their order are in data.batches.
 """
 
 from pathlib import Path
 
-from bertmon.config import DataConfig, DocstringsConfig, FilesConfig, NewsgroupsConfig
-from bertmon.data import docstrings, newsgroups, text_files
+from bertmon.config import DataConfig, DocstringsConfig, FilesConfig, HfConfig, NewsgroupsConfig
+from bertmon.data import docstrings, hf_datasets, newsgroups, text_files
 from bertmon.data.corpus import Corpus, Split
 from bertmon.data.lazy_texts import LazyTexts
 from bertmon.data.splitting import with_validation
@@ -20,10 +20,12 @@ def load_corpus(config: DataConfig, cache: Path) -> Corpus:
     match config:
         case FilesConfig():
             return text_files.read(config, cache)
+        case HfConfig():
+            return hf_datasets.read(config)
         case NewsgroupsConfig():
             corpus = newsgroups.read(config, cache)
         case DocstringsConfig():
             corpus = docstrings.read(config, cache)
         case _:
-            raise InputError("data: expected newsgroups, docstrings or files, got nothing.")
+            raise InputError("data: expected newsgroups, docstrings, files or hf, got nothing.")
     return with_validation(corpus, config.validation_frac, config.split_seed) if config.validation_frac else corpus

@@ -38,14 +38,14 @@ def read(config: FilesConfig, cache: Path) -> Corpus:
     """
     named = {"train": config.train, "test": config.test, "validation": config.validation}
     parts = {part: _read_file(f"data.{part}", name, config, cache) for part, name in named.items() if name is not None}
-    corpus = build_corpus(parts, named, config, sorted(parts["train"].label_names, key=_label_order))
+    corpus = build_corpus(parts, named, config, sorted(parts["train"].label_names, key=label_order))
     if config.test is not None and os.path.samefile(*map(os.path.expanduser, (config.train, config.test))):
         note = "data.train and data.test are the same file: the test accuracy says nothing about new texts"
         return replace(corpus, notes=(*corpus.notes, note))
     return corpus
 
 
-def _label_order(name: str) -> tuple[int, str]:
+def label_order(name: str) -> tuple[int, str]:
     """Numbers by value, before names by alphabet."""
     is_number = re.fullmatch(r"-?[0-9]{1,15}", name) is not None
     return (int(name) if is_number else sys.maxsize, name)
