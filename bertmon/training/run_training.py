@@ -4,7 +4,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -60,24 +60,16 @@ def run_training(
             draw=config.monitor.figures and home is run_dir,
             truncate_to=checkpoint.metadata.event_files if checkpoint else None,
         ) as writer:
-            device = resolve_device(config.device)
-            task = build_task(config, device)
-            _describe(result, task, device)
+            task = build_task(config, resolve_device(config.device))
+            _describe(result, task)
             state, monitor = _start_or_resume(checkpoint, task, config, home, writer, name, result)
             del checkpoint  # its tensors take as much memory as the model and its optimizer
+            savers = _Savers(config, task, state, monitor, writer, home, result)
+            trainer = Trainer(task, config, monitor, state, log_scalars=writer.scalars, name=name, **savers.enabled())
             try:
-                Trainer(
-                    task,
-                    config,
-                    monitor,
-                    state,
-                    log_scalars=writer.scalars,
-                    name=name,
-                    save_checkpoint=_checkpoint_saver(config, task, state, monitor, writer, home),
-                    save_model=_model_saver(config, task, home, result),
-                ).fit()
+                trainer.fit()
             finally:
-                _fill(result, state, monitor, device)
+                _fill(result, state, monitor, task)
                 with storage_errors(home / HISTORY_FILE):
                     atomic_write(home / HISTORY_FILE, monitor.history.to_bytes())
             result.status = state.status
@@ -140,7 +132,8 @@ def _start_or_resume(
             log.warning(warning)
         seed_dropout(config.seed, 0)
         return TrainState(), build_monitor(config, task, History(task.plan), writer)
-    if checkpoint.metadata.fingerprint != task.corpus.fingerprint():
+    assert result.data is not None
+    if checkpoint.metadata.fingerprint != result.data.fingerprint:
         raise InputError(f"{home}: the training data has changed since this run started.")
     state = checkpoint.metadata.state
     result.previous_seconds = state.train_seconds + state.eval_seconds
@@ -152,42 +145,52 @@ def _start_or_resume(
     return state, monitor
 
 
-def _checkpoint_saver(
-    config: RunConfig, task: Task, state: TrainState, monitor: Monitor, writer: RunWriter, home: Path
-) -> Callable[[], None] | None:
-    """What the trainer calls to save a checkpoint; None if the config asks for none."""
-    if config.train.checkpoint_every is None and config.train.checkpoint_minutes is None:
-        return None
-    identity, fingerprint = run_identity(asdict(config)), task.corpus.fingerprint()
+@dataclass(frozen=True, slots=True)
+class _Savers:
+    """What the trainer calls to write a checkpoint or the model."""
 
-    def save() -> None:
+    config: RunConfig
+    task: Task
+    state: TrainState
+    monitor: Monitor
+    writer: RunWriter
+    home: Path
+    result: RunResult
+
+    def enabled(self) -> dict[str, Callable[[], None]]:
+        """Arguments of Trainer: the savers that the config asks for."""
+        train, savers = self.config.train, {}
+        if train.checkpoint_every is not None or train.checkpoint_minutes is not None:
+            savers["save_checkpoint"] = self.save_checkpoint
+        if train.save_model is not SaveModel.none:
+            savers["save_model"] = self.save_model
+        return savers
+
+    def save_checkpoint(self) -> None:
+        """Failing is logged: training is worth more than the chance to resume it."""
         if distributed.rank():
             return
-        metadata = CheckpointMetadata(identity, fingerprint, state, monitor.state_dict(), writer.positions())
-        path = home / CHECKPOINT_FILE
+        assert self.result.data is not None
+        identity, fingerprint = run_identity(asdict(self.config)), self.result.data.fingerprint
+        events, monitor = self.writer.positions(), self.monitor.state_dict()
+        metadata = CheckpointMetadata(identity, fingerprint, self.state, monitor, events)
+        path, history = self.home / CHECKPOINT_FILE, self.monitor.history.to_bytes()
         try:
-            save_checkpoint(path, task.classifier, task.optimizer, metadata, monitor.history.to_bytes())
-        except OSError as error:  # training is worth more than the chance to resume it
-            log.error(f"step {state.steps}: could not write {path} ({error}); the previous checkpoint is kept")
+            save_checkpoint(path, self.task.classifier, self.task.optimizer, metadata, history)
+        except OSError as error:
+            log.error(f"step {self.state.steps}: could not write {path} ({error}); the previous checkpoint is kept")
 
-    return save
-
-
-def _model_saver(config: RunConfig, task: Task, home: Path, result: RunResult) -> Callable[[], None] | None:
-    """What the trainer calls to save the model; None if the config asks for none."""
-    if config.train.save_model is SaveModel.none or distributed.rank():
-        return None
-
-    def save() -> None:
-        names, length = task.corpus.label_names, config.data.max_length
-        save_model(task.classifier, task.tokenizer, home / MODEL_DIR, names, length)
-        result.model_dir = MODEL_DIR
-
-    return save
+    def save_model(self) -> None:
+        """Raises StorageError."""
+        if distributed.rank() == 0:
+            names, length = self.task.corpus.label_names, self.config.data.max_length
+            save_model(self.task.classifier, self.task.tokenizer, self.home / MODEL_DIR, names, length)
+        self.result.model_dir = MODEL_DIR
 
 
-def _describe(result: RunResult, task: Task, device: torch.device) -> None:
+def _describe(result: RunResult, task: Task) -> None:
     """Note what is known before the first step."""
+    device = task.device
     result.processes = distributed.world_size()
     result.parameters = sum(parameter.numel() for parameter in task.classifier.parameters())
     result.total_steps = len(task.plan)
@@ -214,13 +217,13 @@ def _data_summary(corpus: Corpus) -> DataSummary:
     )
 
 
-def _fill(result: RunResult, state: TrainState, monitor: Monitor, device: torch.device) -> None:
+def _fill(result: RunResult, state: TrainState, monitor: Monitor, task: Task) -> None:
     """Note what training has come to so far."""
     result.steps, result.diagnosis = state.steps, monitor.diagnosis
     result.evaluations, result.validations = state.evaluations, state.validations
     result.timings = {f"{part}_seconds": getattr(state, f"{part}_seconds") for part in ("train", "eval", "compile")}
-    if device.type == "cuda":
-        result.device["max_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+    if task.device.type == "cuda":
+        result.device["max_memory_bytes"] = torch.cuda.max_memory_allocated(task.device)
 
 
 def _hparams(result: RunResult) -> tuple[dict[str, Any], dict[str, float]]:

@@ -1,11 +1,8 @@
 """Build what a run trains, from its config: texts to batches, a model that fits them, an optimizer, the plan."""
 
-import math
 import random
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +14,9 @@ from bertmon.data import Corpus, LazyTexts, Split, load_corpus, tokenize
 from bertmon.data.batches import BatchLoader, bucket_lengths
 from bertmon.data.describe import DataDescription, describe_corpus
 from bertmon.data.tokenize import LazyTokens, TextTokenizer, TokenizedTexts
-from bertmon.errors import InputError, require
 from bertmon.monitor.history import History, RunPlan
 from bertmon.monitor.monitor import MetricLog, Monitor, subsample
+from bertmon.training.class_weights import chance_loss, class_weights
 from bertmon.training.plan import plan_run
 from bertmon.training.step import build_probe, set_determinism, set_precision
 
@@ -41,6 +38,10 @@ class Task:
     class_weights: Tensor | None  # [C], of the loss
     lr_scales: Mapping[nn.Parameter, float]  # factors of the plan's learning rate
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.classifier.parameters()).device
+
 
 def build_task(config: RunConfig, device: torch.device) -> Task:
     """The task of a config, from the config's seed. Raises InputError.
@@ -60,46 +61,27 @@ def build_task(config: RunConfig, device: torch.device) -> Task:
         pad_id=tokenizer.pad_id,
         max_length=config.data.max_length,
     ).to(device)
-
-    def tokens_of(split: Split) -> TokenizedTexts:
-        return tokenize.tokenize(tokenizer, split.texts, config.data.max_length, cache)
-
-    def load(tokens: TokenizedTexts | LazyTokens, split: Split, batch_size: int) -> BatchLoader:
-        return BatchLoader(
-            tokens,
-            split.labels,
-            batch_size=batch_size,
-            bucket_lengths=bucket_lengths(config.data.max_length, config.data.bucket_lengths),
-            pad_id=tokenizer.pad_id,
-            device=device,
-            token_types=model.has_token_types(classifier),
-        )
-
-    texts, tokens = corpus.train.texts, None
-    if isinstance(texts, LazyTexts):
-        train_tokens: TokenizedTexts | LazyTokens = tokenize.tokenize_lazily(
-            tokenizer, texts.take, config.data.max_length
-        )
-    else:
-        train_tokens = tokens = tokens_of(corpus.train)
-    train = load(train_tokens, corpus.train, config.train.batch_size)
+    loaders = _Loaders(config, tokenizer, device, model.has_token_types(classifier))
+    train_tokens = loaders.tokens(corpus.train, lazy=True)
+    train = loaders.load(train_tokens, corpus.train, config.train.batch_size)
     steps_per_epoch = -(-len(train) // config.train.accumulate)
     weights = class_weights(config.train.class_weights, corpus.train.labels, corpus.label_names)
     lr_scales = optimizer.lr_scales(config.optimizer, classifier)
     return Task(
         corpus=corpus,
         description=describe_corpus(
-            corpus, tokenizer, config.data.max_length, tokens, own_texts=isinstance(config.data, FilesConfig)
+            corpus,
+            tokenizer,
+            config.data.max_length,
+            None if callable(train_tokens) else train_tokens,
+            own_texts=isinstance(config.data, FilesConfig),
         ),
         tokenizer=tokenizer,
         classifier=classifier,
         optimizer=optimizer.build_optimizer(config.optimizer, classifier.parameters(), lr_scales),
         train=train,
-        # sorting by length needs the tokens of all texts
-        validation=load(tokens_of(corpus.validation), corpus.validation, config.train.eval_batch_size)
-        if corpus.validation
-        else None,
-        test=load(tokens_of(corpus.test), corpus.test, config.train.eval_batch_size),
+        validation=loaders.evaluation(corpus.validation) if corpus.validation else None,
+        test=loaders.evaluation(corpus.test),
         plan=plan_run(config, steps_per_epoch, chance_loss(corpus.train, weights)),
         steps_per_epoch=steps_per_epoch,
         class_weights=None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device),
@@ -107,32 +89,37 @@ def build_task(config: RunConfig, device: torch.device) -> Task:
     )
 
 
-def chance_loss(train: Split, weights: Sequence[float] | None) -> float:
-    """The training loss of a model that ignores the texts, in nats: the entropy of the labels, weighted by class."""
-    if weights is None:
-        return train.label_entropy()
-    masses = [count * weights[label] for label, count in Counter(train.labels).items()]
-    shares = [mass / sum(masses) for mass in masses]
-    return -sum(share * math.log(share) for share in shares)
+@dataclass(frozen=True, slots=True)
+class _Loaders:
+    """From the splits of a corpus to their batches."""
 
+    config: RunConfig
+    tokenizer: TextTokenizer
+    device: torch.device
+    token_types: bool
 
-def class_weights(wanted: Any, labels: Sequence[int], label_names: Sequence[str]) -> list[float] | None:
-    """train.class_weights as a list [C]; None without any. Raises InputError for classes that do not exist."""
-    if wanted is None:
-        return None
-    if wanted == "balanced":
-        counts = Counter(labels)
-        if missing := [name for label, name in enumerate(label_names) if label not in counts]:
-            raise InputError(f"train.class_weights: expected training texts of every class, got none of {missing[0]}.")
-        return [len(labels) / (len(label_names) * counts[label]) for label in range(len(label_names))]
-    if isinstance(wanted, Mapping):
-        by_name = {str(name): float(weight) for name, weight in wanted.items()}
-        if unknown := sorted(by_name.keys() - set(label_names)):
-            names = ", ".join(label_names[:10])
-            raise InputError(f"train.class_weights: expected label names among {names}, got {unknown[0]}.")
-        return [by_name.get(name, 1.0) for name in label_names]
-    require(len(wanted) == len(label_names), "train.class_weights", list(wanted), f"{len(label_names)} numbers")
-    return [float(weight) for weight in wanted]
+    def tokens(self, split: Split, *, lazy: bool) -> TokenizedTexts | LazyTokens:
+        """Those of all texts, or with `lazy` of texts that are not in memory a function that makes them on demand."""
+        length = self.config.data.max_length
+        if lazy and isinstance(split.texts, LazyTexts):
+            return tokenize.tokenize_lazily(self.tokenizer, split.texts.take, length)
+        return tokenize.tokenize(self.tokenizer, split.texts, length, self.config.cache_path())
+
+    def load(self, tokens: TokenizedTexts | LazyTokens, split: Split, batch_size: int) -> BatchLoader:
+        """The split's batches."""
+        return BatchLoader(
+            tokens,
+            split.labels,
+            batch_size=batch_size,
+            bucket_lengths=bucket_lengths(self.config.data.max_length, self.config.data.bucket_lengths),
+            pad_id=self.tokenizer.pad_id,
+            device=self.device,
+            token_types=self.token_types,
+        )
+
+    def evaluation(self, split: Split) -> BatchLoader:
+        """The batches of a split that models are evaluated on: sorting them by length needs the tokens of all texts."""
+        return self.load(self.tokens(split, lazy=False), split, self.config.train.eval_batch_size)
 
 
 def build_monitor(config: RunConfig, task: Task, history: History, metric_log: MetricLog) -> Monitor:
