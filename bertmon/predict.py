@@ -169,9 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bertmon predict", description="Predict the label of every text of a file with a model that a run saved."
     )
-    parser.add_argument(
-        "model", metavar="MODEL", type=Path, help="folder of a run (multirun/<sweep>/best) or of a model"
-    )
+    parser.add_argument("model", metavar="MODEL", type=Path, help="multirun/<sweep>/best, a run, or a model")
     parser.add_argument("file", metavar="FILE", type=Path, help=f"texts: {', '.join(table_rows.SUFFIXES)}")
     parser.add_argument("--out", type=Path, help="CSV file to write; without it, standard output")
     parser.add_argument("--text-column", help="column that holds the text; else that of the run, or text")
@@ -195,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _predict(given: argparse.Namespace) -> None:
     require(given.batch_size >= 1, "--batch-size", given.batch_size, "an integer of at least 1")
-    result = RunResult.read(given.model)
+    result = RunResult.read(given.model) or RunResult.read(given.model.resolve().parent)
     data = ((result.config or {}) if result else {}).get("data") or {}
     first = given.text_column or data.get("text_column") or "text"
     second = given.text_pair_column or data.get("text_pair_column")

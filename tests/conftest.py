@@ -69,13 +69,18 @@ def write_texts(path: Path, count: int, seed: int) -> Path:
 @pytest.fixture
 def settings(tmp_path: Path) -> RunConfig:
     """A run of 2 epochs of 6 steps, on the CPU, over files in tmp_path."""
+    return small_run(tmp_path)
+
+
+def small_run(folder: Path) -> RunConfig:
+    """The config of the fixture `settings`, over files in `folder`."""
     return RunConfig(
         seed=1,
         device=config.Device.cpu,
-        cache_dir=str(tmp_path / "cache"),
+        cache_dir=str(folder / "cache"),
         data=FilesConfig(
-            train=str(write_texts(tmp_path / "train.csv", 44, seed=1)),
-            test=str(write_texts(tmp_path / "test.csv", 10, seed=2)),
+            train=str(write_texts(folder / "train.csv", 44, seed=1)),
+            test=str(write_texts(folder / "test.csv", 10, seed=2)),
             max_length=32,
         ),
         model=dataclasses.replace(TINY),

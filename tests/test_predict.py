@@ -1,0 +1,101 @@
+"""A model that a run saved, used afterwards."""
+
+import csv
+
+import pytest
+import torch
+from conftest import small_run, write_texts
+from transformers import pipeline
+
+from bertmon import predict
+from bertmon.config import SaveModel
+from bertmon.training.run_training import run_training
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run that learned and saved its best model, its result, and its test file."""
+    folder = tmp_path_factory.mktemp("predict")
+    config = small_run(folder)
+    config.train.epochs, config.optimizer.lr = 12, 5e-3
+    config.train.save_model = SaveModel.best
+    run_dir = folder / "run"
+    run_dir.mkdir()
+    result = run_training(config, run_dir, name="test")
+    return run_dir, result, folder / "test.csv"
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predict_equals_the_evaluation_of_the_run(trained, tmp_path, capsys):
+    run_dir, result, test = trained
+    predict.main([str(run_dir), str(test), "--out", str(tmp_path / "out.csv"), "--device", "cpu"])
+    predictions = rows(tmp_path / "out.csv")
+    assert [row["text"] for row in predictions] == [row["text"] for row in rows(test)]
+    right = sum(row["prediction"] == row["label"] for row in predictions)
+    assert right / len(predictions) == result.best.accuracy > 0.8
+    confusion = [[0, 0], [0, 0]]
+    for row in predictions:
+        names = result.data.label_names
+        confusion[names.index(row["label"])][names.index(row["prediction"])] += 1
+    assert tuple(map(tuple, confusion)) == result.best.confusion
+    assert f"accuracy {result.best.accuracy:.1%}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("batch_size", ["1", "3"])
+def test_predict_gives_the_same_in_any_batches(trained, tmp_path, batch_size):
+    run_dir, _, test = trained
+    for size, name in ((batch_size, "a.csv"), ("64", "b.csv")):
+        predict.main([str(run_dir / "model"), str(test), "--out", str(tmp_path / name), "--batch-size", size])
+    first, second = rows(tmp_path / "a.csv"), rows(tmp_path / "b.csv")
+    assert [row["prediction"] for row in first] == [row["prediction"] for row in second]
+    for one, other in zip(first, second, strict=True):
+        assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=2e-4)
+
+
+def test_predict_equals_transformers_pipeline(trained, tmp_path):
+    run_dir, _, test = trained
+    predict.main([str(run_dir), str(test), "--out", str(tmp_path / "out.csv"), "--device", "cpu"])
+    classify = pipeline("text-classification", model=str(run_dir / "model"), device=torch.device("cpu"))
+    for row in rows(tmp_path / "out.csv"):
+        (expected,) = classify([row["text"]])
+        assert row["prediction"] == expected["label"]
+        assert float(row["probability"]) == pytest.approx(expected["score"], abs=2e-4)
+
+
+def test_predict_without_labels_prints_no_metrics(trained, tmp_path, capsys):
+    run_dir, *_ = trained
+    (tmp_path / "new.jsonl").write_text('{"text": "a boat on the wave"}\n{"text": "a bird"}\n')
+    predict.main([str(run_dir), str(tmp_path / "new.jsonl"), "--device", "cpu"])
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0] == "text,prediction,probability"
+    assert len(printed.out.splitlines()) == 3
+    assert "accuracy" not in printed.out + printed.err
+
+
+def test_predict_with_wrong_input_says_what_was_expected(trained, tmp_path):
+    run_dir, _, test = trained
+    (tmp_path / "other.csv").write_text("Text\nboat\n")
+    (tmp_path / "label.csv").write_text("text,label\nboat,moon\n")
+    for arguments, message in (
+        ([tmp_path, test], "MODEL: expected the folder of a saved model, or of a run that saved one, got"),
+        ([run_dir, tmp_path / "none.csv"], "FILE: expected a file of .csv"),
+        ([run_dir, tmp_path / "other.csv"], "has no 'text'; it has 'Text'. Name the column with --text-column."),
+        ([run_dir, tmp_path / "label.csv"], "FILE: expected labels among sea, sky, got moon."),
+        ([run_dir, test, "--batch-size", "0"], "--batch-size: expected an integer of at least 1, got 0."),
+    ):
+        with pytest.raises(SystemExit) as end:
+            predict.main([*map(str, arguments), "--out", str(tmp_path / "out.csv")])
+        assert message in str(end.value)
+        assert not (tmp_path / "out.csv").exists()
+
+
+def test_run_without_a_saved_model_says_how_to_keep_it(settings, tmp_path):
+    (tmp_path / "run").mkdir()
+    settings.train.epochs = 1
+    run_training(settings, tmp_path / "run", name="test")
+    with pytest.raises(SystemExit, match=r"train with train\.save_model=best to keep the model"):
+        predict.main([str(tmp_path / "run"), str(write_texts(tmp_path / "new.csv", 4, seed=3))])
