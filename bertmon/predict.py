@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from bertmon.config import Device
 from bertmon.data import table_rows
+from bertmon.data.examples import is_empty, label_name
 from bertmon.data.table_rows import BadFileError, BadRowError, MissingColumnsError, TableFormat
 from bertmon.errors import InputError, require, storage_errors
 from bertmon.metrics import EvalResult, precision_recall
@@ -110,10 +111,10 @@ def read_examples(path: Path, text_columns: Sequence[str], label_column: str, fo
         path.is_file() and table_rows.is_readable(path), "FILE", path, f"a file of {', '.join(table_rows.SUFFIXES)}"
     )
     try:
-        for row in table_rows.read_rows(path, text_columns, form):
+        for row in table_rows.read_rows(path, text_columns, form, optional=[label_column]):
             texts = tuple("" if row.values[name] is None else str(row.values[name]) for name in text_columns)
-            label = row.values.get(label_column)
-            yield Example(texts, None if label is None else str(label).strip())
+            value = row.values.get(label_column)
+            yield Example(texts, None if is_empty(value) else label_name(row.number, label_column, value))
     except MissingColumnsError as missing:
         raise InputError(f"FILE: {path} {missing.reason}. Name the column with --text-column.") from None
     except BadRowError as bad:

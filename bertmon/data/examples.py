@@ -49,6 +49,7 @@ class ExampleReader:
     n_rows: int = 0
     stripped_labels: int = 0
     empty: dict[str, list[int]] = field(default_factory=dict)  # numbers of the rows that lack a "text" or a "label"
+    _names: dict[str, str] = field(default_factory=dict)  # of the labels read so far, by cell
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -58,12 +59,13 @@ class ExampleReader:
         """The texts of all rows. Raises BadRowError, and at the end BadFileError for empty cells."""
         for number, offset, values in rows:
             self.n_rows += 1
-            lacking = next((column for column in self.columns if _is_empty(values[column])), None)
-            if lacking is not None:
-                self.empty.setdefault("label" if lacking == self.label_column else "text", []).append(number)
+            parts = [values[column] for column in self.text_columns]
+            label = values[self.label_column]
+            if is_empty(label) or any(map(is_empty, parts)):
+                self.empty.setdefault("text" if any(map(is_empty, parts)) else "label", []).append(number)
                 continue
-            parts = [_text(number, column, values[column]) for column in self.text_columns]
-            yield Example(offset, as_text(parts), self._label(number, values[self.label_column]))
+            texts = [_text(number, column, part) for column, part in zip(self.text_columns, parts, strict=True)]
+            yield Example(offset, as_text(texts), self._label(number, label))
         if self.empty and not self.skip_empty:
             raise BadFileError(f"has empty cells: {self._empty_rows()}. Fill them, or set data.skip_empty=true")
 
@@ -77,9 +79,14 @@ class ExampleReader:
         return notes
 
     def _label(self, number: int, value: object) -> str:
-        label = _label(number, self.label_column, value)
-        self.stripped_labels += label != label.strip()
-        return label.strip()
+        if isinstance(value, str) and value in self._names:
+            label = self._names[value]
+        else:
+            label = label_name(number, self.label_column, value)
+        if isinstance(value, str):
+            self._names[value] = label
+            self.stripped_labels += label != value
+        return label
 
     def _empty_rows(self) -> str:
         parts = []
@@ -91,13 +98,11 @@ class ExampleReader:
         return "; ".join(parts)
 
 
-def _is_empty(value: object) -> bool:
+def is_empty(value: object) -> bool:
     """Nothing, blanks, or pandas' NaN for nothing."""
-    return (
-        value is None
-        or (isinstance(value, str) and not value.strip())
-        or (isinstance(value, float) and math.isnan(value))
-    )
+    if isinstance(value, str):
+        return not value or value.isspace()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _text(number: int, column: str, value: object) -> str:
@@ -106,13 +111,14 @@ def _text(number: int, column: str, value: object) -> str:
     return value
 
 
-def _label(number: int, column: str, value: object) -> str:
+def label_name(number: int, column: str, value: object) -> str:
+    """The name of a label in a cell that is not empty, without blanks around it. Raises BadRowError."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # pandas writes whole numbers so if one of the column was missing
     if not isinstance(value, str | int) or not _is_unicode(str(value)):
         raise BadRowError(number, f"has {preview(value)} as {column!r}: expected a string, whole number or boolean")
-    label = str(value)
-    if len(label) > _MAX_LABEL_LENGTH or has_control_characters(label.strip()):
+    label = str(value).strip()
+    if len(label) > _MAX_LABEL_LENGTH or has_control_characters(label):
         expected = f"expected at most {_MAX_LABEL_LENGTH} characters, none of them a control character"
         raise BadRowError(number, f"has {preview(value)} as {column!r}: {expected}")
     return label

@@ -81,14 +81,16 @@ def row_unit(path: Path) -> str:
     return "row" if suffix_of(path) in (".json", ".parquet") else "line"
 
 
-def read_rows(path: Path, columns: Collection[str], table_format: TableFormat) -> Iterator[Row]:
-    """All rows, whose values include those of `columns`.
+def read_rows(
+    path: Path, columns: Collection[str], table_format: TableFormat, *, optional: Collection[str] = ()
+) -> Iterator[Row]:
+    """All rows, whose values include those of `columns`, and those of `optional` columns that the file has.
 
     Raises BadRowError for the first row that is malformed or lacks one of the columns, BadFileError if the file is not
     of its format at all, OSError if it cannot be read.
     """
     if suffix_of(path) == ".parquet":
-        yield from _read_parquet(path, columns)
+        yield from _read_parquet(path, columns, optional)
         return
     with _open_utf8(path, table_format.encoding) as file:
         yield from _READERS[suffix_of(path)](file, columns, table_format, None)
@@ -300,7 +302,7 @@ def _reject_duplicate_keys(pairs: list[tuple[str, object]]) -> dict[str, object]
     return values
 
 
-def _read_parquet(path: Path, columns: Collection[str]) -> Iterator[Row]:
+def _read_parquet(path: Path, columns: Collection[str], optional: Collection[str]) -> Iterator[Row]:
     try:
         import pyarrow as pa  # type: ignore[import-untyped]
         import pyarrow.parquet as pq  # type: ignore[import-untyped]
@@ -312,7 +314,8 @@ def _read_parquet(path: Path, columns: Collection[str]) -> Iterator[Row]:
             if missing := [column for column in columns if column not in names]:
                 raise MissingColumnsError(1, missing, names)
             number = 0
-            for batch in file.iter_batches(batch_size=1000, columns=list(columns)):
+            wanted = [name for name in names if name in (*columns, *optional)]
+            for batch in file.iter_batches(batch_size=1000, columns=wanted):
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(number, 0, values)

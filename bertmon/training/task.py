@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bertmon import distributed, model, optimizer
-from bertmon.config import FilesConfig, RunConfig
+from bertmon.config import FilesConfig, HfConfig, RunConfig
 from bertmon.data import Corpus, LazyTexts, Split, load_corpus, tokenize
 from bertmon.data.batches import BatchLoader, bucket_lengths
 from bertmon.data.describe import DataDescription, describe_corpus
@@ -74,7 +74,7 @@ def build_task(config: RunConfig, device: torch.device) -> Task:
             tokenizer,
             config.data.max_length,
             None if callable(train_tokens) else train_tokens,
-            own_texts=isinstance(config.data, FilesConfig),
+            own_texts=isinstance(config.data, FilesConfig | HfConfig),
         ),
         tokenizer=tokenizer,
         classifier=classifier,

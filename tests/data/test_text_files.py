@@ -400,3 +400,21 @@ def test_text_files_with_unknown_labels_in_the_validation_file_are_refused(tmp_p
 def test_files_config_with_a_value_out_of_range_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
         FilesConfig(train="a.csv", **changes)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
+def test_read_rows_with_optional_columns_has_those_of_the_file(tmp_path, suffix):
+    path, rows = tmp_path / f"texts{suffix}", [{"text": "a", "label": "sea", "more": "1"}]
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow.parquet").write_table(pytest.importorskip("pyarrow").Table.from_pylist(rows), path)
+    else:
+        path.write_text(
+            {".csv": "text,label,more\na,sea,1\n", ".json": json.dumps(rows)}.get(suffix, json.dumps(rows[0]))
+        )
+    read = text_files.table_rows.read_rows(path, ["text"], text_files.TableFormat(), optional=["label", "absent"])
+    (row,) = read
+    assert {name: row.values.get(name) for name in ("text", "label", "absent")} == {
+        "text": "a",
+        "label": "sea",
+        "absent": None,
+    }
