@@ -5,10 +5,9 @@ import subprocess
 from collections.abc import Sequence
 
 import torch
-from hydra import compose, initialize_config_module
 
-from bertmon import config
 from bertmon.config import RunConfig
+from bertmon.launch.compose import load_config
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -16,9 +15,7 @@ DEVICE = torch.device("cuda" if CUDA else "cpu")
 
 def compose_config(overrides: Sequence[str]) -> RunConfig:
     """The config of `python -m bertmon.run OVERRIDE...`; the last of several values for a key counts."""
-    config.register()
-    with initialize_config_module("bertmon.conf", version_base="1.3"):
-        return config.from_hydra(compose("config", list(overrides)))
+    return load_config(overrides)
 
 
 def describe() -> str:

@@ -1,33 +1,51 @@
-"""What can be asked for: one dataclass a conf group, a docstring under each field, range checks.
+"""The schema of a run: one dataclass per conf group, with each key's meaning, unit and range under its field.
 
-Knows OmegaConf: `from_hydra` turns a composed config into a plain RunConfig, once; below it no DictConfig exists.
-Leaves to others: whether a file, a package or a device is really there (data, model, run).
+A value out of range raises InputError when the dataclass is built. Whether a file, a package or a device exists is left
+to the modules that use it; composing and reading a config to bertmon.launch.
 """
 
-import difflib
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
-from bertmon import sanitize
 from bertmon.errors import InputError, require
+from bertmon.sanitize import has_control_characters, sanitize_line
 
 MAX_INT = 10_000_000
-"""Of any whole number but the seed: beyond it libraries overflow, or take all the memory there is."""
+"""Limit of every whole number but the seed; beyond it libraries overflow or run out of memory."""
+
+RENAMED_KEYS = {
+    "cache": "cache_dir",
+    "data.home": "data.data_home",
+    "data.pad_lengths": "data.bucket_lengths",
+    "monitor.biases": "monitor.include_biases",
+    "monitor.rules.depth_profile": "monitor.thresholds.min_depth_ratio",
+    "monitor.rules.growth": "monitor.thresholds.max_logit_std_growth",
+    "monitor.rules.learned": "monitor.thresholds.learned_loss_ratio",
+    "monitor.rules.logit_spread": "monitor.thresholds.min_logit_std",
+    "monitor.rules.patience": "monitor.thresholds.min_lr_used",
+    "monitor.rules.slow": "monitor.thresholds.slow_after",
+    "monitor.rules.spread_at_end": "monitor.thresholds.min_final_logit_std",
+    "monitor.rules.update_per_lr": "monitor.thresholds.min_update_per_lr",
+    "schedule.shape": "schedule.decay",
+    "train.clip": "train.max_grad_norm",
+}
+"""Keys of version 0.1, with their names today."""
+
+RENAMED_CHOICES = {"model=bert_narrow": "model=bert_small_8l", "model=hub": "model=pretrained"}
+"""Choices of conf groups in version 0.1, with their names today."""
 
 
-def _require_int(key: str, given: object, least: int = 1, most: int = MAX_INT) -> None:
-    ok = isinstance(given, int) and least <= given <= most
-    require(ok, key, given, f"a whole number of at least {least} and at most {most}")
+def _require_int(key: str, value: object, least: int = 1, most: int = MAX_INT) -> None:
+    ok = isinstance(value, int) and least <= value <= most
+    require(ok, key, value, f"a whole number of at least {least} and at most {most}")
 
 
 class Device(StrEnum):
@@ -89,7 +107,7 @@ class PostPart(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
-    """What every source of texts has in common."""
+    """What all sources of texts have in common."""
 
     max_length: int = 256
     """Tokens a text is cut to, [CLS] and [SEP] included. At least 8."""
@@ -125,12 +143,12 @@ class DataConfig:
 
 @dataclass(kw_only=True, slots=True)
 class NewsgroupsConfig(DataConfig):
-    """20 newsgroups as scikit-learn's fetch_20newsgroups has it, in its own train and test parts by date."""
+    """20 newsgroups, as loaded and split by date into train and test parts by scikit-learn's fetch_20newsgroups."""
 
     categories: list[str] = field(
         default_factory=lambda: ["alt.atheism", "comp.graphics", "sci.space", "talk.religion.misc"]
     )
-    """Newsgroups to tell apart, at least two of the twenty. The default four are the article's."""
+    """Newsgroups to classify, at least two of the twenty. The default four are the article's."""
     remove: list[PostPart] = field(default_factory=list)
     """Parts of each post to leave out: headers, footers, quotes. The article keeps them all."""
     data_home: str | None = None
@@ -143,10 +161,10 @@ class NewsgroupsConfig(DataConfig):
 
 @dataclass(kw_only=True, slots=True)
 class DocstringsConfig(DataConfig):
-    """Docstrings of installed packages; the class to tell is the package. Needs no network."""
+    """Docstrings of installed packages, labeled by package. Needs no network."""
 
     packages: list[str] = field(default_factory=lambda: ["numpy", "sklearn", "matplotlib", "torch"])
-    """Import names of installed packages, at least two. Only read, never imported."""
+    """Import names of installed packages, at least two. Their sources are read; nothing is imported."""
     train_per_package: int = 900
     """Training texts taken from each package. At least 1."""
     test_per_package: int = 100
@@ -281,13 +299,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for key in ("name", "tokenizer", "model_type"):
-            require(getattr(self, key) != "", f"model.{key}", "", "a name, or null")
+            require(getattr(self, key) != "", f"model.{key}", "''", "a name, or null")
         if self.vocab_size is not None:
             _require_int("model.vocab_size", self.vocab_size, least=100, most=1_000_000)
-            if self.tokenizer or self.name:
-                raise InputError("model.vocab_size is not possible beside model.tokenizer or model.name: leave it out.")
-        if self.model_type is not None and self.name is not None:
-            raise InputError("model.model_type is not possible beside model.name: leave it out.")
+            own = not (self.tokenizer or self.name)
+            require(own, "model.vocab_size", self.vocab_size, "null with model.tokenizer or model.name")
+        if self.name is not None:
+            require(self.model_type is None, "model.model_type", self.model_type, "null with model.name")
         for key, value in self.architecture():
             if key.endswith("_prob"):
                 require(0 <= value < 1, f"model.{key}", value, "a number of at least 0 and below 1")
@@ -301,17 +319,14 @@ class ModelConfig:
                 f"a multiple of model.num_attention_heads={self.num_attention_heads}",
             )
         if self.init is Init.pretrained:
-            if self.name is None:
-                raise InputError("model.name is missing: give the hub name or local folder of the pretrained weights.")
-            fixed = [key for key, _ in self.architecture() if not key.endswith("_prob")]
-            if fixed:
-                raise InputError(
-                    f"model.{fixed[0]} is not possible with model.init=pretrained: the weights of {self.name} fix "
-                    "the architecture. Leave the key out, or choose model.init=random."
-                )
+            expected = "the hub name or local folder of the pretrained weights"
+            require(self.name is not None, "model.name", "null", expected)
+            for key, value in self.architecture():
+                expected = "null with model.init=pretrained, whose weights fix the architecture"
+                require(key.endswith("_prob"), f"model.{key}", value, expected)
 
     def architecture(self) -> Iterator[tuple[str, Any]]:
-        """The architecture keys that were given, with their values."""
+        """The architecture keys that are not null, with their values."""
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name in _ARCHITECTURE and value is not None:
@@ -427,7 +442,7 @@ _SCHEDULE_PARAMETERS = {
 
 @dataclass(kw_only=True, slots=True)
 class TrainConfig:
-    """How long, in what portions, how precisely."""
+    """Length, batches, evaluation, checkpoints and precision of the training."""
 
     epochs: int = 3
     """Passes over the training texts. At least 1."""
@@ -441,9 +456,9 @@ class TrainConfig:
     scikit-learn's compute_class_weight), a list of numbers above 0 in the order of the classes, or a mapping of label
     names to numbers. null: all the same."""
     eval_batch_size: int = 64
-    """Texts a batch of the evaluation. At least 1; has no influence on the metrics."""
+    """Texts per batch of an evaluation. At least 1; does not affect the metrics."""
     eval_every: int | None = None
-    """Evaluate every so many steps, besides each epoch's end. At least 1; null: at each epoch's end alone."""
+    """Steps between two evaluations, in addition to those at each epoch's end. At least 1; null: none in addition."""
     metric: Metric = Metric.accuracy
     """What the best evaluation, the best setting and a sweeper's objective go by: accuracy, f1_macro (mean F1 over the
     classes) or mcc (Matthews correlation coefficient). On the validation split if there is one, else on the test
@@ -458,12 +473,12 @@ class TrainConfig:
     log_every: int = 10
     """Steps between two points of loss/train, the learning rates, grad_norm and clipped. At least 1."""
     max_grad_norm: float | None = 1.0
-    """Largest global L2 norm of the gradient; a larger one is scaled down to it. Above 0; null: no clipping."""
+    """Gradients with a larger global L2 norm are scaled down to it. Above 0; null: no clipping."""
     checkpoint_every: int | None = None
-    """Write a checkpoint every so many steps. At least 1; null: by the clock alone."""
+    """Steps between two checkpoints. At least 1; null: only checkpoint_minutes counts."""
     checkpoint_minutes: float | None = 10.0
-    """Write a checkpoint at the end of a step when so many minutes have passed since the last. Above 0; null: never
-    by the clock. A run that is interrupted writes one unless both are null; one that ends takes it away."""
+    """Minutes between two checkpoints, written at the end of a step. Above 0; null: only checkpoint_every counts. An
+    interrupted run writes one too, unless both are null; a run that ends deletes its checkpoint."""
     precision: Precision = Precision.fp32
     """fp32: IEEE float32, whatever the environment says of TF32. tf32: the same with TF32 matrix products, faster on
     NVIDIA GPUs since Ampere. bf16: matrix products autocast to bfloat16. Weights and optimizer state are float32 in all
@@ -532,23 +547,23 @@ class VerdictThresholds:
 
 @dataclass(kw_only=True, slots=True)
 class MonitorConfig:
-    """What is watched, how often, and what follows from it."""
+    """What is monitored, how often, and what happens to doomed runs."""
 
     enabled: bool = True
-    """false: neither gradients nor updates are measured (loss and accuracy still are)."""
+    """false: measure neither gradients nor updates (loss and accuracy are measured anyway)."""
     every: int = 30
     """Steps between two measurements; step 0 is the first. At least 1."""
     figures: bool = True
     """Draw gradient_flow and update_ratio at each measurement."""
     include_biases: bool = False
-    """Watch biases beside weights."""
+    """Monitor biases as well as weights."""
     skip_prob: float = 0.0
-    """Share of layers left out, drawn at random but the same for every run; the first and the last always stay.
-    In [0, 1). Verdicts rest on the layers that are left."""
+    """Share of weights not monitored, in [0, 1): chosen at random, but the same in every run, and never the first or
+    the last one. Verdicts use the weights that are monitored."""
     on_doomed: OnDoomed = OnDoomed.warn
-    """What happens to a run whose verdict is collapsed or not learning: warn (it goes on), or stop (a last evaluation,
-    everything is written, and status is "stopped"): a verdict that would have been withdrawn later is final then. One
-    that diverged always ends."""
+    """What happens to a run whose verdict is collapsed or not learning: warn (it continues) or stop (after a last
+    evaluation, with status "stopped"; a verdict that would have been withdrawn later is final then). A run that
+    diverged always ends."""
     thresholds: VerdictThresholds = field(default_factory=VerdictThresholds)
 
     def __post_init__(self) -> None:
@@ -558,20 +573,23 @@ class MonitorConfig:
 
 @dataclass(kw_only=True, slots=True)
 class RunConfig:
-    """One run, whole."""
+    """One run."""
 
     experiment: str = "custom"
-    """Name of the experiment that the settings start from; set by conf/experiment."""
+    """Name of the preset in conf/experiment that the settings start from; each preset sets it. custom: none."""
+    name: str | None = None
+    """Name of the run, or of the whole sweep, for folders and TensorBoard. null: the experiment's. At most 100
+    characters, without / and control characters."""
     seed: int = 0
-    """Seeds weights, order of the texts, dropout. From 0 to 2**32 - 1."""
+    """Seeds weights, order of the texts and dropout. From 0 to 2**32 - 1."""
     device: Device = Device.auto
-    """cuda, cpu, mps, or auto: the first of cuda and mps that is there, else cpu."""
+    """cuda, cpu, mps, or auto: cuda if available, else mps if available, else cpu."""
     cache_dir: str | None = None
-    """Folder for what is made once and used by many runs: corpora, vocabularies, tokens. Safe to delete.
-    null: bertmon in $XDG_CACHE_HOME, else in ~/.cache."""
+    """Folder for corpora, vocabularies and tokens, which many runs share. Safe to delete.
+    null: $XDG_CACHE_HOME/bertmon, or ~/.cache/bertmon."""
     resume: str | None = None
-    """Folder of an earlier launch of the same command, such as multirun/2026-11-23_07-17-49: runs that have ended are
-    left as they are, those that were broken off go on from their checkpoint, the others start."""
+    """Folder of an earlier launch of the same command, such as multirun/2026-11-23_07-17-49: its finished runs are
+    skipped, interrupted ones resume from their checkpoints, the others start."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -581,8 +599,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
-        require(self.cache_dir != "", "cache_dir", "", "a folder, or null")
-        require(self.resume != "", "resume", "", "the folder of an earlier launch, or null")
+        require(self.cache_dir != "", "cache_dir", "''", "a folder, or null")
+        require(self.resume != "", "resume", "''", "the folder of an earlier launch, or null")
+        valid = self.name is None or _is_file_name(self.name)
+        require(valid, "name", self.name, "1 to 100 characters without / and control characters, or null")
         positions = self.model.max_position_embeddings
         if positions is not None:
             require(
@@ -593,92 +613,59 @@ class RunConfig:
             )
 
     def cache_path(self) -> Path:
-        """Where `cache_dir` is, absolute."""
+        """Absolute path of the cache folder."""
         named = self.cache_dir or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bertmon")
         folder = os.path.expanduser(named)
-        require(not folder.startswith("~"), "cache_dir", named, "a folder: there is no such user")
+        require(not folder.startswith("~"), "cache_dir", named, "a folder of an existing user")
         return Path(folder).absolute()
 
 
-_NO_IDENTITY = ("resume", "cache_dir", "device", "experiment")
+_NOT_IDENTITY = (
+    "cache_dir",
+    "device",
+    "experiment",
+    "name",
+    "resume",
+    "train.checkpoint_every",
+    "train.checkpoint_minutes",
+)
 
 
-def run_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a RunConfig as a dict, what makes it this run and no other, by dotted key, as JSON has it."""
-    flat: dict[str, Any] = {}
+def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that make a run this run and no other, by dotted key, with values as JSON has them.
 
-    def walk(node: Mapping[str, Any], prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, Mapping):
-                walk(value, f"{prefix}{key}.")
-            else:
-                flat[prefix + key] = value
+    config: a RunConfig as a dict, today's or that of version 0.1. Everything that asks whether two runs have the same
+    settings (resume, the grouping of a report) uses this.
+    """
+    flat = json.loads(json.dumps(dict(_flattened(config))))
+    renamed = {RENAMED_KEYS.get(key, key): value for key, value in flat.items()}
+    return {key: value for key, value in renamed.items() if key not in _NOT_IDENTITY}
 
-    walk(json.loads(json.dumps({key: value for key, value in settings.items() if key not in _NO_IDENTITY})), "")
-    return flat
+
+def _flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def require_same_run(here: Mapping[str, Any], there: Mapping[str, Any], folder: Path) -> None:
-    """Raise InputError with all differences unless both identities are the same; when checkpoints come is no matter."""
-    free = ("train.checkpoint_every", "train.checkpoint_minutes")
-    keys = [key for key in {**there, **here} if key not in free and there.get(key) != here.get(key)]
+    """Raise InputError with all differences (up to 20) unless two identities are equal.
+
+    there: that of the run in `folder`, of which here is the one that would resume.
+    """
+    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
     if keys:
-        shown = ", ".join(
-            f"{sanitize.sanitize_line(key)}={sanitize.sanitize_line(there.get(key))} there and {sanitize.sanitize_line(here.get(key))} here"
+        differences = (
+            f"{sanitize_line(key)} was {sanitize_line(there.get(key))}, now {sanitize_line(here.get(key))}"
             for key in keys[:20]
         )
-        raise InputError(f"{folder} cannot go on with other settings than it was begun with: {shown}.")
+        raise InputError(f"{folder}: cannot resume with different settings: {'; '.join(differences)}.")
 
 
-def register() -> None:
-    """Give Hydra the types, under the names that conf/ builds on."""
-    store = ConfigStore.instance()
-    store.store(name="schema", node=RunConfig)
-    for name, node in (
-        ("newsgroups", NewsgroupsConfig),
-        ("docstrings", DocstringsConfig),
-        ("files", FilesConfig),
-        ("hf", HfConfig),
-    ):
-        store.store(group="data/schema", name=name, node=node)
-
-
-def from_hydra(composed: DictConfig) -> RunConfig:
-    """The composed config as a plain, checked RunConfig.
-
-    Raises InputError for a key that no dataclass has, a required key that was not given, a value out of range.
-    """
-    settings = composed.copy()
-    with read_write(settings), open_dict(settings):
-        settings.pop("hydra", None)
-    for key, known in _unknown_keys(settings):
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}."
-        raise InputError(f"{key} is not a known key: {hint}")
-    for key in sorted(OmegaConf.missing_keys(settings)):
-        raise InputError(f"{key} is missing: give {key}=...")
-    try:
-        run_config = OmegaConf.to_object(settings)
-    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-        raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
-    assert isinstance(run_config, RunConfig)
-    return run_config
-
-
-def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Keys that the node's dataclass lacks (`+key=value` gets past Hydra), each with the keys that it has."""
-    schema = OmegaConf.get_type(node)
-    if not is_dataclass(schema):
-        return
-    known = [prefix + f.name for f in fields(schema)]
-    for key in map(str, node):
-        dotted = prefix + key
-        if dotted not in known:
-            yield dotted, known
-        elif not OmegaConf.is_missing(node, key):
-            child = node._get_node(key)
-            if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
-                yield from _unknown_keys(child, f"{dotted}.")
+def _is_file_name(text: str) -> bool:
+    return 0 < len(text) <= 100 and "/" not in text and text.strip(". ") != "" and not has_control_characters(text)
 
 
 def _require_class_weights(value: object) -> None:

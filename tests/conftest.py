@@ -299,3 +299,17 @@ def bert_snapshot(layers: int, *, lr: float = 1e-4) -> Snapshot:
     values = np.stack([mean, 50 * mean, 2 * mean, rng.random(len(weights)), ratios, sizes], axis=1)
     kinds, depths = zip(*((weight.kind, weight.depth) for weight in weights.values()), strict=True)
     return Snapshot(30, lr, 3 * lr, 1e-3, WeightTable(tuple(weights), kinds, depths), values)
+
+
+# --- composed configs -----------------------------------------------------------------------------
+
+
+def compose_config(*overrides):
+    """What Hydra composes from conf/ with these overrides, without Hydra's own part."""
+    from hydra import compose, initialize_config_module
+
+    from bertmon.launch import hydra_setup
+
+    hydra_setup.register()
+    with initialize_config_module("bertmon.conf", version_base="1.3", job_name="run"):
+        return compose("config", list(overrides))

@@ -162,7 +162,10 @@ WRONG = [  # arguments, what the message says
     (["+schedule.warmup_fraction=0.1"], "did you mean schedule.warmup_frac?"),
     (["train.batch_size=0,8", "-m"], "train.batch_size=0 is not possible"),
     (["data=newsgroups", "data.categories=[]"], "data.categories=[] is not possible: give a list of at least two"),
-    (["data=newsgroups", "data.categories=[sci.med,sci.magic]"], "data.categories: expected newsgroups among alt.atheism, "),
+    (
+        ["data=newsgroups", "data.categories=[sci.med,sci.magic]"],
+        "data.categories: expected newsgroups among alt.atheism, ",
+    ),
     (["data=files", "data.train=a.csv"], "data.test is missing"),
     (
         ["data=files", "data.train=nowhere.csv", "data.test=nowhere.csv"],

@@ -19,7 +19,8 @@ from bertmon import data, model, sanitize
 from bertmon.config import FilesConfig, Init, ModelConfig
 from bertmon.data import tokenize
 from bertmon.errors import InputError
-from bertmon.launch.run_dirs import setting_dir_name, sweep_dir_of
+from bertmon.launch.run_dirs import sweep_dir_of_run
+from bertmon.launch.run_names import setting_dir_name
 from bertmon.result import DataSummary, RunResult, recording
 
 ROOT = Path(bertmon.__file__).parent
@@ -175,13 +176,12 @@ def test_no_source_reads_pickles_or_starts_a_shell():
 
 
 @pytest.mark.parametrize("value", ODD, ids=[ascii(value)[1:20] for value in ODD])
-@pytest.mark.parametrize("swept", [None, ["data.train"]])
-def test_no_value_leads_out_of_the_launch_s_folder(tmp_path, value, swept):
+def test_no_value_leads_out_of_the_launch_s_folder(tmp_path, value):
     start = tmp_path / "start"
-    subdir = f"{setting_dir_name([f'data.train={value}', 'seed=3'], swept, 'quickstart')}/seed=3"
+    subdir = f"{setting_dir_name([f'data.train={value}', 'seed=3'], [], 'quickstart')}/seed=3"
     folder = start / subdir
     assert folder.resolve().parent.parent == start
-    assert sweep_dir_of(folder, subdir) == start
+    assert sweep_dir_of_run(folder, subdir) == start
     assert not sanitize.has_control_characters(str(folder))
     folder.mkdir(parents=True)
 

@@ -1,90 +1,155 @@
 """The runs of a launch, each composed before any of them starts. Knows Hydra's sweeps and overrides."""
 
+import copy
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from hydra import compose, initialize_config_module
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
-from bertmon import distributed
+from bertmon.config import RunConfig
 from bertmon.errors import InputError
+from bertmon.launch import hydra_setup
+from bertmon.launch.read_config import read_config
+from bertmon.launch.run_names import NEVER_IN_NAME, quote_override
 
-BASIC = ("basic_launcher.BasicLauncher", "basic_sweeper.BasicSweeper")
-"""Hydra's own, by the ends of their names."""
-_MANY_RUNS = 100
-_MOST_RUNS = 10_000  # of a sweep; each takes a tenth of a second to compose
-
-PlannedRun = tuple[Path | None, DictConfig]
-"""A run, composed, with its folder; None where that is not known yet."""
+_MAX_RUNS = 10_000  # of a sweep; each takes a tenth of a second to compose
 
 
-def single_run(config: DictConfig) -> Iterator[PlannedRun]:
-    yield Path(config.hydra.run.dir), config
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """A run before it starts."""
+
+    config: DictConfig  # with Hydra's part
+    run_dir: Path | None  # None: its sweeper will choose the values, and so the folder, while it runs
 
 
-def compose_runs(config: DictConfig) -> Iterator[PlannedRun]:
-    """Every run of the sweep, composed, with its folder. Notes in `config` what is swept and what `auto` was.
+@dataclass(frozen=True, slots=True)
+class PlannedLaunch:
+    """All that a launch is going to run."""
 
-    The runs of another sweeper than Hydra's own are not known beforehand: each value and bound is tried once.
+    runs: Sequence[PlannedRun]
+    swept: Sequence[str] = ()  # keys that differ between the runs
+    task_overrides: Sequence[str] = ()  # what its runs need in addition, of bertmon's keys
+    hydra_overrides: Sequence[str] = field(default=())  # and of Hydra's
+
+
+def load_config(overrides: Sequence[str] = (), *, config_dir: Path | None = None) -> RunConfig:
+    """The checked config of one run, composed as the command line does it. Raises InputError and Hydra's errors."""
+    hydra_setup.register()
+    with initialize_config_module("bertmon.conf", version_base="1.3", job_name="run"):
+        extra = [f"hydra.searchpath=[{quote_override(f'file://{config_dir.absolute()}')}]"] if config_dir else []
+        return read_config(compose("config", [*overrides, *extra]))
+
+
+def uses_basic_plugins(config: DictConfig) -> bool:
+    """Whether launcher and sweeper are Hydra's basic ones: one run after the other, each started once."""
+    choices = config.hydra.runtime.choices
+    return bool(choices["hydra/launcher"] == "basic" and choices["hydra/sweeper"] == "basic")
+
+
+def compose_runs(config: DictConfig) -> PlannedLaunch:
+    """Compose every run of a launch. config: that of the launch, as Hydra has composed it.
+
+    The runs of a sweeper that searches are not known beforehand: as few as have every value, and both bounds of every
+    interval, are composed in their place. Raises InputError and Hydra's errors.
     """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
+    if config.hydra.mode != RunMode.MULTIRUN:
+        return PlannedLaunch([PlannedRun(config, Path(config.hydra.run.dir))])
+    sweep_dir = Path(config.hydra.sweep.dir)  # resolved here, the time in it is the same in all copies of `config`
     loader = GlobalHydra.instance().config_loader()
-    sweep = Path(config.hydra.sweep.dir)  # first of all: the runs composed below take the moment in it from here
-    sweeper = config.hydra.sweeper
-    given = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    if seeds := sweeper.get("seeds"):
-        if any(override.lstrip("+").startswith("seed=") for override in (*given, *config.hydra.overrides.task)):
-            raise InputError("seed is not possible beside hydra.sweeper.seeds: leave it out.")
-        given.append(f"seed={','.join(map(str, seeds))}")
-    given += config.hydra.overrides.task
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
-    last = {override.key_or_group: override for override in parsed}
-    swept = [key for key, override in last.items() if override.is_sweep_override()]
-    with read_write(config), open_dict(config):
-        config.hydra.overrides.hydra.append(f"hydra.callbacks.bertmon.swept=[{','.join(swept)}]")
-        if config.hydra.runtime.choices.get("experiment") == "auto":  # workers on other machines must not choose anew
-            config.hydra.overrides.task.append(f"experiment={config.experiment}")
-    if not str(sweeper._target_).endswith(BASIC):
-        for overrides in _covering_overrides(list(last.values())):
-            yield None, loader.load_sweep_config(config, overrides)
-        return
-    if not all(override.is_discrete_sweep() for override in last.values() if override.is_sweep_override()):
-        raise InputError("An interval is not possible with Hydra's own sweeper: give values, or a range.")
-    count = math.prod(map(_choices, last.values()))
-    if count > _MOST_RUNS:
-        raise InputError(f"A sweep of {count} runs is not possible: give values for at most {_MOST_RUNS}.")
-    if count >= _MANY_RUNS and distributed.rank() == 0:
-        print(f"checking {count} runs before the first one starts, about {count / 12:.0f} s", flush=True)
-    for number, overrides in enumerate(BasicSweeper.split_arguments(parsed, None)[0]):
-        run = loader.load_sweep_config(config, overrides)
+    overrides = _sweep_overrides(config, loader)
+    swept = [override.key_or_group for override in overrides if override.is_sweep_override()]
+    fixed = {override.key_or_group for override in overrides} | set(NEVER_IN_NAME)
+    excluded = {*config.hydra.job.config.override_dirname.exclude_keys, *fixed.difference(swept)}
+    # Hydra's own setting for what a run's folder is not named after
+    names = ",".join(map(quote_override, sorted(excluded)))
+    hydra_overrides = [f"hydra.job.config.override_dirname.exclude_keys=[{names}]"]
+    task_overrides = []
+    if config.hydra.runtime.choices.get("experiment") == "auto":  # workers on other machines must not choose anew
+        task_overrides.append(f"experiment={config.experiment}")
+
+    launch_config = with_overrides(copy.deepcopy(config), (), hydra_overrides)
+    runs = []
+    searching = config.hydra.runtime.choices["hydra/sweeper"] != "basic"
+    points = _covering(overrides) if searching else _combinations(overrides)
+    for number, point in enumerate(points):
+        run = loader.load_sweep_config(launch_config, list(point))
         with open_dict(run):
             run.hydra.job.num, run.hydra.job.id = number, str(number)
-        yield sweep / str(run.hydra.sweep.subdir), run
+        runs.append(PlannedRun(run, None if searching else sweep_dir / str(run.hydra.sweep.subdir)))
+    return PlannedLaunch(runs, swept, task_overrides, hydra_overrides)
 
 
-def _choices(override: Override) -> int:
-    """How many values a key takes in a sweep; of a glob at least one."""
+def with_overrides(config: DictConfig, task: Iterable[str], hydra: Iterable[str]) -> DictConfig:
+    """Add to the overrides that each run of the launch is composed from. Changes `config` and returns it."""
+    with read_write(config), open_dict(config):
+        config.hydra.overrides.task.extend(task)
+        config.hydra.overrides.hydra.extend(hydra)
+    return config
+
+
+def _sweep_overrides(config: DictConfig, loader: ConfigLoader) -> list[Override]:
+    """The overrides of the sweep, those of its sweeper's config included; of two for one key the last one."""
+    sweeper, given = config.hydra.sweeper, config.hydra.overrides.task
+    texts = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    if seeds := sweeper.get("seeds"):
+        if any(text.lstrip("+").startswith("seed=") for text in (*texts, *given)):
+            raise InputError("seed: expected none with hydra.sweeper.seeds, which gives the seeds of every trial.")
+        texts.append(f"seed={','.join(map(str, seeds))}")
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*texts, *given])
+    return list({override.key_or_group: override for override in parsed}.values())
+
+
+def count_runs(config: DictConfig) -> int:
+    """How many runs a sweep with Hydra's basic sweeper has; a glob, whose matches are not known yet, counts as one."""
+    if config.hydra.mode != RunMode.MULTIRUN or config.hydra.runtime.choices["hydra/sweeper"] != "basic":
+        return 1
+    return math.prod(map(_n_values, _sweep_overrides(config, GlobalHydra.instance().config_loader())))
+
+
+def _n_values(override: Override) -> int:
     value = override.value()
     if isinstance(value, RangeSweep) and value.start is not None and value.stop is not None:
         return max(math.ceil((value.stop - value.start) / value.step), 0)
     return len(value.list) if isinstance(value, ChoiceSweep) else 1
 
 
-def _covering_overrides(parsed: Sequence[Override]) -> Iterator[list[str]]:
-    """Overrides of as few runs as have every value, and both bounds of every interval."""
-    values = []
-    for override in parsed:
-        value = override.value()
-        if isinstance(value, IntervalSweep):
-            texts = [str(value.start), str(value.end)]
-        elif override.is_sweep_override():
-            texts = list(override.sweep_string_iterator())
-        else:
-            texts = [override.get_value_element_as_str()]
-        values.append([f"{override.get_key_element()}={text}" for text in texts])
+def _combinations(overrides: Sequence[Override]) -> Iterable[tuple[str, ...]]:
+    """Every combination of values, the last key's changing fastest, as Hydra's basic sweeper has them."""
+    for override in overrides:
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            key = override.key_or_group
+            raise InputError(
+                f"{key}: expected values or a range, got an interval, which only hydra/sweeper=optuna takes."
+            )
+    if (count := math.prod(map(_n_values, overrides))) > _MAX_RUNS:
+        raise InputError(f"expected a sweep of at most {_MAX_RUNS} runs, got {count}.")
+    return itertools.product(*map(_settings, overrides))
+
+
+def _covering(overrides: Sequence[Override]) -> Iterable[tuple[str, ...]]:
+    """As few points as have every value of each key."""
+    values = list(map(_settings, overrides))
     for number in range(max(map(len, values), default=0)):
-        yield [texts[min(number, len(texts) - 1)] for texts in values]
+        yield tuple(each[min(number, len(each) - 1)] for each in values)
+
+
+def _settings(override: Override) -> list[str]:
+    """An override for each of its values; of an interval, its bounds."""
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        texts = [str(value.start), str(value.end)]
+    elif override.is_sweep_override():
+        texts = list(override.sweep_string_iterator())
+    else:
+        texts = [override.get_value_element_as_str()]
+    return [f"{override.get_key_element()}={text}" for text in texts]

@@ -1,10 +1,6 @@
-"""Which folder a launch and its runs have, whether they may have it, and what is noted there."""
+"""Which folder a launch and each of its runs have, whether they may use it, and sweep.json."""
 
-import json
 import os
-import re
-import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,147 +8,126 @@ from pathlib import Path
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from bertmon import result, sanitize
-from bertmon.config import from_hydra, require_same_run, run_identity
-from bertmon.errors import InputError, require
+from bertmon.config import require_same_run, run_identity
+from bertmon.errors import InputError, StorageError, require
 from bertmon.launch.compose import PlannedRun
-from bertmon.storage import atomic_write, content_hash
+from bertmon.launch.read_config import read_config
+from bertmon.launch.run_names import quote_override
+from bertmon.result import RESULT_FILE, SWEEP_FILE, SweepFile
+from bertmon.sanitize import has_control_characters, sanitize_line
+from bertmon.storage import read_json
 
-_LONGEST_NAME = 120  # bytes; file systems allow 255
-
-
-def swept_overrides(overrides: Sequence[str], swept: Sequence[str] | None) -> dict[str, str]:
-    """Those of the run's overrides ("key=value" each) that tell it from the others, the seed left out.
-
-    swept: keys that differ between runs. None, for a single run: all that were given but the experiment, and what it
-    goes on from.
-    """
-    given = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
-    keys = given.keys() - {"experiment", "resume"} if swept is None else set(swept)
-    return {key: value for key, value in given.items() if key in keys - {"seed"}}
+_MAX_NAME_BYTES = 255  # of a folder, in most file systems
 
 
-def setting_dir_name(overrides: Sequence[str], swept: Sequence[str] | None, experiment: str) -> str:
-    """What tells this run from the others but for its seed, as one folder name: `warmup_frac=0.1`.
-
-    Keys go without their group where that is clear. Where nothing differs it is the experiment's name.
-    """
-    shown = swept_overrides(overrides, swept)
-    short = {key: key.rpartition(".")[2] for key in shown}
-    unclear = {name for name, count in Counter(short.values()).items() if count > 1}
-    names = [f"{key if short[key] in unclear else short[key]}={value}" for key, value in shown.items()]
-    full = ",".join(names) or experiment
-    safe = re.sub(r"[^\w.=,+\-]", "-", full).encode()[:_LONGEST_NAME].decode(errors="ignore").strip(".") or experiment
-    return safe if safe == full else f"{safe}-{content_hash(full)[:6]}"
-
-
-def quote_override(value: object) -> str:
-    """As the value of an override: Hydra would take commas for a sweep."""
-    text = str(value)
-    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")  # its parser leaves other backslashes alone
-    return f"'{escaped}'" if re.search(r"[^\w./-]", text) else text
-
-
-def sweep_dir(config: DictConfig) -> Path:
+def sweep_dir_of_launch(config: DictConfig) -> Path:
     """The launch's own folder."""
     if config.hydra.mode == RunMode.MULTIRUN:
         return Path(config.hydra.sweep.dir)
-    return sweep_dir_of(Path(config.hydra.run.dir), str(config.hydra.sweep.subdir))
+    return sweep_dir_of_run(Path(config.hydra.run.dir), str(config.hydra.sweep.subdir))
 
 
-def sweep_dir_of(folder: Path, subdir: str) -> Path:
-    """The launch's own folder, above that of a run."""
-    return Path(str(folder).removesuffix(subdir)) if folder.match(subdir) else folder
+def sweep_dir_of_run(run_dir: Path, subdir: str) -> Path:
+    """The launch's own folder, of which the run has `subdir`; the run's own if it was put somewhere else."""
+    below = Path(subdir).parts
+    return run_dir.parents[len(below) - 1] if run_dir.parts[-len(below) :] == below else run_dir
 
 
-def check_run_dirs(runs: Sequence[PlannedRun]) -> None:
+def check_run_dirs(runs: Sequence[PlannedRun], sweep_dir: Path) -> None:
     """Raise InputError unless each run has a folder of its own: a new one, or with `resume` its old one."""
-    seen: dict[Path, str] = {}
-    for folder, run in runs:
-        if run.hydra.job.chdir:
-            raise InputError(
-                "hydra.job.chdir=true is not possible: files that are named relatively would not be found."
-            )
-        for key in ("sweep.subdir", "job.name", "output_subdir"):
-            value = str(OmegaConf.select(run.hydra, key))
-            within = not Path(value).is_absolute() and ".." not in Path(value).parts
-            allowed = "a folder below the sweep's" if key == "sweep.subdir" else "a name without /"
-            require(within and (key == "sweep.subdir" or "/" not in value), f"hydra.{key}", value, allowed)
-        if folder is None:
+    first_use: dict[Path, str] = {}
+    for run in runs:
+        _check_hydra_paths(run.config)
+        if run.run_dir is None:
             continue
-        if sanitize.has_control_characters(str(folder)) or any(len(os.fsencode(name)) > 255 for name in folder.parts):
-            allowed = "give names of at most 255 bytes, without control characters"
-            raise InputError(f"{sanitize.sanitize_line(folder)} is not possible as a folder: {allowed}.")
-        if not seen:
-            _check_start(sweep_dir_of(folder, str(run.hydra.sweep.subdir)), run)
-        overrides = " ".join(run.hydra.overrides.task)
-        if folder in seen:
-            raise InputError(f"Two runs of the sweep have one folder, {folder}: {seen[folder]} and {overrides}.")
-        seen[folder] = overrides
-        if run.resume:
-            _check_same(folder, run)
-        elif os.path.lexists(folder / result.RESULT_FILE):
-            raise InputError(f"{folder} holds a run already: give another folder, or take this one away.")
+        _check_name(run.run_dir)
+        if not first_use:
+            _check_sweep_dir(sweep_dir, run.config)
+        overrides = " ".join(run.config.hydra.overrides.task)
+        if run.run_dir in first_use:
+            both = f"{first_use[run.run_dir]} and {overrides}"
+            raise InputError(f"{run.run_dir}: expected a folder per run, got two runs in it: {both}.")
+        first_use[run.run_dir] = overrides
+        if run.config.resume:
+            _check_same_run(run.run_dir, run.config)
+        elif os.path.lexists(run.run_dir / RESULT_FILE):
+            raise InputError(f"{run.run_dir} already contains a run: choose another folder or delete it.")
 
 
-def _check_start(start: Path, run: DictConfig) -> None:
-    """Raise InputError unless a launch can have that folder: everything below it is read for the report."""
-    if run.resume:
-        earlier = Path(run.resume)
-        if not os.path.isdir(earlier):
-            raise InputError(
-                f"resume={sanitize.sanitize_line(run.resume)} is no folder: give that of an earlier launch."
-            )
-        if any(earlier.iterdir()) and not (earlier / result.SWEEP_FILE).exists():
-            raise InputError(
-                f"resume={sanitize.sanitize_line(run.resume)} holds no launch: there is no {result.SWEEP_FILE} in it."
-            )
-    elif Path.cwd().is_relative_to(start.resolve()):
-        mode = "sweep" if run.hydra.mode == RunMode.MULTIRUN else "run"
-        raise InputError(f"hydra.{mode}.dir={start} is not possible: give a folder that holds nothing else.")
+def _check_hydra_paths(config: DictConfig) -> None:
+    """Hydra's settings of folders, as far as bertmon depends on them."""
+    hydra = config.hydra
+    require(not hydra.job.chdir, "hydra.job.chdir", "true", "false, since relative paths would not be found")
+    for key in ("sweep.subdir", "job.name", "output_subdir"):
+        value = str(OmegaConf.select(hydra, key))
+        inside = not Path(value).is_absolute() and ".." not in Path(value).parts
+        valid = inside and (key == "sweep.subdir" or "/" not in value)
+        expected = "a folder inside the sweep's" if key == "sweep.subdir" else "a name without /"
+        require(valid, f"hydra.{key}", value, expected)
 
 
-def _check_same(folder: Path, run: DictConfig) -> None:
-    """Raise InputError unless a run that stands in the folder is this one."""
-    there = result.read_json(folder / result.RESULT_FILE).get("settings")
-    if isinstance(there, dict):  # else it has not come that far
-        require_same_run(run_identity(asdict(from_hydra(run))), run_identity(there), folder)
+def _check_name(run_dir: Path) -> None:
+    too_long = any(len(os.fsencode(name)) > _MAX_NAME_BYTES for name in run_dir.parts)
+    if too_long or has_control_characters(str(run_dir)):
+        expected = f"names of at most {_MAX_NAME_BYTES} bytes without control characters"
+        raise InputError(f"run folder: expected {expected}, got {sanitize_line(run_dir)}.")
 
 
-def create_sweep_dir(start: Path, runs: Sequence[PlannedRun]) -> None:
-    """Make the launch's folder and note its runs there, as far as they are known.
+def _check_sweep_dir(sweep_dir: Path, config: DictConfig) -> None:
+    """Raise InputError unless a launch can have that folder: everything in it is read for the report."""
+    if config.resume:
+        earlier = Path(config.resume)
+        require(os.path.isdir(earlier), "resume", config.resume, "the folder of an earlier launch")
+        is_launch = (earlier / SWEEP_FILE).exists() or not any(earlier.iterdir())
+        require(is_launch, "resume", config.resume, f"a folder with a {SWEEP_FILE}")
+    elif Path.cwd().is_relative_to(sweep_dir.resolve()):
+        mode = "sweep" if config.hydra.mode == RunMode.MULTIRUN else "run"
+        raise InputError(f"hydra.{mode}.dir: expected a folder for runs alone, got {sweep_dir}.")
 
-    Raises InputError where that cannot be, or where another launch has noted one of them, be it in the same second.
+
+def _check_same_run(run_dir: Path, config: DictConfig) -> None:
+    """Raise InputError if another run than this one is in the folder."""
+    fields = read_json(run_dir / RESULT_FILE)
+    earlier = fields.get("config", fields.get("settings"))  # version 0.1 called it settings
+    if isinstance(earlier, dict):  # else it did not get that far
+        require_same_run(run_identity(asdict(read_config(config))), run_identity(earlier), run_dir)
+
+
+def create_sweep_dir(sweep_dir: Path, runs: Sequence[PlannedRun], command: Sequence[str]) -> None:
+    """Create the launch's folder and list its runs, as far as they are known, in its sweep.json.
+
+    Raises InputError if another launch has listed one of them, even within the same second, and StorageError if the
+    folder cannot be created.
     """
-    names = [str(folder.relative_to(start)) for folder, _ in runs if folder]
+    names = [run.run_dir.relative_to(sweep_dir).as_posix() for run in runs if run.run_dir]
     try:
-        start.mkdir(parents=True, exist_ok=True)
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        earlier: Sequence[str] = ()
         try:
-            (start / result.SWEEP_FILE).open("x").close()  # of two launches that come at once, one makes it
-            earlier, taken = [], []
+            (sweep_dir / SWEEP_FILE).open("x").close()  # of two launches that start at once, one creates it
         except FileExistsError:
-            earlier = result.read_sweep_file(start).get("runs", names)  # not whole: another launch is writing it
+            sweep = SweepFile.read(sweep_dir)
+            earlier = sweep.runs if sweep else names  # incomplete: another launch is writing it
             taken = [name for name in names if name in earlier] if names else ["runs"]
-        if taken and not runs[0][1].resume:
-            way = f"go on with it by resume={start}, or give another folder"
-            raise InputError(f"{start} holds a launch with {taken[0]} already: {way}.")
-        plan = {"runs": list(dict.fromkeys([*earlier, *names])), "command": sys.argv[1:], "directory": os.getcwd()}
-        atomic_write(start / result.SWEEP_FILE, (json.dumps(plan, indent=1) + "\n").encode())
+            if taken and not runs[0].config.resume:
+                ways = f"resume it with resume={quote_override(sweep_dir)}, or choose another folder"
+                raise InputError(f"{sweep_dir} already contains a launch with {taken[0]}: {ways}.") from None
+        all_runs = tuple(dict.fromkeys([*earlier, *names]))
+        SweepFile(all_runs, tuple(command), os.getcwd()).write(sweep_dir)
     except OSError as error:
-        raise InputError(f"{start} cannot be made: {error.strerror}.") from None
+        raise StorageError(f"could not create {sweep_dir}: {error.strerror or error}.") from None
 
 
-def resume_argv(start: Path) -> list[str]:
-    """The arguments that go on with a launch, in the directory that it was started from. Raises InputError."""
-    plan = result.read_sweep_file(start)
-    command, where = plan.get("command"), plan.get("directory")
-    words = isinstance(command, list) and all(isinstance(word, str) for word in command)
-    if not (isinstance(where, str) and isinstance(command, list) and words):
-        raise InputError(f"{sanitize.sanitize_line(start)} is no launch: there is no whole {result.SWEEP_FILE} in it.")
-    directory = Path(where)
+def resume_argv(sweep_dir: Path) -> list[str]:
+    """The directory that a launch was started in, then the arguments that resume it there. Raises InputError."""
+    sweep = SweepFile.read(sweep_dir)
+    if sweep is None or sweep.command is None or sweep.directory is None:
+        raise InputError(f"{sanitize_line(sweep_dir)}: not a sweep folder: {SWEEP_FILE} is missing or corrupt.")
+    directory = sweep.directory
     if not os.path.isdir(directory):  # unlike pathlib, without an error for a name that is too long
-        raise InputError(
-            f"{sanitize.sanitize_line(start)} was started in {sanitize.sanitize_line(where)}, which is not there any more."
-        )
-    resume = f"resume={quote_override(os.path.relpath(start.resolve(), directory))}"
-    return [str(directory), *(word for word in command if not word.startswith("resume=")), resume]
+        started = f"was started in {sanitize_line(directory)}, which does not exist any more"
+        raise InputError(f"{sanitize_line(sweep_dir)} {started}.")
+    here = os.path.samefile(directory, os.curdir)  # else paths are printed that are right from here, too
+    folder = os.path.relpath(sweep_dir.resolve(), directory) if here else str(sweep_dir.resolve())
+    arguments = [word for word in sweep.command if not word.startswith("resume=")]
+    return [directory, *arguments, f"resume={quote_override(folder)}"]

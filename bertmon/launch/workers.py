@@ -1,9 +1,9 @@
-"""A run that others run beside, in a worker of joblib, submitit or Ray: its lines, its GPU, how it ends.
+"""Runs that train in parallel, in workers of joblib, submitit or Ray: their lines, their GPU, their signals.
 
-A worker has one run at a time; that of joblib takes another when it has ended one.
+A worker has one run at a time; joblib's take another when they have finished one.
 """
 
-import fcntl
+import getpass
 import itertools
 import logging
 import multiprocessing
@@ -13,50 +13,54 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
 import torch
 
-from bertmon import result, sanitize
+from bertmon.errors import InputError, StorageError
+from bertmon.result import LOCK_FILE, Terminated, is_running
+from bertmon.sanitize import SanitizingFormatter
+from bertmon.storage import exclusive
 
-_SHUTDOWN_TIMEOUT_S = 60.0  # seconds that runs get to write a checkpoint when a sweep is broken off
+_SHUTDOWN_TIMEOUT_S = 60.0  # that runs get to write a checkpoint when a sweep is interrupted
+_WORKER_ENDED = "BERTMON_WORKER_ENDED"
 
 
 @contextmanager
 def parallel_run(name: str) -> Iterator[None]:
-    """Around a run: each of its lines on the console begins with its name, and where there are GPUs it has one.
+    """Around a run: each of its lines on the console begins with its name, and it gets one of the machine's GPUs.
 
-    A run that Slurm's time limit or preemption ends, which submitit tells by a signal of its own, is queued again.
+    A run that Slurm's time limit or preemption ends, of which submitit learns by a signal, is queued again.
     """
     os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
     for handler in logging.getLogger().handlers:
         if not isinstance(handler, logging.FileHandler):
-            handler.setFormatter(sanitize.SanitizingFormatter(_PrefixFormatter(name)))
+            handler.setFormatter(SanitizingFormatter(_PrefixFormatter(name)))
     if os.environ.get("SUBMITIT_EXECUTOR") == "local" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # all runs start at once; joblib, Ray and conf's Slurm set it themselves
     with _claim_gpu(torch.cuda.device_count()):
         try:
             yield
         except SystemExit as end:
-            queue_again = signal.Signals[f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"]
-            if end.code == 128 + queue_again or (end.code == 128 + signal.SIGTERM and _preempted()):
-                signal.raise_signal(queue_again)  # submitit's own handler, now that everything is written
+            requeue = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}", None)
+            if requeue and (end.code == 128 + requeue or (end.code == 128 + signal.SIGTERM and _preempted())):
+                signal.raise_signal(requeue)  # for submitit's own handler, now that everything is written
             raise
 
 
 def _preempted() -> bool:
-    """Whether Slurm wants the job's place for another. One that ends before it is killed would not be queued again."""
+    """Whether Slurm preempts the job. One that ends before it is killed would not be queued again."""
     if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
         return False
     command = ["scontrol", "show", "job", os.environ["SLURM_JOB_ID"]]
-    told = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    return "PreemptTime=" in told and "PreemptTime=None" not in told
+    job = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return "PreemptTime=" in job and "PreemptTime=None" not in job
 
 
 class _PrefixFormatter(logging.Formatter):
-    """Bare messages, each line headed by a name."""
+    """Bare messages, each line preceded by a name."""
 
     def __init__(self, name: str) -> None:
         super().__init__("%(message)s")
@@ -69,53 +73,57 @@ class _PrefixFormatter(logging.Formatter):
 
 @contextmanager
 def _claim_gpu(count: int) -> Iterator[None]:
-    """Take the GPU of this machine that the fewest workers of this user have, and have it as `cuda`."""
-    if count < 2:  # none, or the one that Slurm or Ray has given
+    """Make the GPU of this machine that the fewest workers of this user have the current device of CUDA."""
+    if count < 2:  # none, or the one that Slurm or Ray has assigned
         yield
         return
-    folder = Path(tempfile.gettempdir(), f"bertmon-gpus-{os.getuid()}")
+    folder = Path(tempfile.gettempdir(), f"bertmon-gpus-{getpass.getuser()}")
     folder.mkdir(exist_ok=True)
-    for number in itertools.count():
-        with (folder / str(number)).open("w") as file:
+    with ExitStack() as stack:
+        for number in itertools.count():
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                stack.enter_context(exclusive(folder / str(number), "claimed by another worker"))
+            except StorageError:
+                raise
+            except InputError:
                 continue
-            torch.cuda.set_device(number % count)
-            yield
-            return
+            break
+        torch.cuda.set_device(number % count)
+        yield
 
 
 @contextmanager
 def joblib_worker() -> Iterator[None]:
-    """Around a run in a worker of joblib: outside of a run SIGTERM and SIGINT do nothing there.
+    """Around a run in a worker of joblib, which ignores SIGTERM and SIGINT outside of runs.
 
     joblib would kill all other workers as soon as one dies. A worker whose run was ended by a signal takes no other.
     """
-    ended = "BERTMON_WORKER_ENDED"
-    if ended in os.environ:
-        raise result.Terminated(128 + signal.SIGTERM)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launching process has it too, and hands it on as SIGTERM
+    if _WORKER_ENDED in os.environ:
+        raise Terminated(128 + signal.SIGTERM)
+    for name in ("SIGINT", "SIGHUP"):  # the launching process gets them too, and sends SIGTERM
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        os.environ[ended] = "1"
+        os.environ[_WORKER_ENDED] = "1"
         raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise result.Terminated(128 + number)
+    raise Terminated(128 + number)
 
 
-def drain_pool_on_signal(start: Path) -> None:
-    """From now on SIGINT and SIGTERM act when the runs of the launch in `start` have ended, with their checkpoints.
+def drain_pool_on_signal(sweep_dir: Path) -> None:
+    """From now on SIGINT, SIGTERM and SIGHUP act once the runs in `sweep_dir` have written their checkpoints and ended.
 
-    A second one acts at once.
+    A second signal acts at once.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
 
     def end(number: int, frame: FrameType | None) -> None:
         for each, handler in before.items():
@@ -123,9 +131,7 @@ def drain_pool_on_signal(start: Path) -> None:
         for child in multiprocessing.active_children():
             os.kill(child.pid or 0, signal.SIGTERM)
         deadline = time.monotonic() + _SHUTDOWN_TIMEOUT_S
-        while time.monotonic() < deadline and any(
-            result.is_locked(path.parent) for path in start.rglob(result.LOCK_FILE)
-        ):
+        while time.monotonic() < deadline and any(is_running(path.parent) for path in sweep_dir.rglob(LOCK_FILE)):
             time.sleep(0.1)
         signal.raise_signal(number)
 

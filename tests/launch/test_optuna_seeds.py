@@ -1,4 +1,4 @@
-"""Points of a search and their seeds; the launcher inside is a stand-in."""
+"""The launcher inside is a stand-in."""
 
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
@@ -7,7 +7,7 @@ from bertmon.launch.optuna_seeds import SeedAveragingLauncher
 
 
 class Stub:
-    """Values by overrides; what is no number fails."""
+    """A launcher that returns values by overrides; an exception is a failed run."""
 
     def __init__(self, values):
         self.values = values
@@ -21,7 +21,7 @@ class Stub:
             yield JobReturn(overrides=overrides, status=status, _return_value=value)
 
 
-def test_a_point_is_worth_the_mean_of_its_seeds_and_runs_once():
+def test_launch_averages_seeds_and_runs_repeated_trials_once():
     stub = Stub({("a=1", "seed=0"): 0.5, ("a=1", "seed=7"): 0.7, ("a=2", "seed=0"): 0.2, ("a=2", "seed=7"): 0.4})
     each = SeedAveragingLauncher(stub, [0, 7])
     ended = each.launch([("a=1",), ("a=2",), ("a=1",)], initial_job_idx=3)
@@ -30,7 +30,7 @@ def test_a_point_is_worth_the_mean_of_its_seeds_and_runs_once():
     assert each.failed == []
 
 
-def test_a_point_with_a_failing_run_has_no_value():
+def test_launch_with_a_failed_run_returns_its_error():
     each = SeedAveragingLauncher(Stub({("a=1", "seed=0"): 0.5, ("a=1", "seed=7"): RuntimeError("fire")}), [0, 7])
     (ended,) = each.launch([("a=1",)], initial_job_idx=0)
     with pytest.raises(RuntimeError, match="fire"):

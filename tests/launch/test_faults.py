@@ -9,6 +9,7 @@ from conftest import results
 from fault_injection import FAILING_RUNS, RunContent
 from test_checkpoint import broken_off
 
+from bertmon.compare.results import read_sweep
 from bertmon.run import run_training
 from bertmon.training import checkpoint
 

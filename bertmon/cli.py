@@ -1,0 +1,152 @@
+"""The command `bertmon` and its subcommands. Each imports what it needs when it is called: --help takes no torch."""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from bertmon.errors import InputError
+from bertmon.launch import threads
+from bertmon.result import SWEEP_FILE
+from bertmon.sanitize import sanitize_line
+
+_EXAMPLE = "multirun/2026-11-23_07-17-49"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script and `python -m bertmon`."""
+    threads.configure_threads()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+    elif words[0] in ("-V", "--version"):
+        print(f"bertmon {metadata.version('bertmon')}")
+    elif words[0] in COMMANDS:
+        COMMANDS[words[0]](words[1:])
+    elif words[0].startswith("-") or "=" in words[0]:  # overrides and flags of `run`
+        run(words)
+    else:
+        guess = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean {guess[0]}?" if guess else f"there are {', '.join(COMMANDS)}."
+        sys.exit(f"bertmon {sanitize_line(words[0])}: no such command; {hint}")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """train one run, or a sweep with -m; the same as python -m bertmon.run"""
+    from bertmon.run import main as run_main
+
+    sys.argv[1:] = arguments
+    run_main()
+
+
+def resume(arguments: Sequence[str]) -> None:
+    """resume an interrupted sweep or run"""
+    parser = _parser("resume", resume)
+    parser.add_argument("folder", type=Path, metavar="SWEEP", help=f"folder of the sweep, such as {_EXAMPLE}")
+    folder = parser.parse_args(arguments).folder
+    from bertmon.launch.run_dirs import resume_argv
+
+    try:
+        directory, *command = resume_argv(folder)
+    except InputError as error:
+        sys.exit(str(error))
+    os.chdir(directory)
+    run(command)
+
+
+def rerun(arguments: Sequence[str]) -> None:
+    """train a run again from the config saved in its folder; overrides may follow"""
+    parser = _parser("rerun", rerun)
+    parser.add_argument(
+        "folder", type=Path, metavar="RUN", help=f"folder of the run: {_EXAMPLE}/warmup_frac=0.1/seed=0"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what to change; cache_dir=..., seed=1")
+    options = parser.parse_args(arguments)
+    from bertmon.launch.rerun import rerun_argv
+
+    try:
+        saved = rerun_argv(options.folder)
+    except InputError as error:
+        sys.exit(str(error))
+    run([*saved, *options.overrides])
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """write the report of a sweep, or of several together"""
+    from bertmon.compare.__main__ import main as compare_main
+
+    compare_main(list(arguments))
+
+
+def predict(arguments: Sequence[str]) -> None:
+    """label new texts with a trained model"""
+    try:
+        from bertmon.predict import main as predict_main  # type: ignore[import-not-found,unused-ignore]
+    except ModuleNotFoundError as error:
+        if error.name != "bertmon.predict":
+            raise
+        sys.exit("bertmon predict: this version of bertmon cannot predict yet.")
+    predict_main(list(arguments))
+
+
+def tensorboard(arguments: Sequence[str]) -> None:
+    """start TensorBoard on a sweep, for this machine only; without a folder on the newest one"""
+    parser = _parser("tensorboard", tensorboard)
+    parser.add_argument("folder", nargs="?", type=Path, metavar="SWEEP", help="default: the newest in multirun/")
+    parser.add_argument("--port", type=_port, help="default: 6006, or the next free one")
+    options = parser.parse_args(arguments)
+    folder = options.folder or latest_sweep(Path("multirun"))
+    if folder is None or not os.path.isdir(folder):
+        folder = sanitize_line(folder or "multirun")
+        sys.exit(f"bertmon tensorboard: expected the folder of a sweep, such as {_EXAMPLE}, got {folder}.")
+    from bertmon.compare.tensorboard import tensorboard_argv
+
+    print(f"TensorBoard on {sanitize_line(folder)}", flush=True)
+    port = ["--port", str(options.port)] if options.port is not None else []
+    command = [*tensorboard_argv(folder), "--host", "localhost", *port]
+    os.execv(command[0], command)
+
+
+def latest_sweep(folder: Path) -> Path | None:
+    """The sweep in `folder` that was started last."""
+    files = list(folder.glob(f"*/{SWEEP_FILE}"))
+    return max(files, key=lambda file: file.stat().st_mtime).parent if files else None
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "run": run,
+    "resume": resume,
+    "rerun": rerun,
+    "compare": compare,
+    "predict": predict,
+    "tensorboard": tensorboard,
+}
+
+
+def _overview() -> str:
+    lines = [
+        "usage: bertmon COMMAND ...",
+        "",
+        "Train BERT across a sweep of settings and see early, in gradients and updates, which runs will never learn.",
+        "",
+        *(f"  {name:12}{(command.__doc__ or '').strip()}" for name, command in COMMANDS.items()),
+        "",
+        "  bertmon run schedule.warmup_frac=0.1,0.7 -m     a sweep over two warm-ups",
+        "  bertmon COMMAND --help                          its options",
+        "  bertmon --version",
+    ]
+    return "\n".join(lines)
+
+
+def _parser(name: str, command: Callable[[Sequence[str]], None]) -> argparse.ArgumentParser:
+    description = (command.__doc__ or "").strip()
+    return argparse.ArgumentParser(prog=f"bertmon {name}", description=f"{description[0].upper()}{description[1:]}.")
+
+
+def _port(text: str) -> int:
+    if text.isdecimal() and int(text) < 65536:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 65535, got {sanitize_line(text)}")

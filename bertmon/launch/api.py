@@ -1,0 +1,80 @@
+"""bertmon.train: one run from Python, as the command line would do it."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import run_job as run_hydra_job
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import HydraContext
+from omegaconf.errors import OmegaConfBaseException
+
+from bertmon.errors import InputError
+from bertmon.launch import command_line, ending, hydra_setup, threads
+from bertmon.launch.run_names import quote_override
+
+if TYPE_CHECKING:
+    from hydra._internal.callbacks import Callbacks
+
+    from bertmon.result import RunResult
+
+
+def train(overrides: Sequence[str] = (), *, config_dir: Path | str | None = None) -> "RunResult":
+    """Train one run and return its result, leaving the same folder as the command line.
+
+    overrides: as on the command line, such as ["experiment=quickstart", "schedule.warmup_frac=0.3"]. config_dir: a
+    folder of your own presets, such as my_conf with my_conf/experiment/mine.yaml. Prints the run's lines and draws its
+    progress bar, in a notebook too. Raises InputError for a mistake in the overrides, and whatever training raises.
+    """
+    threads.configure_threads()
+    hydra_setup.register()
+    arguments = list(overrides)
+    for word in arguments:
+        if word.startswith("-"):
+            raise InputError(f"train: expected overrides, got {word}; a sweep is started by `bertmon run ... -m`.")
+    command_line.check_arguments(arguments)
+    if config_dir is not None:
+        folder = f"file://{Path(config_dir).absolute()}"
+        arguments.append(f"hydra.searchpath=[{quote_override(folder)}]")
+    with _log_handlers_restored(), initialize_config_module("bertmon.conf", version_base="1.3", job_name="run"):
+        return _train(arguments)
+
+
+def _train(arguments: list[str]) -> "RunResult":
+    from bertmon.launch.job import train_in_run_dir
+    from bertmon.launch.preflight import start_launch
+
+    try:
+        config = compose("config", [*arguments, "hydra.mode=RUN"], return_hydra_config=True)
+        sweep_dir = start_launch(config, command=arguments)
+    except (HydraException, OmegaConfBaseException) as error:
+        message = command_line.format_error(error)
+    else:
+        loader = GlobalHydra.instance().config_loader()
+        context = HydraContext(config_loader=loader, callbacks=cast("Callbacks", Callback()))
+        try:
+            job = run_hydra_job(train_in_run_dir, config, "hydra.run.dir", None, context)
+            result: RunResult = job.return_value  # raises what the run raised
+            return result
+        finally:
+            ending.print_summary(sweep_dir)
+    raise InputError(message)
+
+
+@contextmanager
+def _log_handlers_restored() -> Iterator[None]:
+    """A run logs to its own run.log and to stdout; the caller's logging is as before afterwards."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)

@@ -1,0 +1,131 @@
+"""The command line as text: what is wrong with it before Hydra reads it, Hydra's errors in bertmon's words, and how to
+start bertmon again.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+
+from bertmon.config import RENAMED_CHOICES, RENAMED_KEYS
+from bertmon.errors import InputError
+from bertmon.launch.read_config import explain_unknown_key
+from bertmon.launch.run_names import quote_override
+from bertmon.sanitize import has_control_characters, sanitize, sanitize_line
+
+GROUPS = ("experiment", "data", "model", "optimizer", "schedule", "train", "monitor")
+_NOT_A_NAME = re.compile(r"(^|,)(null|true|false|[-+]?[0-9.][0-9.e+-]*)(,|$)", re.IGNORECASE)
+
+
+def program() -> list[str]:
+    """The words that start bertmon from the current directory as this process was started."""
+    script = Path(sys.argv[0])
+    if script.stem == "bertmon" and os.access(script, os.X_OK):
+        on_path = shutil.which("bertmon")
+        same = on_path is not None and os.path.realpath(on_path) == os.path.realpath(script)
+        return ["bertmon" if same else str(script)]
+    typed = sys.orig_argv[0] if sys.orig_argv else sys.executable
+    found = shutil.which(typed)
+    same = found is not None and os.path.abspath(found) == os.path.abspath(sys.executable)
+    return [typed if same else sys.executable, "-m", "bertmon"]
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """Hydra's parser takes no override after a flag that follows overrides: flags first, the order kept otherwise."""
+    return sorted(arguments, key=lambda word: not word.startswith("-") and ("=" in word or word[:1] in ("~", "+")))
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise InputError where Hydra would end in an assertion, give wrong advice, or run something else."""
+    for argument in arguments:
+        if re.search("[\ud800-\udfff]", argument):
+            raise InputError(f"command line: expected UTF-8, got {sanitize_line(argument)}.")
+        key, equals, value = argument.lstrip("+~").partition("=")
+        if equals:
+            _check_override(argument, key, value)
+    _check_config_flags(arguments)
+
+
+def _check_override(argument: str, key: str, value: str) -> None:
+    if key in RENAMED_KEYS:
+        raise InputError(explain_unknown_key(key))
+    for choice in value.split(","):
+        if new := RENAMED_CHOICES.get(f"{key}={choice}"):
+            raise InputError(f"{key}={choice} was renamed to {new}.")
+    if key in GROUPS and not argument.startswith("~"):
+        if argument.startswith("+"):
+            raise InputError(f"{key}: drop the +: {key}={value}")
+        if _NOT_A_NAME.search(value):
+            raise InputError(f"{key}: expected the name of a file in conf/{key}, got {sanitize_line(value)}.")
+
+
+def _check_config_flags(arguments: Sequence[str]) -> None:
+    """A folder that would replace bertmon's conf/, or whose own config.yaml would silently not be used."""
+    for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = flag.partition("=")
+        folder = Path(value if equals else following)
+        if name in ("--config-path", "-cp"):
+            raise InputError(f"{name}: expected --config-dir, which adds a folder to bertmon's own conf/.")
+        if name in ("--config-dir", "-cd") and (folder / "config.yaml").is_file():
+            saved = folder.parent if folder.name == ".hydra" else folder
+            way = f"To repeat a run from its saved config: {shlex.join([*program(), 'rerun', str(saved)])}"
+            raise InputError(
+                f"{name}: {folder / 'config.yaml'} would not be used: bertmon has a config of that name. {way}"
+            )
+
+
+def format_error(error: BaseException) -> str:
+    """What went wrong with the command line, for a terminal."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OverrideParseException):
+        return sanitize(_explain_syntax(error))
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        cause = f"\n{error.__cause__}" if error.__cause__ else ""
+        return sanitize(_explain_composition(f"{error}{cause}"))
+    root = error.__cause__ or error
+    why = f"{type(root).__name__}: {root}".removesuffix(": ")
+    arguments = sanitize_line(shlex.join(sys.argv[1:]), 1000)
+    return sanitize(f"Could not start: {why} (arguments: {arguments}). Set HYDRA_FULL_ERROR=1 for the traceback.")
+
+
+def _explain_composition(text: str) -> str:
+    """Hydra's message; for a key that does not exist bertmon's, without Hydra's advice to add a +."""
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown is None and re.search(r"Key '[^']*' (is )?not in", text):
+        unknown = re.search(r"full_key: (\S+)", text)
+    file = re.match(r"In '([^']+)': ", text)
+    if unknown and unknown[1].partition(".")[0] != "hydra" and "/" not in unknown[1] and unknown[1] not in GROUPS:
+        return (f"conf {file[1]}: " if file else "") + explain_unknown_key(unknown[1])
+    return "\n".join(line for line in text.split("\n") if not re.match(r" +(reference|object)_type=", line))
+
+
+def _explain_syntax(error: OverrideParseException) -> str:
+    """Hydra's grammar takes no =, brackets and letters beyond ASCII in plain values: they need quotes."""
+    key, equals, value = error.override.partition("=")
+    quoted = f"{key}={quote_override(value)}"
+    literal = re.search(r"[=()\[\]]|[^\x00-\x7f]", value) and not value.startswith(("=", "'", '"'))
+    sweep = re.fullmatch(r"\w+\(.*\)", value)  # choice(...), range(...)
+    if not equals or not literal or sweep or has_control_characters(value) or not _parses(quoted):
+        return str(error)
+    return f"{key}: could not parse the value {value}; quote it for Hydra and for the shell: {_shell_quote(quoted)}"
+
+
+def _shell_quote(word: str) -> str:
+    """For a shell, in double quotes where they do: the word has single ones."""
+    return shlex.quote(word) if re.search(r'["$`\\!]', word) else f'"{word}"'
+
+
+def _parses(override: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(override)
+    except OverrideParseException:
+        return False
+    return True

@@ -1,0 +1,55 @@
+"""The last words of a launch: the sweep's report and answer, and commands that can be pasted."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from bertmon.launch.command_line import program
+from bertmon.result import RunResult, Status, run_names
+
+_AT_END: ContextVar[ExitStack] = ContextVar("_AT_END")
+
+
+@contextmanager
+def last_words() -> Iterator[None]:
+    """Around a launch: when it ends, however it ends, print the summary of the sweep folder that it announced."""
+    with ExitStack() as stack:
+        token = _AT_END.set(stack)
+        try:
+            yield
+        finally:
+            _AT_END.reset(token)
+
+
+def announce(sweep_dir: Path) -> None:
+    """Have the enclosing `last_words` print the summary of this sweep."""
+    if stack := _AT_END.get(None):
+        stack.callback(print_summary, sweep_dir)
+
+
+def print_summary(sweep_dir: Path) -> None:
+    """Rebuild the report; print the answer of the sweep, how to resume it if it is incomplete, and how to see more."""
+    from bertmon.compare import best_model, report, summary
+
+    statuses = _statuses(sweep_dir)
+    try:
+        sweep = report.write_report([sweep_dir], sweep_dir)
+        if statuses != [Status.failed]:  # the error of a single run has been printed
+            print(f"\n{summary.console_summary(sweep)}", flush=True)
+        if best_model.link_best_model(sweep, sweep_dir):
+            print(f"Best model: {sweep_dir / best_model.BEST_LINK}")
+        print(f"Report: {sweep_dir / report.HTML_FILE}", flush=True)
+    except Exception as error:  # the runs are complete, whatever happened here
+        print(f"could not write the report ({type(error).__name__}: {error})", file=sys.stderr)
+    if any(status in (None, Status.interrupted, Status.running) for status in statuses):
+        print(f"To resume: {shlex.join([*program(), 'resume', str(sweep_dir)])}", flush=True)
+    print(f"To see it: {shlex.join([*program(), 'tensorboard', str(sweep_dir)])}", flush=True)
+
+
+def _statuses(sweep_dir: Path) -> list[Status | None]:
+    """Of each planned run; None if it has not started."""
+    results = (RunResult.read(sweep_dir / name) for name in run_names(sweep_dir))
+    return [result.status if result else None for result in results]

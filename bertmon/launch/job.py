@@ -1,0 +1,119 @@
+"""One run inside a launch: from what Hydra hands to a job to run_training, with its launcher's needs around it."""
+
+import logging
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from bertmon import distributed
+from bertmon.compare import report, results, summary
+from bertmon.errors import InputError, StorageError
+from bertmon.launch import workers
+from bertmon.launch.command_line import program
+from bertmon.launch.read_config import read_config
+from bertmon.launch.run_dirs import sweep_dir_of_run
+from bertmon.launch.run_names import setting_overrides
+from bertmon.result import RunResult, run_names
+from bertmon.sanitize import sanitize_line, sanitize_logs
+from bertmon.training.checkpoint import CHECKPOINT_FILE
+from bertmon.training.run_training import run_training
+
+log = logging.getLogger(__name__)
+
+
+def run_job(composed: DictConfig) -> RunResult:
+    """Train the run that Hydra has composed, in the folder that it has created.
+
+    Raises InputError or HydraException with a message alone if the run fails: a launcher keeps the exception until the
+    sweep ends, and with its frames everything that the run has in memory. Ends the launch if nothing can be written.
+    """
+    sanitize_logs()
+    job = HydraConfig.get()
+    run_dir = Path(job.runtime.output_dir)
+    subdir = str(job.sweep.subdir)
+    sweep_dir = sweep_dir_of_run(run_dir, subdir)
+    if distributed.rank() == 0:
+        _log_progress(sweep_dir, 0 if OmegaConf.is_missing(job.job, "num") else job.job.num)
+    error: Exception
+    try:
+        with _report_refreshed(sweep_dir), launcher_context(job, subdir):
+            return train_in_run_dir(composed)
+    except StorageError as storage:
+        sys.exit(_explain_storage(storage, run_dir, sweep_dir))
+    except InputError as wrong:
+        error = InputError(str(wrong))
+    except Exception as failure:  # its traceback is on the console and in run.log
+        error = HydraException(f"{run_dir} failed: {sanitize_line(failure)}")
+    raise error  # outside the try statement, so that it has no context
+
+
+def train_in_run_dir(composed: DictConfig) -> RunResult:
+    """As `run_job`, but raises whatever the run raises."""
+    sanitize_logs()
+    job = HydraConfig.get()
+    run_dir = Path(job.runtime.output_dir)
+    return run_training(read_config(composed), run_dir, name=str(job.sweep.subdir), overrides=_run_overrides(job))
+
+
+def _run_overrides(job: HydraConf) -> dict[str, str]:
+    """What tells the run's setting from its sweep's others; nothing for a single run."""
+    if job.mode != RunMode.MULTIRUN:
+        return {}
+    return setting_overrides(job.overrides.task, job.job.config.override_dirname.exclude_keys)
+
+
+def _explain_storage(error: StorageError, run_dir: Path, sweep_dir: Path) -> str:
+    checkpoint = run_dir / CHECKPOINT_FILE
+    kept = f" Its last checkpoint is {checkpoint}." if checkpoint.exists() else ""
+    resume = shlex.join([*program(), "resume", str(sweep_dir)])
+    return f"{error}{kept} To resume when it can be written again: {resume}"
+
+
+@contextmanager
+def launcher_context(job: HydraConf, name: str) -> Iterator[None]:
+    """Around a run: what its launcher asks for. job: Hydra's part of its config."""
+    choice = job.runtime.choices["hydra/launcher"]
+    with ExitStack() as stack:
+        if job.mode == RunMode.MULTIRUN and choice != "basic":
+            stack.enter_context(workers.parallel_run(name))
+        if job.mode == RunMode.MULTIRUN and choice == "joblib":
+            stack.enter_context(workers.joblib_worker())
+        yield
+
+
+@contextmanager
+def _report_refreshed(sweep_dir: Path) -> Iterator[None]:
+    """Refresh the sweep's report when a run has finished or failed. After an interruption the launch does that."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except Exception:
+        _refresh(sweep_dir)
+        raise
+    else:
+        _refresh(sweep_dir)
+
+
+def _refresh(sweep_dir: Path) -> None:
+    if distributed.rank() == 0:
+        report.refresh_report(sweep_dir)
+
+
+def _log_progress(sweep_dir: Path, number: int) -> None:
+    """One line on how far the sweep is when its run of that number begins. An error in it harms no run."""
+    if number % (1 + len(run_names(sweep_dir)) // 500):
+        return  # it reads all runs: in a large sweep, only some of them do that
+    try:
+        if progress := summary.progress_line(results.read_sweep([sweep_dir])):
+            log.info(progress)
+    except Exception:
+        log.exception(f"{sweep_dir}: could not report the progress of the sweep")

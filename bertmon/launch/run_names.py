@@ -1,0 +1,51 @@
+"""Names of runs: the folder in its sweep that holds a run, and what of its overrides tells it from the others.
+
+Overrides are those of one run, "key=value" each, as Hydra has them.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from bertmon.storage import content_hash
+
+NEVER_IN_NAME = ("cache_dir", "device", "experiment", "name", "resume", "seed")
+"""Keys that are no part of a run's name unless they are swept; the seed is the name of a folder below."""
+
+_MAX_NAME_BYTES = 120  # file systems allow 255
+
+
+def setting_overrides(overrides: Sequence[str], excluded: Collection[str]) -> dict[str, str]:
+    """The overrides that make the run's setting, by key: all but the excluded keys and the seed."""
+    by_key = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
+    return {key: value for key, value in by_key.items() if key != "seed" and key not in excluded}
+
+
+def setting_dir_name(overrides: Sequence[str], excluded: Collection[str], default: str) -> str:
+    """The setting as one folder name, such as `warmup_frac=0.1`; `default` if it overrides nothing.
+
+    Keys lose their group, and paths their folders, where that is clear. A name that would not be a valid file name, or
+    not be unique, is changed and gets a hash.
+    """
+    settings = setting_overrides(overrides, excluded)
+    if not settings:
+        return default
+    short_keys = {key: key.rpartition(".")[2] for key in settings}
+    ambiguous = {name for name, count in Counter(short_keys.values()).items() if count > 1}
+    keys = {key: key if short in ambiguous else short for key, short in short_keys.items()}
+    full = ",".join(f"{keys[key]}={value}" for key, value in settings.items())
+    short = ",".join(f"{keys[key]}={_last_part(value)}" for key, value in settings.items())
+    safe = re.sub(r"[^\w.=,+\-]", "-", short).encode()[:_MAX_NAME_BYTES].decode(errors="ignore").strip(".") or default
+    return safe if safe == full else f"{safe}-{content_hash(full)[:6]}"
+
+
+def _last_part(value: str) -> str:
+    """A path's last part; any other value as it is."""
+    return value.strip("'\"").rstrip("/").rpartition("/")[2] or value if "/" in value else value
+
+
+def quote_override(value: object) -> str:
+    """A value as Hydra's override grammar takes it literally: not as a list, a sweep or an interpolation."""
+    text = str(value)
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")  # its parser leaves other backslashes alone
+    return f"'{escaped}'" if re.search(r"[^A-Za-z0-9_./-]", text) else text
