@@ -1,0 +1,84 @@
+"""Which evaluation counts: the validation split, the metric, early stopping, the model that is saved."""
+
+import pytest
+
+from bertmon.config import Metric, SaveModel
+from bertmon.metrics import EvalResult
+from bertmon.result import RunResult, Status
+from bertmon.training import trainer
+from bertmon.training.run_training import run_training
+from bertmon.training.state import TrainState
+
+
+def evaluation(step, accuracy, **metrics):
+    return EvalResult(step, 1.0, accuracy, confusion=((step, 0), (0, 1)), **metrics)
+
+
+def test_train_state_keeps_the_matrices_of_the_last_and_the_best_step():
+    state = TrainState()
+    for step, test, validation in ((1, 0.9, 0.5), (2, 0.5, 0.8), (3, 0.6, 0.6), (4, 0.7, 0.7)):
+        state.add(evaluation(step, test), evaluation(step, validation), "accuracy")
+    assert [each.step for each in state.evaluations if each.confusion] == [2, 4]
+    assert [each.step for each in state.validations if each.confusion] == [2, 4]
+    assert state.evaluations_since_best("accuracy") == 2
+
+
+def test_best_and_objective_go_by_the_validation_split(settings, tmp_path):
+    settings.data.validation_frac = 0.25
+    settings.train.epochs, settings.optimizer.lr = 8, 5e-3
+    settings.train.save_model = SaveModel.best
+    (tmp_path / "run").mkdir()
+    result = run_training(settings, tmp_path / "run", name="test")
+    assert [each.step for each in result.validations] == [each.step for each in result.evaluations]
+    assert result.data.validation_texts == 11
+    best = max(result.validations, key=lambda each: each.accuracy)
+    assert result.best.step == best.step
+    assert result.objective == best.accuracy
+    assert RunResult.read(tmp_path / "run").objective == result.objective
+
+
+@pytest.fixture
+def accuracies(monkeypatch):
+    """Evaluations that say what the list says, in turn."""
+    values = []
+    monkeypatch.setattr(
+        trainer, "evaluate", lambda *_, step, **__: evaluation(step, values.pop(0), f1_macro=0.5, mcc=0.1)
+    )
+    return values
+
+
+def test_patience_ends_training_after_evaluations_without_a_better_one(settings, tmp_path, accuracies, caplog):
+    caplog.set_level("INFO")
+    accuracies += [0.5, 0.7, 0.6, 0.7, 0.9]
+    settings.train.epochs, settings.train.patience = 5, 2
+    (tmp_path / "run").mkdir()
+    result = run_training(settings, tmp_path / "run", name="test")
+    assert (result.status, result.steps, result.total_steps) == (Status.finished, 24, 30)
+    assert "step 24: 2 evaluations without a better accuracy; stopping early" in caplog.text
+    assert result.best.step == 12
+
+
+@pytest.mark.parametrize(("save_model", "saves"), [("none", 0), ("last", 1), ("best", 2)])
+def test_save_model_saves_at_the_end_or_at_each_better_evaluation(
+    settings, tmp_path, accuracies, monkeypatch, save_model, saves
+):
+    from bertmon.training import run_training as module
+
+    calls = []
+    monkeypatch.setattr(module, "save_model", lambda *arguments: calls.append(arguments))
+    accuracies += [0.5, 0.7, 0.6]
+    settings.train.epochs, settings.train.save_model = 3, SaveModel(save_model)
+    (tmp_path / "run").mkdir()
+    result = run_training(settings, tmp_path / "run", name="test")
+    assert len(calls) == saves
+    assert result.model_dir == ("model" if saves else None)
+
+
+def test_metric_is_logged_and_decides(settings, tmp_path, caplog):
+    caplog.set_level("INFO")
+    settings.train.metric = Metric.f1_macro
+    (tmp_path / "run").mkdir()
+    result = run_training(settings, tmp_path / "run", name="test")
+    assert result.metric == "f1_macro"
+    assert result.objective == result.evaluations[-1].f1_macro
+    assert f"f1_macro/test {result.evaluations[-1].f1_macro:.3f}" in caplog.text
