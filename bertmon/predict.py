@@ -24,6 +24,7 @@ from bertmon.data.examples import is_empty, label_name
 from bertmon.data.table_rows import BadFileError, BadRowError, MissingColumnsError, TableFormat
 from bertmon.errors import InputError, require, storage_errors
 from bertmon.metrics import EvalResult, precision_recall
+from bertmon.notation import format_percent
 from bertmon.result import MODEL_DIR, RunResult
 from bertmon.storage import atomic_path
 from bertmon.training.step import resolve_device
@@ -154,7 +155,7 @@ def write_predictions(
 def format_metrics(confusion: np.ndarray[Any, np.dtype[np.int64]], names: Sequence[str]) -> str:
     """Accuracy, macro-F1 and MCC; precision and recall of each class; the matrix, a row per label."""
     result = EvalResult.from_confusion(0, 0.0, confusion)
-    head = f"accuracy {result.accuracy:.1%}, macro-F1 {result.f1_macro:.3f}, MCC {result.mcc:.3f}"
+    head = f"accuracy {format_percent(result.accuracy)}, macro-F1 {result.f1_macro:.3f}, MCC {result.mcc:.3f}"
     width = max(map(len, [*names, "label"]))
     lines = [head, f"{'label':{width}}  precision  recall   texts  predicted as {', '.join(names)}"]
     precision, recall = precision_recall(confusion)

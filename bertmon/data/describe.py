@@ -12,6 +12,7 @@ import numpy as np
 from bertmon.data.corpus import Corpus, Split
 from bertmon.data.table_rows import join_names
 from bertmon.data.tokenize import TextTokenizer, TokenizedTexts, tokenize_sample
+from bertmon.notation import format_percent
 
 _MAX_CLASSES = 10  # that are listed one by one
 _WARN_UNKNOWN_TEXTS = 0.01
@@ -36,8 +37,8 @@ class DataDescription(NamedTuple):
         if self.unknown_share <= _WARN_UNKNOWN_TEXTS and self.unknown_token_share <= _WARN_UNKNOWN_TOKENS:
             return None
         return (
-            f"a tokenizer that knows little of these texts: {self.unknown_share:.1%} are [UNK] alone, "
-            f"{self.unknown_token_share:.1%} of all tokens are [UNK]"
+            f"a tokenizer that knows little of these texts: {format_percent(self.unknown_share)} are [UNK] alone, "
+            f"{format_percent(self.unknown_token_share)} of all tokens are [UNK]"
         )
 
 
@@ -61,8 +62,9 @@ def describe_corpus(
     description = DataDescription([], [*corpus.notes], cut_share, unknown_share, unknown_token_share, overlap)
     description.lines.append(_classes(corpus))
     description.lines.append(
-        f"{cut_share:.1%} of the training texts fill data.max_length={max_length} tokens (longer ones are cut there), "
-        f"{unknown_share:.1%} are [UNK] alone, {overlap} of {len(corpus.test)} test texts are training texts too"
+        f"{format_percent(cut_share)} of the training texts fill data.max_length={max_length} tokens "
+        f"(longer ones are cut there), {format_percent(unknown_share)} are [UNK] alone, "
+        f"{overlap} of {len(corpus.test)} test texts are training texts too"
     )
     description.warnings.extend(_warnings(corpus, description, max_length if own_texts else None))
     return description
@@ -102,14 +104,15 @@ def _warnings(corpus: Corpus, description: DataDescription, max_length: int | No
     warnings = []
     if description.suspected_cause:
         warnings.append(
-            f"the tokenizer knows little of these texts: {description.unknown_share:.1%} of them are [UNK] alone, and "
-            f"{description.unknown_token_share:.1%} of all tokens are [UNK]. It replaces characters that it has never "
-            "seen and words of more than 100 characters, as in texts without blanks. Choose a model for this language, "
-            "separate words by blanks, or train a vocabulary on the texts: model=bert_small"
+            f"the tokenizer knows little of these texts: {format_percent(description.unknown_share)} of them are [UNK] "
+            f"alone, and {format_percent(description.unknown_token_share)} of all tokens are [UNK]. It replaces "
+            "characters that it has never seen and words of more than 100 characters, as in texts without blanks. "
+            "Choose a model for this language, separate words by blanks, or train a vocabulary on the texts: "
+            "model=bert_small"
         )
     if description.cut_share > _WARN_CUT and max_length is not None:
         warnings.append(
-            f"{description.cut_share:.1%} of the training texts fill data.max_length={max_length} tokens; "
+            f"{format_percent(description.cut_share)} of the training texts fill data.max_length={max_length} tokens; "
             "a larger data.max_length reads more of each text"
         )
     if description.overlap > _WARN_OVERLAP * len(corpus.test):

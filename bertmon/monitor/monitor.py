@@ -84,6 +84,7 @@ class Monitor:
     probe: None if nothing is known of the logits; verdicts then rest on gradients and updates alone.
     max_grad_norm: the norm that gradients are clipped to, for the share of clipped steps.
     lr_scales: factors of the plan's learning rate, of parameters that have one of their own.
+    name: heads the log's lines, if given.
     suspected_cause: something else than the learning rate that would explain a run that does not learn.
     """
 
@@ -98,6 +99,7 @@ class Monitor:
         max_grad_norm: float | None = None,
         lr_scales: Mapping[nn.Parameter, float] | None = None,
         suspected_cause: str | None = None,
+        name: str = "",
     ) -> None:
         self.history = history
         self.diagnosis = Diagnosis(Verdict.undecided, 0) if config.enabled else None
@@ -115,6 +117,7 @@ class Monitor:
         self._probe = probe
         self._max_grad_norm = max_grad_norm
         self._suspected_cause = suspected_cause
+        self._heading = f"{name}: " if name else ""
         self._scalars = PendingScalars()
         self._pending: _PendingSnapshot | None = None
         self._logit_std: Tensor | None = None
@@ -174,7 +177,8 @@ class Monitor:
             self._log.scalars(snapshot.step, snapshot.signals)
         if self.diagnosis is None:
             if not finite:
-                log.error(f"step {len(self.history.losses) - 1}: the loss or the gradient is not finite, training ends")
+                step = len(self.history.losses) - 1
+                log.error(f"{self._heading}step {step}: the loss or the gradient is not finite, training ends")
         elif pending is not None or not finite:
             self._set_diagnosis(diagnose(self.history, self._config.thresholds, self.diagnosis))
         return finite
@@ -217,7 +221,7 @@ class Monitor:
             diagnosis = replace(diagnosis, cause=self._suspected_cause, advice=None)
         self.diagnosis = diagnosis
         if changed:
-            log.log(logging.WARNING if diagnosis.verdict.doomed else logging.INFO, diagnosis)
+            log.log(logging.WARNING if diagnosis.verdict.doomed else logging.INFO, f"{self._heading}{diagnosis}")
             self._log.text("verdict", str(diagnosis), diagnosis.since_step)
 
     def _snapshot(self, pending: _PendingSnapshot) -> Snapshot:

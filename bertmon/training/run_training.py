@@ -20,6 +20,7 @@ from bertmon.model import save_model
 from bertmon.monitor.history import HISTORY_FILE, History
 from bertmon.monitor.monitor import Monitor
 from bertmon.monitor.tensorboard import RunWriter
+from bertmon.notation import format_percent
 from bertmon.result import MODEL_DIR, DataSummary, RunResult, recording
 from bertmon.storage import atomic_write
 from bertmon.training.checkpoint import (
@@ -48,7 +49,9 @@ def run_training(
     several processes only the first one writes. Raises InputError, and whatever training raises.
     """
     if config.resume and (ended := RunResult.read_ended(run_dir)) and ended.final:
-        log.info(f"{name}: already finished ({ended.status}, accuracy/test {ended.final.accuracy:.1%}), skipped")
+        log.info(
+            f"{name}: already finished ({ended.status}, accuracy/test {format_percent(ended.final.accuracy)}), skipped"
+        )
         return ended
     with _writable_dir(run_dir) as home, recording(home, resume=config.resume is not None) as result:
         result.experiment, result.seed, result.config = config.experiment, config.seed, asdict(config)
@@ -64,7 +67,7 @@ def run_training(
             _describe(result, task)
             state, monitor = _start_or_resume(checkpoint, task, config, home, writer, name, result)
             del checkpoint  # its tensors take as much memory as the model and its optimizer
-            savers = _Savers(config, task, state, monitor, writer, home, result)
+            savers = _Savers(config, task, state, monitor, writer, home, result, name)
             trainer = Trainer(task, config, monitor, state, log_scalars=writer.scalars, name=name, **savers.enabled())
             try:
                 trainer.fit()
@@ -131,14 +134,14 @@ def _start_or_resume(
         for warning in task.description.warnings:
             log.warning(warning)
         seed_dropout(config.seed, 0)
-        return TrainState(), build_monitor(config, task, History(task.plan), writer)
+        return TrainState(), build_monitor(config, task, History(task.plan), writer, name=name)
     assert result.data is not None
     if checkpoint.metadata.fingerprint != result.data.fingerprint:
         raise InputError(f"{home}: the training data has changed since this run started.")
     state = checkpoint.metadata.state
     result.previous_seconds = state.train_seconds + state.eval_seconds
     log.info(f"{summary}; resuming at step {state.steps} of {len(task.plan)}")
-    monitor = build_monitor(config, task, History.from_bytes(checkpoint.history), writer)
+    monitor = build_monitor(config, task, History.from_bytes(checkpoint.history), writer, name=name)
     monitor.load_state_dict(checkpoint.metadata.monitor)
     checkpoint.restore(task.classifier, task.optimizer)
     seed_dropout(config.seed, state.steps)
@@ -156,6 +159,7 @@ class _Savers:
     writer: RunWriter
     home: Path
     result: RunResult
+    name: str
 
     def enabled(self) -> dict[str, Callable[[], None]]:
         """Arguments of Trainer: the savers that the config asks for."""
@@ -178,7 +182,8 @@ class _Savers:
         try:
             save_checkpoint(path, self.task.classifier, self.task.optimizer, metadata, history)
         except OSError as error:
-            log.error(f"step {self.state.steps}: could not write {path} ({error}); the previous checkpoint is kept")
+            step = f"{self.name}: step {self.state.steps}"
+            log.error(f"{step}: could not write {path} ({error}); the previous checkpoint is kept")
 
     def save_model(self) -> None:
         """Raises StorageError."""
@@ -248,8 +253,9 @@ def _last_line(name: str, result: RunResult) -> str:
         verdict, since = result.diagnosis.verdict, f"since step {result.diagnosis.since_step}"
         words.append(f"({since})" if str(verdict) == str(result.status) else f"({verdict} {since})")
     line = (
-        f"{name}: {' '.join(words)}, accuracy/test {result.final.accuracy:.1%} "
-        f"(majority class: {result.data.majority_share:.1%}), {result.timings['train_seconds']:.0f} s of training"
+        f"{name}: {' '.join(words)}, accuracy/test {format_percent(result.final.accuracy)} "
+        f"(majority class: {format_percent(result.data.majority_share)}), "
+        f"{result.timings['train_seconds']:.0f} s of training"
     )
     return f"{line}, {result.saved_steps} of {result.total_steps} steps saved" if result.saved_steps else line
 

@@ -122,7 +122,7 @@ class _Loaders:
         return self.load(self.tokens(split, lazy=False), split, self.config.train.eval_batch_size)
 
 
-def build_monitor(config: RunConfig, task: Task, history: History, metric_log: MetricLog) -> Monitor:
+def build_monitor(config: RunConfig, task: Task, history: History, metric_log: MetricLog, *, name: str = "") -> Monitor:
     """The monitor of a run; with monitor=off it measures nothing and has no diagnosis."""
     weights = model.named_weights(task.classifier, biases=config.monitor.include_biases)
     labels = subsample(list(weights), config.monitor.skip_prob)
@@ -134,6 +134,7 @@ def build_monitor(config: RunConfig, task: Task, history: History, metric_log: M
         probe=build_probe(task.classifier, config.train.precision),
         max_grad_norm=config.train.max_grad_norm,
         lr_scales=task.lr_scales,
+        name=name,
         suspected_cause=task.description.suspected_cause,
     )
 

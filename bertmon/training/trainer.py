@@ -23,6 +23,7 @@ from bertmon.config import OnDoomed, Precision, RunConfig, SaveModel
 from bertmon.data.batches import Batch, BatchLoader
 from bertmon.metrics import EvalResult
 from bertmon.monitor.monitor import Monitor
+from bertmon.notation import format_percent
 from bertmon.result import Status, Terminated
 from bertmon.training.signals import deferred_signals
 from bertmon.training.state import TrainState
@@ -148,6 +149,9 @@ class Trainer:
         test = self._evaluate_on("test", self._task.test)
         validation = self._evaluate_on("validation", self._task.validation) if self._task.validation else None
         self.state.add(test, validation, self._config.metric)
+        shown = [*([("validation", validation)] if validation else []), ("test", test)]
+        results = "; ".join(_format_evaluation(split, result, self._config.metric) for split, result in shown)
+        log.info(f"{self._name}: step {test.step} of {self._total_steps}: {results}")
         self.state.eval_seconds += time.perf_counter() - begin
         selected = validation or test
         if self.state.status is not Status.diverged and not math.isfinite(selected.loss):
@@ -155,7 +159,8 @@ class Trainer:
             self._monitor.report_divergence("loss/test", selected.loss, selected.step)
         stale = self.state.evaluations_since_best(self._config.metric)
         if self.state.status is Status.running and self._config.patience and stale >= self._config.patience:
-            log.info(f"step {test.step}: {stale} evaluations without a better {self._config.metric}; stopping early")
+            reason = f"{stale} evaluations without a better {self._config.metric}"
+            log.info(f"{self._name}: step {test.step}: {reason}; stopping early")
             self.state.status = Status.finished
         if self._save_model and self._saves_now(stale):
             self._save_model()
@@ -165,12 +170,6 @@ class Trainer:
         result = evaluate(task.classifier, loader, precision, step=self.state.steps, class_weights=task.class_weights)
         values = {"loss": result.loss, "accuracy": result.accuracy, "f1_macro": result.f1_macro, "mcc": result.mcc}
         self._log_scalars(result.step, {f"{name}/{split}": value for name, value in values.items()})
-        metric = self._config.metric
-        chosen = "" if metric == "accuracy" else f", {metric}/{split} {values[metric]:.3f}"
-        log.info(
-            f"step {result.step} of {self._total_steps}: "
-            f"loss/{split} {result.loss:.4f}, accuracy/{split} {result.accuracy:.1%}{chosen}"
-        )
         return result
 
     def _saves_now(self, evaluations_since_best: int) -> bool:
@@ -208,7 +207,7 @@ class Trainer:
         """On the progress bar."""
         shown = {"loss": f"{means['loss/train']:.3f}", "lr": f"{means['learning_rate']:.1e}"}
         if self.state.evaluations:
-            shown["accuracy"] = f"{self.state.evaluations[-1].accuracy:.1%}"
+            shown["accuracy"] = format_percent(self.state.evaluations[-1].accuracy)
         self._bar.set_postfix(shown, refresh=False)
 
 
@@ -238,6 +237,11 @@ def evaluate(
     return EvalResult.from_confusion(
         step, loss.item() / total_weight.item(), confusion.view(classes, classes).cpu().numpy()
     )
+
+
+def _format_evaluation(split: str, result: EvalResult, metric: str) -> str:
+    chosen = "" if metric == "accuracy" else f", {metric}/{split} {getattr(result, metric):.3f}"
+    return f"loss/{split} {result.loss:.4f}, accuracy/{split} {format_percent(result.accuracy)}{chosen}"
 
 
 def _every(steps: int, every: int | None) -> bool:
