@@ -6,9 +6,11 @@ Shapes: K watched steps, L layers, S statistics. What the rules do not use is no
 logarithmic steps to a factor of two, losses in 1e-4. tests/benchmarks/test_labelled_runs.py compares the verdicts.
 """
 
+import functools
 import io
 import json
 import lzma
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ import numpy.typing as npt
 
 from bertmon import optimizer, schedule
 from bertmon.config import OptimizerConfig
-from bertmon.metrics import did_not_learn
+from bertmon.metrics import EvalResult, did_not_learn
 from bertmon.monitor.history import HISTORY_FILE, STATISTICS, FloatArray, History, RunPlan, Snapshot, WeightTable
 from bertmon.result import RunResult
 
@@ -41,9 +43,14 @@ class Label(StrEnum):
     between = "between"  # left out of the score
 
 
-def label(accuracy: float, majority_share: float, test_texts: int) -> Label:
-    """By the final test accuracy alone; one at least 20 points above the majority class has learned."""
-    if did_not_learn(accuracy, majority_share, test_texts):
+def label(accuracy: float, majority_share: float, test_texts: int, guesses: bool | None = None) -> Label:
+    """By the final test accuracy alone; one at least 20 points above the majority class has learned.
+
+    guesses: RunResult.did_not_learn, which knows more where the confusion matrix was recorded.
+    """
+    if guesses is None:
+        guesses = did_not_learn(EvalResult(0, math.nan, accuracy), majority_share, test_texts)
+    if guesses:
         return Label.did_not_learn
     return Label.learned if accuracy >= majority_share + 0.2 else Label.between
 
@@ -60,10 +67,11 @@ class LabelledRun:
     test_texts: int
     recorded: str | None  # the verdict that the run itself ended with, where it had one
     history: History
+    guesses: bool | None = None  # RunResult.did_not_learn; None for runs of version 0.1
 
     @property
     def label(self) -> Label:
-        return label(self.accuracy, self.majority_share, self.test_texts)
+        return label(self.accuracy, self.majority_share, self.test_texts, self.guesses)
 
     @property
     def calibration(self) -> bool:
@@ -111,6 +119,7 @@ def read_folder(folder: Path) -> Iterator[LabelledRun]:
             test_texts=result.data.test_texts,
             recorded=result.diagnosis.verdict if result.diagnosis else None,
             history=History.load(path),
+            guesses=result.did_not_learn,
         )
 
 
@@ -165,9 +174,15 @@ def pack(runs: list[LabelledRun], store: Path = STORE) -> None:
 
 
 def unpack(store: Path = STORE) -> list[LabelledRun]:
-    """The runs of the study."""
+    """The runs of the study; a process reads a file once."""
+    return list(_unpack(store))
+
+
+@functools.cache
+def _unpack(store: Path) -> tuple[LabelledRun, ...]:
     with np.load(io.BytesIO(lzma.decompress(store.read_bytes())), allow_pickle=False) as stored:
-        return [_unpack_run(stored, number, about) for number, about in enumerate(json.loads(str(stored["about"])))]
+        metadata = json.loads(str(stored["about"]))
+        return tuple(_unpack_run(stored, number, about) for number, about in enumerate(metadata))
 
 
 def _unpack_run(stored: Any, number: int, about: dict[str, Any]) -> LabelledRun:
@@ -183,7 +198,7 @@ def _unpack_run(stored: Any, number: int, about: dict[str, Any]) -> LabelledRun:
     ]
     losses = (stored[f"loss{number}"] / 1e4).tolist()
     history = History(plan, losses, _dequantize(stored[f"norm{number}"]).tolist(), snapshots)
-    return LabelledRun(**{name: about[stored] for name, stored in _STORED_NAMES.items()}, history=history)
+    return LabelledRun(**{name: about.get(stored) for name, stored in _STORED_NAMES.items()}, history=history)
 
 
 def _plan(about: dict[str, Any]) -> RunPlan:

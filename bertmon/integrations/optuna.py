@@ -1,0 +1,103 @@
+"""Prune Optuna trials by what is known of their training: doomed ones at once, plateaus that can end never.
+
+    study = optuna.create_study(direction="maximize", pruner=LearnedPruner(BehindPruner()))
+    ...
+    report(trial, watch.diagnosis, step, accuracy, history=watch.history)     # in place of trial.report
+    if trial.should_prune():
+        raise optuna.TrialPruned
+
+A pruner that compares losses or accuracies stops runs on their first plateau, which learn later. LearnedPruner asks it
+only about runs that have learned. What each composition saves and loses: benchmarks/compute_saved.py.
+"""
+
+import math
+from typing import Any
+
+from optuna.pruners import BasePruner
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial
+
+from bertmon.errors import InputError
+from bertmon.monitor.behind import BehindThresholds, best_case, loss_reduction
+from bertmon.monitor.diagnosis import Diagnosis, Verdict
+from bertmon.monitor.history import History
+
+VERDICT = "bertmon:verdict"
+"""User attribute of a trial: the verdict at its last report."""
+PROGRESS = "bertmon:progress"
+"""User attribute: loss reduction now, and in the best case at the end; see bertmon.monitor.behind."""
+
+
+def report(
+    trial: Trial, diagnosis: Diagnosis | None, step: int, value: float, *, history: History | None = None
+) -> None:
+    """trial.report(value, step), with what bertmon knows of the run, which its pruners read.
+
+    diagnosis: that of Watch, Monitor or RunResult; None before the first one. history: only BehindPruner needs it.
+    """
+    for name, attribute in trial_attributes(diagnosis, history).items():
+        trial.set_user_attr(name, attribute)
+    trial.report(value, step)
+
+
+def trial_attributes(
+    diagnosis: Diagnosis | None, history: History | None = None, thresholds: BehindThresholds | None = None
+) -> dict[str, Any]:
+    """What `report` stores in a trial, as JSON can hold it."""
+    attributes: dict[str, Any] = {VERDICT: (diagnosis.verdict if diagnosis else Verdict.undecided).value}
+    if history is not None and history.losses:
+        reachable = best_case(history, thresholds)
+        attributes[PROGRESS] = [loss_reduction(history), reachable if math.isfinite(reachable) else None]
+    return attributes
+
+
+class LearnedPruner(BasePruner):
+    """Prunes a doomed trial at once; asks `inner` about a trial once its run has learned; leaves all others alone.
+
+    inner: any pruner of Optuna's; None prunes doomed trials alone.
+    Raises InputError for a trial whose values were not reported by `report`.
+    """
+
+    def __init__(self, inner: BasePruner | None = None) -> None:
+        self._inner = inner
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Whether the trial should be pruned after its last report."""
+        if trial.last_step is None:
+            return False
+        verdict = Verdict(_attribute(trial, VERDICT, "LearnedPruner"))
+        if verdict.doomed:
+            return True
+        return verdict is Verdict.healthy and self._inner is not None and self._inner.prune(study, trial)
+
+
+class BehindPruner(BasePruner):
+    """Prunes a trial that, even if its pace doubled, would end with half the loss reduction of the best trial so far.
+
+    For the inside of a LearnedPruner; it compares training losses, whatever is reported as value. Trials of a study
+    should train on the same data. min_share_of_best: what "half" is, in (0, 1).
+    Raises InputError for a trial that was reported without its history.
+    """
+
+    def __init__(self, min_share_of_best: float = BehindThresholds().min_share_of_best) -> None:
+        if not 0 < min_share_of_best < 1:
+            raise InputError(f"min_share_of_best: expected a number between 0 and 1, got {min_share_of_best}.")
+        self._share = min_share_of_best
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Whether the trial should be pruned after its last report."""
+        if trial.last_step is None:
+            return False
+        _, reachable = _attribute(trial, PROGRESS, "BehindPruner")
+        if reachable is None:
+            return False
+        others = (other for other in study.get_trials(deepcopy=False) if other.number != trial.number)
+        reductions = [other.user_attrs[PROGRESS][0] for other in others if PROGRESS in other.user_attrs]
+        return bool(reductions) and reachable < self._share * max(reductions)
+
+
+def _attribute(trial: FrozenTrial, name: str, pruner: str) -> Any:
+    if name not in trial.user_attrs:
+        how = "report(trial, diagnosis, step, value, history=...)" if name == PROGRESS else "report(trial, ...)"
+        raise InputError(f"{pruner}: expected values reported by bertmon.integrations.optuna.{how}, got trial.report.")
+    return trial.user_attrs[name]
