@@ -9,6 +9,7 @@ from transformers import pipeline
 
 from bertmon import predict
 from bertmon.config import SaveModel
+from bertmon.notation import format_percent
 from bertmon.training.run_training import run_training
 
 
@@ -42,7 +43,7 @@ def test_predict_equals_the_evaluation_of_the_run(trained, tmp_path, capsys):
         names = result.data.label_names
         confusion[names.index(row["label"])][names.index(row["prediction"])] += 1
     assert tuple(map(tuple, confusion)) == result.best.confusion
-    assert f"accuracy {result.best.accuracy:.1%}" in capsys.readouterr().out
+    assert f"accuracy {format_percent(result.best.accuracy)}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("batch_size", ["1", "3"])

@@ -61,7 +61,7 @@ def test_describe_corpus_of_texts_without_blanks_warns_of_unknown_words(limited)
     description = describe_corpus(corpus([*DNA[:3], "a " + DNA[3], "a b a b"]), limited, 32)
     assert description.unknown_share == 3 / 5
     assert description.unknown_token_share == 4 / 9
-    assert "60.0% of them are [UNK] alone, and 44.4% of all tokens are [UNK]" in description.warnings[0]
+    assert "60.0 % of them are [UNK] alone, and 44.4 % of all tokens are [UNK]" in description.warnings[0]
 
 
 def test_describe_corpus_with_an_own_vocabulary_knows_texts_without_blanks(trained):
@@ -74,7 +74,7 @@ def test_describe_corpus_of_long_texts_warns_of_those_that_are_cut(trained):
     texts = ["a boat " * 20, "a bird " * 20, "salt"]
     description = describe_corpus(corpus(texts), trained(texts), 8)
     assert description.cut_share == 2 / 3
-    assert description.lines[1].startswith("66.7% of the training texts fill data.max_length=8 tokens")
+    assert description.lines[1].startswith("66.7 % of the training texts fill data.max_length=8 tokens")
     assert description.warnings == []
     assert "larger data.max_length" in describe_corpus(corpus(texts[:2]), trained(texts), 8).warnings[0]
     assert describe_corpus(corpus(texts[:2]), trained(texts), 8, own_texts=False).warnings == []
