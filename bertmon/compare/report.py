@@ -1,44 +1,53 @@
-"""The report: one page that needs nothing else, and the same in Markdown. Writes report.html and report.md."""
+"""The report of a sweep: report.html, a page that needs nothing else; the same in Markdown; runs.csv for pandas."""
 
+import base64
+import csv
+import hashlib
+import io
 import logging
+import math
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from bertmon.compare import selection, summary
-from bertmon.compare.results import WAITING, Sweep, read_sweep
+from bertmon.compare.details import details, title
+from bertmon.compare.results import WAITING, RunSummary, Sweep, read_sweep
+from bertmon.compare.summary import Table
+from bertmon.plot_style import VERDICT_COLORS
 from bertmon.result import SWEEP_FILE, Status, run_names
-from bertmon.sanitize import sanitize_line
 from bertmon.storage import atomic_write
 
 log = logging.getLogger(__name__)
 
-HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
+HTML_FILE, MARKDOWN_FILE, CSV_FILE = "report.html", "report.md", "runs.csv"
 
 _HEAT_MAPS = (
     ("grad_mean", "mean |gradient|"),
+    ("update_ratio", "update / parameter"),
     ("grad_max", "largest |gradient|"),
     ("grad_std", "std of |gradient|"),
     ("grad_zero", "zero gradients [%]"),
-    ("update_ratio", "update / parameter"),
     ("weight_rms", "root mean square of the weight"),
 )
 
 
 def write_report(folders: Sequence[Path], target: Path) -> Sweep:
-    """Read the sweeps in `folders`, put their report into `target`, and return what was read. Raises InputError."""
-    from bertmon.compare import plots  # matplotlib and seaborn, which a training process must not import
-
+    """Read the sweeps in `folders`, write their report to `target`, and return what was read. Raises InputError."""
     sweep = read_sweep(folders)
-    with plots.suppress_plot_warnings():
-        whole = render_html(sweep)
-    atomic_write(target / HTML_FILE, whole.encode(errors="replace"))
+    page = render_html(sweep, target)
+    atomic_write(target / CSV_FILE, runs_csv(sweep).encode(errors="replace"))
     atomic_write(target / MARKDOWN_FILE, render_markdown(sweep).encode(errors="replace"))
+    atomic_write(target / HTML_FILE, page.encode(errors="replace"))
     return sweep
 
 
@@ -60,53 +69,130 @@ def refresh_report(folder: Path) -> None:
         log.error("%s could not be written: %s", folder / HTML_FILE, error)
 
 
-def _unfinished(folder: Path) -> bool:
-    return any(run.status in (WAITING, Status.running) for run in read_sweep([folder]).runs)
-
-
-def render_html(sweep: Sweep) -> str:
-    from bertmon.compare import plots
-
-    colors = plots.setting_colors(sweep)
-    curves = selection.select_curves(sweep)
-    beside = selection.select_layer_runs(sweep)
+def render_html(sweep: Sweep, target: Path) -> str:
+    """The page; links to run folders are relative to `target`."""
     environment = Environment(loader=PackageLoader("bertmon.compare", ""), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("report.html.jinja").render(
+    environment.filters["verdicts"] = _colored_verdicts
+    template = environment.get_template("report.html.jinja")
+    loader, script = environment.loader, "report.js"
+    assert loader is not None
+    source = loader.get_source(environment, script)[0]
+    return template.render(
         sweep=sweep,
-        title=_title(sweep),
-        swept=[sanitize_line(key) for key in sweep.swept],
-        written=time.strftime("%Y-%m-%d %H:%M:%S"),
-        sentences=summary.conclusions(sweep),
-        settings=summary.settings_table(sweep),
-        caption=summary.TABLE_NOTE,
-        colors=[colors[setting] for setting in sweep.settings],
-        runs=summary.runs_table(sweep),
-        errors=summary.unfinished_table(sweep),
-        overview=plots.to_svg(plots.training_curves(curves, colors)) if curves else "",
-        drawn=len(curves),
-        layers=[
-            (step, [plots.to_svg(figure) for figure in plots.layer_figures(beside, step, colors).values()])
-            for step in selection.select_steps(beside)
-        ],
-        heat_maps=[plots.to_svg(plots.layer_heatmap(beside, name, title)) for name, title in _HEAT_MAPS]
-        if beside
-        else [],
+        title=title(sweep),
+        details=details(sweep),
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        conclusions=summary.conclusions(sweep),
+        verdict=summary.verdict_sentence(sweep.runs[0]) if len(sweep.runs) == 1 else "",
+        settings=summary.settings_table(sweep).without_empty_columns(),
+        note=summary.TABLE_NOTE,
+        rates=summary.rates_table(sweep),
+        unfinished=summary.unfinished_table(sweep),
+        runs=summary.runs_table(sweep).without_empty_columns(),
+        links=[_links(run, target) for run in sweep.runs],
+        script=Markup(source),
+        script_hash=base64.b64encode(hashlib.sha256(source.encode()).digest()).decode(),
+        **_figures(sweep),
     )
 
 
-def _title(sweep: Sweep) -> str:
-    return sanitize_line(", ".join(folder.resolve().name for folder in sweep.folders))
-
-
 def render_markdown(sweep: Sweep) -> str:
-    parts = [f"# {_title(sweep)}", *summary.conclusions(sweep)]
-    parts += [summary.settings_table(sweep).markdown(), summary.TABLE_NOTE]
-    errors = summary.unfinished_table(sweep)
-    if errors.rows:
-        parts += ["## Runs that did not end", errors.markdown()]
-    parts += [
-        "## Runs",
-        summary.runs_table(sweep).markdown(),
-        f"Written by bertmon at {time.strftime('%Y-%m-%d %H:%M:%S')}.",
-    ]
+    parts = [f"# {title(sweep)}", *summary.conclusions(sweep)]
+    parts += [summary.settings_table(sweep).without_empty_columns().markdown(), summary.TABLE_NOTE]
+    rates = summary.rates_table(sweep)
+    if rates.rows:
+        parts += ["## Window of learning rates", rates.markdown()]
+    unfinished = summary.unfinished_table(sweep)
+    if unfinished.rows:
+        parts += ["## Unfinished runs", unfinished.markdown()]
+    parts += ["## Runs", summary.runs_table(sweep).without_empty_columns().markdown()]
+    parts += ["## Details", Table.of(("", ""), details(sweep)).markdown()]
+    parts.append(f"Written by bertmon at {time.strftime('%Y-%m-%d %H:%M')}.")
     return "\n\n".join(parts) + "\n"
+
+
+def runs_csv(sweep: Sweep) -> str:
+    """A row a run: its setting, metrics, verdict, peak effective rate, steps and seconds. Empty is not known."""
+    file = io.StringIO()
+    columns = ["run", "folder", *sweep.swept, "seed", "status", "accuracy", "loss", "best_accuracy", "did_not_learn"]
+    columns += ["verdict", "verdict_step", "peak_effective_lr", "steps", "total_steps", "seconds"]
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    for setting in sweep.settings:
+        for run in setting.runs:
+            writer.writerow(
+                [run.name, run.run_dir, *(setting.values.get(key) for key in sweep.swept), *_csv_values(run)]
+            )  # fmt: skip
+    return file.getvalue()
+
+
+def _csv_values(run: RunSummary) -> list[Any]:
+    result = run.result
+    numbers = [run.final("accuracy"), run.final("loss"), run.best("accuracy")]
+    diagnosis = result.diagnosis if result else None
+    values: list[Any] = [run.seed, run.status, *numbers, run.did_not_learn, run.verdict]
+    values += [diagnosis.since_step if diagnosis else None, run.peak_effective_lr]
+    values += [result.steps if result else None, result.total_steps if result else None, run.seconds]
+    return [None if isinstance(value, float) and math.isnan(value) else value for value in values]
+
+
+def _figures(sweep: Sweep) -> dict[str, Any]:
+    """SVG of all figures, by their names in the template."""
+    # matplotlib and seaborn, which a training process must not import
+    from bertmon.compare import answer_plots, curve_plots, layer_plots, plots
+
+    colors = plots.setting_colors(sweep)
+    curves = selection.select_curves(sweep)
+    side_by_side = selection.select_layer_runs(sweep)
+    steps = selection.select_steps(side_by_side)
+    with plots.suppress_plot_warnings():
+        points = [answer_plots.accuracy_over_key(sweep), answer_plots.accuracy_over_rate(sweep)]
+        depths = [(step, layer_plots.gradient_depth(side_by_side, step)) for step in steps]
+        heat_maps = _HEAT_MAPS if side_by_side else ()
+        return {
+            "colors": [colors[setting] for setting in summary.listed_settings(sweep)],
+            "points": [_svg(*each) for each in points if each],
+            "answers": [_svg(figure) for figure in answer_plots.heat_maps(sweep)],
+            "curves": _svg(*curve_plots.training_curves(curves, colors)) if curves else "",
+            "curves_note": _curves_note(sweep, len(curves), bands=plots.has_own_colors(sweep)),
+            "depths": [(step, _svg(figure)) for step, figure in depths if figure],
+            "bars": [(step, [_svg(f) for f in layer_plots.layer_bars(side_by_side, step, colors)]) for step in steps],
+            "heat_maps": [_svg(layer_plots.layer_heatmap(side_by_side, *each)) for each in heat_maps],
+        }
+
+
+def _curves_note(sweep: Sweep, drawn: int, *, bands: bool) -> str:
+    band, flag = ("; band: smallest to largest", " Dotted: since when a run was flagged.") if bands else ("", "")
+    return (
+        f"{drawn} of {len(sweep.runs)} runs. Line: mean over the runs of a setting, geometric on logarithmic axes"
+        f"{band}. Dashed: what a model that ignores the text gets.{flag}"
+    )
+
+
+def _svg(figure: Any, titles: Any = None) -> Markup:
+    from bertmon.compare import plots
+
+    return Markup(plots.to_svg(figure, titles))
+
+
+def _links(run: RunSummary, target: Path) -> dict[str, str]:
+    """Relative addresses of the run's folder and log, where they exist."""
+    if not run.run_dir.is_dir():
+        return {}
+    folder = quote(os.path.relpath(run.run_dir.resolve(), target.resolve()))
+    return {"folder": f"./{folder}/", "log": f"./{folder}/run.log" if (run.run_dir / "run.log").is_file() else ""}
+
+
+def _colored_verdicts(text: str) -> Markup:
+    """The text with its verdict words in their colors."""
+    words = "|".join(sorted(VERDICT_COLORS, key=len, reverse=True))
+    parts = re.split(rf"\b({words})\b", text)
+    colored = (
+        Markup('<span class="verdict {}">{}</span>').format(part.replace(" ", "-"), part) if index % 2 else escape(part)
+        for index, part in enumerate(parts)
+    )
+    return Markup("").join(colored)
+
+
+def _unfinished(folder: Path) -> bool:
+    return any(run.status in (WAITING, Status.running) for run in read_sweep([folder]).runs)

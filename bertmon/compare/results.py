@@ -145,20 +145,30 @@ class RunSummary:
         """Steps that a stopped run was spared."""
         return self.result.saved_steps if self.result else 0
 
-    @cached_property
+    @property
     def peak_effective_lr(self) -> float:
         """The largest effective learning rate of the plan, of all its steps; nan if it is not known."""
+        return self._plan[0]
+
+    @property
+    def chance_loss(self) -> float:
+        """Loss of a model that ignores the texts; nan if it is not known."""
+        return self._plan[1]
+
+    @cached_property
+    def _plan(self) -> tuple[float, float]:
+        """Peak effective rate and chance loss, without reading the whole history."""
         path = self.run_dir / HISTORY_FILE
         try:
             if not path.is_file():
-                return math.nan
+                return math.nan, math.nan
             with zipfile.ZipFile(path) as packed:
-                if packed.getinfo("effective_lr.npy").file_size > _MAX_PLAN_BYTES:
-                    return math.nan
+                if sum(packed.getinfo(f"{name}.npy").file_size for name in ("effective_lr", "about")) > _MAX_PLAN_BYTES:
+                    return math.nan, math.nan
             with np.load(path, allow_pickle=False) as stored:
-                return float(stored["effective_lr"].max())
+                return float(stored["effective_lr"].max()), float(json.loads(str(stored["about"]))["chance_loss"])
         except Exception:  # `history` reports a corrupt file; numpy and zipfile raise a dozen kinds of errors
-            return math.nan
+            return math.nan, math.nan
 
     @cached_property
     def history(self) -> History | None:
@@ -296,7 +306,9 @@ def _settings(groups: Sequence[Sequence[RunSummary]]) -> Iterable[Setting]:
     """Named by the keys that differ, or by their folders where no key tells them apart."""
     known = [next((run for run in runs if run.values), None) for runs in groups]
     keys = _differing_keys([run for run in known if run])
-    values = [{key: run.overrides.get(key, run.values.get(key)) for key in keys} if run else {} for run in known]
+    values = [
+        {key: _frozen(run.overrides.get(key, run.values.get(key))) for key in keys} if run else {} for run in known
+    ]
     short = short_names(keys)
     names = [", ".join(f"{short[key]}={format_value(value)}" for key, value in each.items()) for each in values]
     folders = [min({str(Path(run.name).parent) for run in runs}) for runs in groups]
@@ -320,6 +332,11 @@ def _differing_keys(runs: Sequence[RunSummary]) -> list[str]:
         if not explained and len({json.dumps(run.values.get(key)) for run in runs}) > 1:
             differing.append(key)
     return [*swept, *differing]
+
+
+def _frozen(value: Any) -> Any:
+    """A value that can be the key of a dict."""
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 @functools.cache

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
+from bertmon.compare.advice import advise
+from bertmon.compare.rates import LR_KEY, rate_windows
 from bertmon.compare.results import UNREADABLE, WAITING, RunSummary, Setting, Sweep, short_names
 from bertmon.metrics import wilson_interval
 from bertmon.notation import format_duration, format_percent, format_rate, format_value
@@ -81,13 +83,37 @@ def settings_table(sweep: Sweep, *, intervals: bool = True) -> Table:
     header = ["setting"] if needs_names(sweep) else [*short_names(sweep.swept).values()]
     header += ["runs", "test accuracy", "did not learn", "verdict", "flagged at step", "peak rate", "best"]
     header += ["test loss", "time", "saved"]
-    return Table.of(header, (_setting_row(sweep, setting, intervals) for setting in sweep.settings))
+    return Table.of(header, (_setting_row(sweep, setting, intervals) for setting in listed_settings(sweep)))
+
+
+def listed_settings(sweep: Sweep) -> list[Setting]:
+    """The settings in the table: once a run has ended, without those that have not started."""
+    started = [setting for setting in sweep.settings if any(run.status != WAITING for run in setting.runs)]
+    return started if sweep.ended else list(sweep.settings)
 
 
 def runs_table(sweep: Sweep) -> Table:
     """A row a run."""
     header = ("run", "status", "test accuracy", "test loss", "verdict", "since step", "peak rate", "steps", "time")
     return Table.of(header, map(_run_row, sweep.runs))
+
+
+def rates_table(sweep: Sweep) -> Table:
+    """A row for each combination of the other swept keys: the rates at which all runs learned, and the sensitivity."""
+    windows = rate_windows(sweep)
+    short = short_names(sweep.swept)
+    keys = [key for key in sweep.swept if key != LR_KEY]
+    header = [*(short[key] for key in keys), "all runs learned at rates", "of rates", "learning-rate sensitivity"]
+    rows = [
+        (
+            *(format_value(window.values[key]) for key in keys),
+            window.text(),
+            f"{len(window.all_learned)} of {len(window.rates)}",
+            "" if math.isnan(window.sensitivity) else f"{window.sensitivity:.3f}",
+        )
+        for window in windows
+    ]
+    return Table.of(header, rows)
 
 
 def unfinished_table(sweep: Sweep) -> Table:
@@ -109,6 +135,7 @@ def conclusions(sweep: Sweep) -> list[str]:
         )
     else:
         sentences += _failures(sweep)
+    sentences += _windows(sweep)
     if unfinished:
         sentences.append(unfinished)
     return [sanitize_line(sentence, 2000) for sentence in sentences]
@@ -128,9 +155,9 @@ def console_summary(sweep: Sweep) -> str:
     """The whole answer, for standard output: as wide as the terminal, verdicts in color unless NO_COLOR is set."""
     console = Console(highlight=False, soft_wrap=True)
     table = settings_table(sweep, intervals=False).without_empty_columns()
-    note = ""
+    note, listed = "", listed_settings(sweep)
     if len(table.rows) > _MAX_CONSOLE_ROWS:
-        best = sorted(range(len(table.rows)), key=lambda row: -sweep.settings[row].sort_key())[:_MAX_CONSOLE_ROWS]
+        best = sorted(range(len(table.rows)), key=lambda row: -listed[row].sort_key())[:_MAX_CONSOLE_ROWS]
         note = f"(the best {_MAX_CONSOLE_ROWS} of {len(table.rows)} settings)"
         table = Table(table.header, tuple(table.rows[row] for row in best))
     if console.is_terminal:
@@ -191,7 +218,9 @@ def _failures(sweep: Sweep) -> list[str]:
     failing = [setting for setting in sweep.settings if setting.did_not_learn]
     sentences = []
     if len(failing) <= _MAX_NAMED:
-        sentences += [_failure(setting) for setting in failing]
+        sentences += [
+            f"{_failure(setting)} {advise(sweep, setting, brief=len(failing) > 1)}".strip() for setting in failing
+        ]
     else:
         wholly = sum(len(setting.did_not_learn) == len(setting.ended) for setting in failing)
         verdicts = count_verdicts([run for setting in failing for run in setting.did_not_learn])
@@ -219,17 +248,25 @@ def _failure(setting: Setting) -> str:
     some = "" if len(flagged) == len(failed) else f"{len(flagged)} of them "
     planned = max(run.result.total_steps or 0 for run in flagged if run.result)
     share = statistics.median(run.flagged_fraction for run in flagged)
-    steps = f"step {_flagged_steps(flagged)} of {planned}, {100 * share:.0f} %"
+    steps = f"step {flagged_steps(flagged)} of {planned}, {100 * share:.0f} %"
     text += f" ({some}{count_verdicts(flagged)}, flagged at {steps})"
-    cause, advice = (_most_common(flagged, field) for field in ("cause", "advice"))
-    return text + (f"; likely cause: {cause}." if cause else ".") + (f" Try {advice}." if advice else "")
+    causes = Counter(run.result.diagnosis.cause for run in flagged if run.result and run.result.diagnosis)
+    cause = causes.most_common(1)[0][0]
+    return text + (f"; likely cause: {cause}." if cause else ".")
 
 
-def _most_common(runs: Sequence[RunSummary], field: str) -> str | None:
-    """The cause or advice that most of the runs share."""
-    texts = [getattr(run.result.diagnosis, field) for run in runs if run.result and run.result.diagnosis]
-    counts = Counter(text for text in texts if text)
-    return counts.most_common(1)[0][0] if counts else None
+def _windows(sweep: Sweep) -> list[str]:
+    """At which rates all runs learned, by the other keys."""
+    windows = rate_windows(sweep)
+    if len(windows) < 2 or len(windows) > 2 * _MAX_NAMED:
+        return []
+    short = short_names(windows[0].values)
+    named = [
+        f"{', '.join(f'{short[key]}={format_value(value)}' for key, value in window.values.items())}: "
+        f"{len(window.all_learned)} of {len(window.rates)}"
+        for window in windows
+    ]
+    return [f"Learning rates at which all runs learned: {'; '.join(named)}."]
 
 
 def _unfinished(sweep: Sweep) -> str:
@@ -266,7 +303,7 @@ def _setting_row(sweep: Sweep, setting: Setting, intervals: bool) -> tuple[str, 
         _accuracy(setting),
         _failure_rate(setting, intervals),
         count_verdicts(ended),
-        _flagged_steps(ended),
+        flagged_steps(ended),
         peak,
         f"{format_percent(best)}{_of(bests, ended)}" if bests else "",
         f"{loss:.3f}{_plus_minus(loss_deviation)}{_of(losses, ended)}" if losses else "",
@@ -315,7 +352,7 @@ def _plus_minus(deviation: float) -> str:
     return "" if math.isnan(deviation) else f" ± {deviation:.3f}"
 
 
-def _flagged_steps(runs: Sequence[RunSummary]) -> str:
+def flagged_steps(runs: Sequence[RunSummary]) -> str:
     """Median and range of the steps at which doomed verdicts were known."""
     steps = [run.flagged_step for run in runs if run.flagged_step is not None]
     if not steps:

@@ -1,7 +1,9 @@
-"""Which runs a report draws, what its figures hold, and the page itself."""
+"""The report's files, and the command that writes them."""
 
-import dataclasses
-import math
+import base64
+import csv
+import hashlib
+import io
 import os
 import re
 import subprocess
@@ -10,170 +12,164 @@ import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-import numpy as np
 import pytest
-from conftest import LEARNS, comparison, leave_run, synthetic_history
+from conftest import comparison, leave_run, synthetic_history
 
-from bertmon.compare import plots, report, selection, summary
+from bertmon.compare import report, selection, summary
 from bertmon.compare.__main__ import main
+from bertmon.compare.details import details, title
 from bertmon.compare.results import read_sweep
-from bertmon.monitor.history import HISTORY_FILE, History
-
-# --- the pictures --------------------------------------------------------------------------------
+from bertmon.monitor.history import HISTORY_FILE
 
 
-def lines(panel):
-    return [(line.get_linestyle(), line.get_xdata().tolist(), line.get_ydata().tolist()) for line in panel.lines]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A sweep of four runs with its report."""
+    folder = comparison(tmp_path_factory.mktemp("sweep"))
+    (folder / "warmup_frac=0.1/seed=0/run.log").touch()
+    report.write_report([folder], folder)
+    return folder
 
 
-def test_what_the_curves_hold(tmp_path):
-    leave_run(tmp_path / "a/seed=0", accuracy=0.8)
-    sweep = read_sweep([tmp_path])
-    loss, test_loss, accuracy, rates, profile, spread = plots.training_curves(
-        selection.select_curves(sweep), plots.setting_colors(sweep)
-    ).axes
-    (losses,) = lines(loss)
-    made = History.from_bytes(LEARNS)
-    assert len(losses[1]) == 11
-    assert losses[2][0] == pytest.approx(np.mean(made.losses[:9]))
-    assert losses[1][0] == 4
-    assert lines(test_loss) == [("-", [50, 100], pytest.approx([0.6, 0.6]))]
-    assert lines(accuracy) == [("-", [50, 100], pytest.approx([80, 80]))]
-    (effective, nominal) = lines(rates)
-    assert (effective[0], set(effective[2])) == ("-", {2e-3})
-    assert (nominal[0], set(nominal[2])) == ("--", {1e-3})
-    assert lines(profile)[0][2] == pytest.approx([shot.depth_ratio[0] for shot in made.snapshots])
-    assert lines(spread) == [("-", [0, 20, 40, 60, 80], 5 * [1.0])]
-
-
-def test_a_loss_that_is_not_finite_leaves_the_others(tmp_path):
-    leave_run(tmp_path / "a/seed=0", measured=False)
-    made = synthetic_history(learns=False, every=1000)
-    made.losses[-1] = math.nan
-    (tmp_path / "a/seed=0" / HISTORY_FILE).write_bytes(made.to_bytes())
-    sweep = read_sweep([tmp_path])
-    panels = plots.training_curves(selection.select_curves(sweep), plots.setting_colors(sweep)).axes
-    assert np.isfinite(lines(panels[0])[0][2]).all()
-    assert [line[0] for line in lines(panels[5])] == ["None"]  # one point, as a mark
-    made.snapshots[0] = dataclasses.replace(made.snapshots[0], logit_std=math.nan)
-    (tmp_path / "a/seed=0" / HISTORY_FILE).write_bytes(made.to_bytes())
-    sweep = read_sweep([tmp_path])
-    panels = plots.training_curves(selection.select_curves(sweep), plots.setting_colors(sweep)).axes
-    assert [text.get_text() for text in panels[5].texts] == ["nothing measured"]
-
-
-def test_the_layers_are_those_of_the_nearest_step(tmp_path):
-    comparison(tmp_path, seeds=1)
-    (tmp_path / "warmup_frac=0.7/seed=0" / HISTORY_FILE).write_bytes(
-        synthetic_history(learns=True, every=30).to_bytes()
+def test_report_needs_no_other_file(folder):
+    sweep = read_sweep([folder])
+    text = (folder / "report.html").read_text()
+    assert all(
+        address.startswith(("#", "./", "data:image/png;base64,"))
+        for address in re.findall(r'(?:src|href)="([^"]*)"', text)
     )
-    sweep = read_sweep([tmp_path])
-    figure = plots.layer_figures(selection.select_layer_runs(sweep), 20, plots.setting_colors(sweep))["gradient_flow"]
-    assert [panel.get_title(loc="left") for panel in figure.axes] == ["warmup_frac=0.1", "warmup_frac=0.7, step 30"]
-    assert selection.select_steps(selection.select_layer_runs(sweep)) == [20, 0, 90]
-
-
-def test_values_at_the_end_of_floats_are_drawn(tmp_path):
-    comparison(tmp_path, seeds=1)
-    made = synthetic_history(learns=True)
-    made.snapshots[2].values[:] = 1e308
-    made.snapshots[3].values[:] = np.inf
-    (tmp_path / "warmup_frac=0.7/seed=0" / HISTORY_FILE).write_bytes(made.to_bytes())
-    assert "<svg" in report.render_html(read_sweep([tmp_path]))
-
-
-def test_worst_and_best_are_of_all_cells(tmp_path):
-    for number in range(70):
-        accuracy = 0.3 + (0.5 if number == 1 else 0.0)
-        leave_run(tmp_path / f"{number:02}/seed=0", status="failed", overrides={"n": number}, measured=False)
-        leave_run(tmp_path / f"{number:02}/seed=1", seed=1, accuracy=accuracy, overrides={"n": number})
-    sweep = read_sweep([tmp_path])
-    assert [curve.setting.name for curve in selection.select_layer_runs(sweep)] == ["n=0", "n=1"]
-    assert len(selection.select_curves(sweep)) == 35
-
-
-def test_no_run_stands_beside_itself(tmp_path):
-    for number in range(6):
-        leave_run(tmp_path / f"{number}/seed=0", learns=False, overrides={"n": number}, measured=number == 3)
-    assert [curve.setting.name for curve in selection.select_layer_runs(read_sweep([tmp_path]))] == ["n=3"]
-
-
-# --- the page ------------------------------------------------------------------------------------
-
-
-def test_the_page_needs_nothing_else(tmp_path):
-    sweep = report.write_report([comparison(tmp_path)], tmp_path)
-    text = (tmp_path / "report.html").read_text()
-    assert not re.search(r'(src|href)="(?!#|data:)', text)
     assert "url(http" not in text
-    assert "<script" not in text
-    assert text.count("<svg") == 1 + 2 * 3 + 6  # overview, two figures at three steps, a heat map a statistic
-    for svg in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
+    svgs = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
+    assert len(svgs) == 2 + 3 + 1 + 6 + 2 * 3  # points, depth at three steps, curves, heat maps, bars at three steps
+    for svg in svgs:
         ElementTree.fromstring(svg)
         assert "currentColor" in svg
         assert len(svg) < 150_000
+    plain = re.sub(r"<[^>]*>", "", text)
     for sentence in summary.conclusions(sweep):
-        assert sentence in text
-    markdown = (tmp_path / "report.md").read_text()
-    assert summary.settings_table(sweep).markdown() in markdown
+        assert sentence in plain
+    markdown = (folder / "report.md").read_text()
+    assert summary.settings_table(sweep).without_empty_columns().markdown() in markdown
     assert summary.conclusions(sweep)[1] in markdown
 
 
-def test_what_runs_are_called_and_say_is_no_markup(tmp_path):
-    leave_run(tmp_path / "<b>x<!--/seed=0", overrides={"data.train": "<script>alert(1)</script>"})
+def test_report_allows_its_own_script_alone(folder):
+    text = (folder / "report.html").read_text()
+    (script,) = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{allowed}'" in text
+
+
+def test_report_shows_names_and_errors_as_text(tmp_path):
+    leave_run(tmp_path / "<b>x<!--/seed=0", overrides={"data.train": "<script>alert(1)<!-- b"})
     leave_run(tmp_path / "y/seed=0", status="failed", error="<img src=x onerror=alert(1)>", measured=False)
-    text = report.render_html(read_sweep([tmp_path]))
-    for bad in ("<script", "<img", "<b>x", "<!--/"):
-        assert bad not in text
+    text = report.render_html(read_sweep([tmp_path]), tmp_path)
+    for markup in ("<script>alert", "<img", "<b>x", "<!--"):
+        assert markup not in text
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
 
 
-def test_colors_are_a_cells_own(tmp_path):
-    for number in range(8):
-        leave_run(tmp_path / f"few/{number}/seed=0", overrides={"n": number})
-    few = plots.setting_colors(read_sweep([tmp_path / "few"]))
-    assert len(set(few.values())) == 8
-    for number in range(12):
-        leave_run(tmp_path / f"many/{number:02}/seed=0", accuracy=0.3 + number / 20, overrides={"n": number})
-    many = plots.setting_colors(read_sweep([tmp_path / "many"]))
-    assert len(set(many.values())) == 12
-    assert [*many.values()][::11] == ["#414487", "#dfe318"]
+def test_report_links_to_runs_and_logs(folder):
+    text = (folder / "report.html").read_text()
+    assert '<a href="./warmup_frac%3D0.1/seed%3D0/">warmup_frac=0.1/seed=0</a>' in text
+    assert re.findall(r'href="(\S*run.log)"', text) == ["./warmup_frac%3D0.1/seed%3D0/run.log"]
 
 
-def test_what_is_shown_of_many_cells(tmp_path):
-    for number in range(6):
-        known = 20 * (3 - number) % 80
-        leave_run(tmp_path / f"{number}/seed=0", learns=number > 2, overrides={"n": number}, verdict_step=known)
-    sweep = read_sweep([tmp_path])
-    beside = selection.select_layer_runs(sweep)
-    assert [curve.setting.name for curve in beside] == [
-        "n=2",
-        "n=3",
-    ]  # doomed first, and a best
-    assert selection.select_steps(beside) == [20, 0, 80]
+def test_report_of_runs_without_results_says_so(tmp_path):
+    (tmp_path / "sweep.json").write_text('{"runs": ["a/seed=0", "b/seed=0"]}')
+    text = report.render_html(read_sweep([tmp_path]), tmp_path)
+    assert "No run has ended yet: 2 not started." in text
+    assert "<svg" not in text
 
 
-def test_a_run_of_other_layers_has_labels_of_its_own(tmp_path):
+def test_report_of_a_failed_run_shows_the_reason(tmp_path):
+    leave_run(tmp_path / "a/seed=0", status="failed", error="RuntimeError: out of memory", measured=False)
+    corrupt = tmp_path / "b/seed=0"
+    corrupt.mkdir(parents=True)
+    (corrupt / "result.json").write_text("{")
+    text = report.render_html(read_sweep([tmp_path]), tmp_path)
+    assert "RuntimeError: out of memory" in text
+    assert "is empty, corrupt, or not the result of a run" in text
+
+
+def test_report_has_no_nan(tmp_path):
+    evaluations = [{"step": 100, "loss": None, "accuracy": 0.25}]
+    for seed in (1, 2):
+        changes = {"status": "diverged", "evaluations": evaluations, "verdict": "diverged"}
+        leave_run(tmp_path / f"a/seed={seed}", seed=seed, measured=False, **changes)
+    report.write_report([tmp_path], tmp_path)
+    for name in ("report.html", "report.md", "runs.csv"):
+        assert not re.search(r"\bnan\b", (tmp_path / name).read_text())
+
+
+def test_report_names_the_weights_of_each_model(tmp_path):
     comparison(tmp_path, seeds=1)
     deep = synthetic_history(learns=True, depth=5)
     (tmp_path / "warmup_frac=0.7/seed=0" / HISTORY_FILE).write_bytes(deep.to_bytes())
-    assert "enc.l.4.output.dense" in report.render_html(read_sweep([tmp_path]))
+    assert "enc.l.4.output.dense" in report.render_html(read_sweep([tmp_path]), tmp_path)
 
 
-@pytest.mark.parametrize("depth", [2, 12, 24])
-def test_no_picture_is_large(tmp_path, depth):
-    comparison(tmp_path, seeds=1, measured=False)
-    for folder in tmp_path.glob("*/*"):
-        (folder / HISTORY_FILE).write_bytes(
-            synthetic_history(learns=True, depth=4 * depth).to_bytes()
-        )  # as many rows as BERT has
-    sweep = read_sweep([tmp_path])
-    beside, colors = selection.select_layer_runs(sweep), plots.setting_colors(sweep)
-    for figure in plots.layer_figures(beside, 0, colors).values():
-        assert len(plots.to_png(figure)) < 150_000
+def test_runs_csv_has_a_row_for_each_run(tmp_path):
+    comparison(tmp_path, seeds=1)
+    (tmp_path / "sweep.json").write_text('{"runs": ["later/seed=0"]}')
+    rows = list(csv.DictReader(io.StringIO(report.runs_csv(read_sweep([tmp_path])))))
+    assert len(rows) == 3
+    assert rows[0]["status"] == "waiting"
+    row = rows[1]
+    assert row.pop("folder") == f"{tmp_path}/warmup_frac=0.1/seed=0"
+    assert float(row.pop("loss")) == pytest.approx(1.15)
+    assert row == {
+        "run": "warmup_frac=0.1/seed=0",
+        "schedule.warmup_frac": "0.1",
+        "seed": "0",
+        "status": "finished",
+        "accuracy": "0.25",
+        "best_accuracy": "0.25",
+        "did_not_learn": "True",
+        "verdict": "collapsed",
+        "verdict_step": "20",
+        "peak_effective_lr": "0.002",
+        "steps": "100",
+        "total_steps": "100",
+        "seconds": "30.0",
+    }
 
 
-def test_a_thousand_runs(tmp_path):
+def test_runs_csv_is_read_by_pandas(folder):
+    import pandas
+
+    table = pandas.read_csv(folder / "runs.csv")
+    assert table.groupby("schedule.warmup_frac")["accuracy"].mean().to_dict() == pytest.approx({0.1: 0.25, 0.7: 0.8})
+    assert table["did_not_learn"].tolist() == [True, True, False, False]
+
+
+def test_title_and_details_say_what_was_done():
+    sweep = read_sweep([Path(__file__).parent / "version_0_1"])
+    assert title(sweep) == "BERT (8 layers, width 128) on docstrings: warmup_frac = 0.1, 0.7"
+    facts = dict(details(sweep))
+    assert facts.pop("Folder").endswith("version_0_1")
+    assert facts == {
+        "Data": "docstrings, 3600 texts to train on, 400 to test on, 4 classes (numpy, sklearn, matplotlib, torch), "
+        "most frequent class 25.0 %",
+        "Model": "BERT (8 layers, width 128), 2.7 M parameters, random weights",
+        "Optimizer": "AdamW, learning rate 5.5e-4, no bias correction, betas 0.9 and 0.999, eps 1e-6, weight decay 0, "
+        "gradients clipped at 1",
+        "Schedule": "warm-up swept, linear decay, 3 epochs, 675 steps",
+        "Batch": "16 texts, at most 32 tokens each, fp32",
+        "Device": "cpu",
+        "Versions": "bertmon 0.1.0, hydra-core 1.3.8, numpy 2.4.6, tokenizers 0.23.3, torch 2.13.0+cpu, "
+        "transformers 5.23.0",
+        "Started": "2026-11-25 16:40",
+        "Command": "python -m bertmon.run -m schedule.warmup_frac=0.1,0.7",
+    }
+
+
+def test_title_of_runs_that_know_no_config_is_the_folder(tmp_path):
+    (tmp_path / "sweep.json").write_text('{"runs": ["a/seed=0"]}')
+    assert title(read_sweep([tmp_path])) == tmp_path.name
+
+
+def test_report_of_a_thousand_runs_stays_small(tmp_path):
     for number in range(1000):
         leave_run(
             tmp_path / f"lr={number % 250}/seed={number // 250}",
@@ -191,7 +187,7 @@ def test_a_thousand_runs(tmp_path):
 # --- the command ---------------------------------------------------------------------------------
 
 
-def test_the_command(tmp_path, capsys, monkeypatch):
+def test_compare_writes_the_report_and_prints_the_answer(tmp_path, capsys, monkeypatch):
     comparison(tmp_path / "sweep")
     main([str(tmp_path / "sweep")])
     assert (tmp_path / "sweep/report.html").exists()
@@ -205,7 +201,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "elsewhere/deep/report.md").exists()
 
 
-def test_mistakes_at_the_command(tmp_path):
+def test_compare_of_a_wrong_folder_prints_one_line(tmp_path):
     def fails(*arguments):
         done = subprocess.run(
             [sys.executable, "-m", "bertmon", "compare", *arguments], cwd=tmp_path, capture_output=True, text=True

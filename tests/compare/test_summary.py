@@ -94,7 +94,8 @@ def test_conclusions_of_a_comparison_name_the_best_and_the_failure(tmp_path):
     assert summary.conclusions(read_sweep([comparison(tmp_path)]))[:2] == [
         "Best: warmup_frac=0.7, 80.0 ± 0.0 % test accuracy (2 seeds).",
         "warmup_frac=0.1: 2 of 2 runs did not learn (collapsed, flagged at step 20 of 100, 20 %); "
-        "likely cause: a learning rate of 1 is too large. Try optimizer.lr=0.1.",
+        "likely cause: a learning rate of 1 is too large. With warmup_frac=0.7 both runs learned. "
+        "Not tried: optimizer.lr=3e-4 (peak effective rate 3e-4).",
     ]
 
 

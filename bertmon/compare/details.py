@@ -1,0 +1,142 @@
+"""What was done in a sweep: its title, and the facts at the top of a report. Pure but for reading sweep.json."""
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bertmon.compare.results import RunSummary, Sweep, short_names
+from bertmon.notation import format_percent, format_value
+from bertmon.result import RunResult, SweepFile
+from bertmon.sanitize import sanitize_line
+
+Values = Mapping[str, Any]
+"""A config by dotted key; the word "swept" in place of values that were."""
+
+
+def title(sweep: Sweep) -> str:
+    """Data, model and swept keys; the folders' names if no run knows its config."""
+    known = _known_runs(sweep)
+    if not known:
+        return sanitize_line(", ".join(folder.resolve().name for folder in sweep.folders))
+    model, data = _common(known, _model_name), _common(known, _data_name)
+    subject = " on ".join(part for part in (model, data) if part)
+    short = short_names(sweep.swept)
+    swept = "; ".join(_swept(sweep, key, short[key]) for key in sweep.swept)
+    return sanitize_line(": ".join(part for part in (subject, swept) if part), 500)
+
+
+def details(sweep: Sweep) -> list[tuple[str, str]]:
+    """Label and text of each fact that is known; several texts where runs differ."""
+    known = _known_runs(sweep)
+    facts: list[tuple[str, Callable[[RunResult, Values], str]]] = [
+        ("Data", _data),
+        ("Model", _model),
+        ("Optimizer", lambda result, values: _optimizer(values)),
+        ("Schedule", _schedule),
+        ("Batch", lambda result, values: _batch(values)),
+        ("Device", lambda result, values: _device(result)),
+        ("Versions", lambda result, values: ", ".join(f"{name} {text}" for name, text in result.versions.items())),
+    ]
+    swept = dict.fromkeys(sweep.swept, "swept")
+    lines = [
+        (label, _joined([text(run.result, {**run.values, **swept}) for run in known if run.result]))
+        for label, text in facts
+    ]
+    starts = [run.result.started for run in sweep.runs if run.result and run.result.started]
+    lines.append(("Started", min(starts, default="").replace("T", " ")[:16]))
+    commands = [SweepFile.read(folder) for folder in sweep.folders]
+    words = [shlex.join(["python", "-m", "bertmon.run", *each.command]) for each in commands if each and each.command]
+    lines.append(("Command", "\n".join(words)))
+    lines.append(("Folder", "\n".join(str(folder.resolve()) for folder in sweep.folders)))
+    return [(label, text) for label, text in lines if text]
+
+
+def _swept(sweep: Sweep, key: str, name: str) -> str:
+    """A swept key with its values, of many with their number."""
+    values = dict.fromkeys(format_value(setting.values[key]) for setting in sweep.settings if key in setting.values)
+    return f"{name} = {', '.join(values)}" if len(values) <= 6 else f"{len(values)} values of {name}"
+
+
+def _known_runs(sweep: Sweep) -> list[RunSummary]:
+    """One run of each setting that knows its config."""
+    runs = [next((run for run in setting.runs if run.values), None) for setting in sweep.settings]
+    return [run for run in runs if run]
+
+
+def _common(runs: Sequence[RunSummary], text: Callable[[Values], str]) -> str:
+    """The text of all runs; empty if they differ."""
+    texts = {text(run.values) for run in runs}
+    return texts.pop() if len(texts) == 1 else ""
+
+
+def _joined(texts: Sequence[str]) -> str:
+    """The different ones, of many the first three."""
+    different = [each for each in dict.fromkeys(texts) if each]
+    more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+    return sanitize_line(" / ".join(different[:3]) + more, 2000)
+
+
+def _data_name(values: Values) -> str:
+    if values.get("data.packages"):
+        return "docstrings"
+    if values.get("data.categories"):
+        return "20 newsgroups"
+    return format_value(values["data.train"]) if values.get("data.train") else ""
+
+
+def _data(result: RunResult, values: Values) -> str:
+    data = result.data
+    if data is None:
+        return _data_name(values)
+    names = data.label_names
+    classes = f"{len(names)} classes ({', '.join(names)})" if len(names) <= 8 else f"{len(names)} classes"
+    sizes = f"{data.train_texts} texts to train on, {data.test_texts} to test on"
+    majority = f"most frequent class {format_percent(data.majority_share)}"
+    return ", ".join(part for part in (_data_name(values), sizes, classes if names else "", majority) if part)
+
+
+def _model_name(values: Values) -> str:
+    if values.get("model.name"):
+        return format_value(values["model.name"])
+    depth, width = values.get("model.num_hidden_layers"), values.get("model.hidden_size")
+    return f"{_family(values)} ({depth} layers, width {width})" if depth and width else ""
+
+
+def _family(values: Values) -> str:
+    family = values.get("model.model_type") or "bert"
+    return "BERT" if family == "bert" else str(family)
+
+
+def _model(result: RunResult, values: Values) -> str:
+    parameters = f"{result.parameters / 1e6:.1f} M parameters" if result.parameters else ""
+    weights = f"{values['model.init']} weights" if values.get("model.init") else ""
+    return ", ".join(part for part in (_model_name(values) or _family(values), parameters, weights) if part)
+
+
+def _optimizer(values: Values) -> str:
+    correction = {True: "bias correction", False: "no bias correction"}.get(
+        values["optimizer.bias_correction"], "bias correction swept"
+    )
+    keys = ("lr", "beta1", "beta2", "eps", "weight_decay")
+    lr, beta1, beta2, eps, decay = (format_value(values[f"optimizer.{key}"]) for key in keys)
+    clip = values.get("train.max_grad_norm")
+    clipping = "no clipping" if clip is None else f"gradients clipped at {format_value(clip)}"
+    adam = f"AdamW, learning rate {lr}, {correction}, betas {beta1} and {beta2}, eps {eps}"
+    return f"{adam}, weight decay {decay}, {clipping}"
+
+
+def _schedule(result: RunResult, values: Values) -> str:
+    warmup = f"warm-up {format_value(values['schedule.warmup_frac'])}"
+    epochs = f"{values['train.epochs']} epoch{'s' if values['train.epochs'] != 1 else ''}"
+    steps = f"{result.total_steps} steps" if result.total_steps else ""
+    return ", ".join(part for part in (warmup, f"{values['schedule.decay']} decay", epochs, steps) if part)
+
+
+def _batch(values: Values) -> str:
+    size, length = values["train.batch_size"], values["data.max_length"]
+    return f"{size} texts, at most {length} tokens each, {values['train.precision']}"
+
+
+def _device(result: RunResult) -> str:
+    name = ", ".join(str(result.device[key]) for key in ("type", "name") if result.device.get(key))
+    return name + (f", {result.processes} processes" if result.processes > 1 else "")
