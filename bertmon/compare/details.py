@@ -42,6 +42,8 @@ def details(sweep: Sweep) -> list[tuple[str, str]]:
         (label, _joined([text(run.result, {**run.values, **swept}) for run in known if run.result]))
         for label, text in facts
     ]
+    warnings = dict.fromkeys(warning for run in known if run.result for warning in run.result.warnings)
+    lines.append(("Warnings", "\n".join(sanitize_line(warning, 500) for warning in warnings)))
     starts = [run.result.started for run in sweep.runs if run.result and run.result.started]
     lines.append(("Started", min(starts, default="").replace("T", " ")[:16]))
     commands = [SweepFile.read(folder) for folder in sweep.folders]

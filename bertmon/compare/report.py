@@ -114,7 +114,8 @@ def render_markdown(sweep: Sweep) -> str:
 def runs_csv(sweep: Sweep) -> str:
     """A row a run: its setting, metrics, verdict, peak effective rate, steps and seconds. Empty is not known."""
     file = io.StringIO()
-    columns = ["run", "folder", *sweep.swept, "seed", "status", "accuracy", "loss", "best_accuracy", "did_not_learn"]
+    columns = ["run", "folder", *sweep.swept, "seed", "status", "accuracy", "loss", "f1_macro", "mcc"]
+    columns += ["best_accuracy", "did_not_learn"]
     columns += ["verdict", "verdict_step", "peak_effective_lr", "steps", "total_steps", "seconds"]
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
@@ -128,7 +129,7 @@ def runs_csv(sweep: Sweep) -> str:
 
 def _csv_values(run: RunSummary) -> list[Any]:
     result = run.result
-    numbers = [run.final("accuracy"), run.final("loss"), run.best("accuracy")]
+    numbers = [run.final(metric) for metric in ("accuracy", "loss", "f1_macro", "mcc")] + [run.best("accuracy")]
     diagnosis = result.diagnosis if result else None
     values: list[Any] = [run.seed, run.status, *numbers, run.did_not_learn, run.verdict]
     values += [diagnosis.since_step if diagnosis else None, run.peak_effective_lr]

@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from bertmon.config import RunConfig, run_identity
+from bertmon.config import RENAMED_KEYS, RunConfig, run_identity
 from bertmon.errors import InputError
-from bertmon.metrics import texts_needed
 from bertmon.monitor.diagnosis import Verdict
 from bertmon.monitor.history import HISTORY_FILE, History
 from bertmon.notation import format_value
@@ -32,24 +31,6 @@ log = logging.getLogger(__name__)
 
 WAITING, UNREADABLE = "waiting", "unreadable"
 """Statuses beside those of RunResult: a run that has not started, and one whose result.json is corrupt."""
-
-_NOT_SETTINGS = ("seed", "cache")  # "cache": version 0.1 named cache_dir so
-_RENAMED_KEYS = {
-    "train.clip": "train.max_grad_norm",
-    "data.pad_lengths": "data.bucket_lengths",
-    "data.home": "data.data_home",
-    "schedule.shape": "schedule.decay",
-    "monitor.biases": "monitor.include_biases",
-    "monitor.rules.logit_spread": "monitor.thresholds.min_logit_std",
-    "monitor.rules.depth_profile": "monitor.thresholds.min_depth_ratio",
-    "monitor.rules.update_per_lr": "monitor.thresholds.min_update_per_lr",
-    "monitor.rules.learned": "monitor.thresholds.learned_loss_ratio",
-    "monitor.rules.spread_at_end": "monitor.thresholds.min_final_logit_std",
-    "monitor.rules.patience": "monitor.thresholds.min_lr_used",
-    "monitor.rules.growth": "monitor.thresholds.max_logit_std_growth",
-    "monitor.rules.slow": "monitor.thresholds.slow_after",
-}
-"""Config keys as version 0.1 named them."""
 
 _MAX_PLAN_BYTES = 10**9
 
@@ -86,15 +67,15 @@ class RunSummary:
     def overrides(self) -> Mapping[str, Any]:
         """What tells the run's setting from the others of its launch, by dotted key."""
         overrides = self.result.overrides if self.result else {}
-        return {_RENAMED_KEYS.get(key, key): value for key, value in overrides.items()}
+        return {RENAMED_KEYS.get(key, key): value for key, value in overrides.items()}
 
     @cached_property
     def values(self) -> Mapping[str, Any]:
         """The config of the run's setting, by dotted key; empty while it is not known."""
         if self.result is None or self.result.config is None:
             return {}
-        flat = run_identity(self.result.config)
-        known = {_RENAMED_KEYS.get(key, key): value for key, value in flat.items() if key not in _NOT_SETTINGS}
+        known = run_identity(self.result.config)
+        known.pop("seed", None)
         return _default_values() | known  # a key that the run's version did not have yet has its default
 
     @cached_property
@@ -123,11 +104,11 @@ class RunSummary:
         return self.flagged_step / self.result.total_steps
 
     def final(self, metric: str) -> float:
-        """loss or accuracy of the last evaluation; nan if there is none."""
+        """A metric of the last evaluation, a field of EvalResult; nan if it is not known."""
         return getattr(self.result.final, metric) if self.result and self.result.final else math.nan
 
     def best(self, metric: str) -> float:
-        """loss or accuracy of the evaluation with the best accuracy; nan if there is none."""
+        """A metric of the best evaluation; nan if it is not known."""
         return getattr(self.result.best, metric) if self.result and self.result.best else math.nan
 
     @property
@@ -248,8 +229,8 @@ class Sweep:
     def min_test_texts(self) -> tuple[int, int] | None:
         """Test texts of the run that has fewest for its classes, and how many it would need, if that is more."""
         data = [run.result.data for run in self.ended if run.result and run.result.data]
-        sizes = {(each.test_texts, texts_needed(each.majority_share)) for each in data}
-        return min(((texts, needed) for texts, needed in sizes if texts < needed), default=None)
+        short = {(each.test_texts, each.needed_texts) for each in data if each.needed_texts}
+        return min(((texts, needed) for texts, needed in short if needed), default=None)
 
 
 def read_sweep(folders: Sequence[Path]) -> Sweep:
@@ -341,4 +322,6 @@ def _frozen(value: Any) -> Any:
 
 @functools.cache
 def _default_values() -> dict[str, Any]:
-    return {key: value for key, value in run_identity(asdict(RunConfig())).items() if key not in _NOT_SETTINGS}
+    values = run_identity(asdict(RunConfig()))
+    del values["seed"]
+    return values

@@ -6,9 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.text import Text
-
 from bertmon.compare.advice import advise
 from bertmon.compare.rates import LR_KEY, rate_windows
 from bertmon.compare.results import UNREADABLE, WAITING, RunSummary, Setting, Sweep, short_names
@@ -18,10 +15,10 @@ from bertmon.result import RESULT_FILE, Status
 from bertmon.sanitize import sanitize_line
 
 TABLE_NOTE = (
-    "Mean ± standard deviation over the runs of a setting. Did not learn: the last accuracy is within the 99 % "
-    "interval of always guessing the most frequent class; with the 95 % interval of the rate. Flagged at step: since "
-    "when the doomed verdict that a run ended with was known; median and range. Peak rate: the largest effective "
-    "learning rate. Time: mean of a run. Saved: steps that all stopped runs were spared."
+    "Mean ± standard deviation over the runs of a setting. Did not learn: exact tests cannot tell the last predictions "
+    "from guessing; with the 95 % interval of the rate. Flagged at step: since when the doomed verdict that a run "
+    "ended with was known; median and range. Peak rate: the largest effective learning rate. Best: accuracy of the "
+    "best evaluation. Time: mean of a run. Saved: steps that all stopped runs were spared."
 )
 
 _MAX_NAMED = 3  # settings that are named one by one
@@ -82,7 +79,7 @@ def settings_table(sweep: Sweep, *, intervals: bool = True) -> Table:
     """A row a setting: its values, and what came of it. intervals: of the rates of runs that did not learn."""
     header = ["setting"] if needs_names(sweep) else [*short_names(sweep.swept).values()]
     header += ["runs", "test accuracy", "did not learn", "verdict", "flagged at step", "peak rate", "best"]
-    header += ["test loss", "time", "saved"]
+    header += ["macro F1", "test loss", "time", "saved"]
     return Table.of(header, (_setting_row(sweep, setting, intervals) for setting in listed_settings(sweep)))
 
 
@@ -153,6 +150,9 @@ def verdict_sentence(run: RunSummary) -> str:
 
 def console_summary(sweep: Sweep) -> str:
     """The whole answer, for standard output: as wide as the terminal, verdicts in color unless NO_COLOR is set."""
+    from rich.console import Console  # here, since a run that ends needs no console
+    from rich.text import Text
+
     console = Console(highlight=False, soft_wrap=True)
     table = settings_table(sweep, intervals=False).without_empty_columns()
     note, listed = "", listed_settings(sweep)
@@ -162,7 +162,7 @@ def console_summary(sweep: Sweep) -> str:
         table = Table(table.header, tuple(table.rows[row] for row in best))
     if console.is_terminal:
         importance = ("test accuracy", "verdict", "did not learn", "flagged at step", "runs", "peak rate")
-        table = table.fitted(console.width, (*importance, "saved", "time", "test loss", "best"))
+        table = table.fitted(console.width, (*importance, "saved", "time", "test loss", "macro F1", "best"))
     lines = [line for line in ("\n".join([table.plain(), note]), *conclusions(sweep)) if line]
     text = Text("\n".join(line.rstrip("\n") for line in lines))
     for verdict, style in _VERDICT_STYLES.items():
@@ -293,7 +293,7 @@ def _setting_row(sweep: Sweep, setting: Setting, intervals: bool) -> tuple[str, 
     if not ended:
         states = Counter(_STATES.get(run.status, run.status) for run in setting.runs)
         state = ", ".join(f"{count} {status}" if n > 1 else status for status, count in states.items())
-        return (*named, str(n), state, "", "", "", peak, *[""] * 4)
+        return (*named, str(n), state, "", "", "", peak, *[""] * 5)
     loss, loss_deviation, losses = setting.mean("loss")
     best, _, bests = setting.mean("accuracy", best=True)
     saved = sum(run.saved_steps for run in ended)
@@ -306,6 +306,7 @@ def _setting_row(sweep: Sweep, setting: Setting, intervals: bool) -> tuple[str, 
         flagged_steps(ended),
         peak,
         f"{format_percent(best)}{_of(bests, ended)}" if bests else "",
+        format_percent(*setting.mean("f1_macro")[:2]),
         f"{loss:.3f}{_plus_minus(loss_deviation)}{_of(losses, ended)}" if losses else "",
         format_duration(setting.seconds),
         f"{saved} steps" if saved else "",

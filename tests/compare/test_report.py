@@ -124,6 +124,8 @@ def test_runs_csv_has_a_row_for_each_run(tmp_path):
         "seed": "0",
         "status": "finished",
         "accuracy": "0.25",
+        "f1_macro": "",
+        "mcc": "",
         "best_accuracy": "0.25",
         "did_not_learn": "True",
         "verdict": "collapsed",

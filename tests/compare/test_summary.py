@@ -18,17 +18,17 @@ def test_settings_table_has_a_row_for_each_setting(tmp_path):
     overrides = {"schedule.warmup_frac": 0.7}
     leave_run(tmp_path / "warmup_frac=0.7/seed=1", accuracy=0.6, seed=1, overrides=overrides, seconds=90.0)
     table = summary.settings_table(read_sweep([tmp_path]))
-    header = "warmup_frac, runs, test accuracy, did not learn, verdict, flagged at step, peak rate, best, test loss"
-    assert table.header == (*header.split(", "), "time", "saved")
+    header = "warmup_frac, runs, test accuracy, did not learn, verdict, flagged at step, peak rate, best, macro F1"
+    assert table.header == (*header.split(", "), "test loss", "time", "saved")
     assert table.rows == (
-        ("0.1", "1", "25.0 %", "1 of 1 (21 to 100 %)", "collapsed", "20", "2e-3", "25.0 %", "1.150", "30 s", ""),
+        ("0.1", "1", "25.0 %", "1 of 1 (21 to 100 %)", "collapsed", "20", "2e-3", "25.0 %", "", "1.150", "30 s", ""),
         (
-            "0.7", "2", "70.0 ± 14.1 %", "0 of 2 (0 to 66 %)", "healthy", "", "2e-3", "70.0 %", "0.700 ± 0.141",
+            "0.7", "2", "70.0 ± 14.1 %", "0 of 2 (0 to 66 %)", "healthy", "", "2e-3", "70.0 %", "", "0.700 ± 0.141",
             "60 s", "",
         ),
     )  # fmt: skip
     assert table.plain().splitlines()[1].startswith("0.1          1     25.0 %")
-    assert table.markdown().splitlines()[1] == "|" + 11 * " --- |"
+    assert table.markdown().splitlines()[1] == "|" + 12 * " --- |"
 
 
 def test_settings_table_of_two_sweeps_has_a_column_for_every_key_that_differs(tmp_path):
@@ -57,9 +57,9 @@ def test_settings_table_means_over_fewer_runs_say_so(tmp_path):
         leave_run(tmp_path / f"b/a/seed={seed}", seed=seed, **changes)
     (row,) = summary.settings_table(read_sweep([tmp_path / "a"])).rows
     assert row[2:4] == ("43.3 ± 31.8 %", "2 of 3 (21 to 94 %)")
-    assert row[7:9] == ("80.0 % (1 of 3)", "0.600 (1 of 3)")
+    assert (row[7], row[9]) == ("80.0 % (1 of 3)", "0.600 (1 of 3)")
     (row,) = summary.settings_table(read_sweep([tmp_path / "b"])).rows
-    assert (row[2], *row[7:9]) == ("25.0 ± 0.0 %", "", "")
+    assert (row[2], row[7], row[9]) == ("25.0 ± 0.0 %", "", "")
 
 
 def test_settings_table_separates_best_from_last_and_leaves_out_unfinished_time(tmp_path):
@@ -70,7 +70,7 @@ def test_settings_table_separates_best_from_last_and_leaves_out_unfinished_time(
     sweep = read_sweep([tmp_path])
     (row,) = summary.settings_table(sweep).rows
     assert row == (
-        "a", "2 of 3", "60.0 ± 14.1 %", "0 of 2 (0 to 66 %)", "healthy", "", "2e-3", "80.0 %", "1.000 ± 0.000",
+        "a", "2 of 3", "60.0 ± 14.1 %", "0 of 2 (0 to 66 %)", "healthy", "", "2e-3", "80.0 %", "", "1.000 ± 0.000",
         "15 s", "",
     )  # fmt: skip
     assert [row[:2] for row in summary.unfinished_table(sweep).rows] == [("a/seed=2", "interrupted")]
