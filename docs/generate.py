@@ -162,12 +162,25 @@ def _entry(title: str, value: Any, *, level: int) -> str:
     lines = [f"{'#' * level} {title}\n"]
     if inspect.isclass(value) and issubclass(value, StrEnum):
         lines.append("Values: " + ", ".join(f"`{member.value}`" for member in value) + ".\n")
+    elif dataclasses.is_dataclass(value):
+        lines.append(_fields_list(value))
     elif callable(value) and not (inspect.isclass(value) and issubclass(value, Exception)):
         lines.append(f"```python\n{_signature(title.rpartition('.')[2], value)}\n```\n")
-    lines.append(_markdown(_own_doc(value)))
+    lines.insert(1 if dataclasses.is_dataclass(value) else len(lines), _markdown(_own_doc(value)))
     if inspect.isclass(value):
         lines += [_member(name, member) for name, member in _members(value)]
     return "\n".join(lines)
+
+
+def _fields_list(schema: Any) -> str:
+    """Fields of a dataclass with their types and the comments behind them."""
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(schema), re.MULTILINE))
+    rows = []
+    for field in dataclasses.fields(schema):
+        annotation = field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
+        comment = f": {comments[field.name]}" if field.name in comments else ""
+        rows.append(f"- `{field.name}` ({_short(annotation)}){comment}")
+    return "\n".join(rows) + "\n"
 
 
 def _own_doc(value: Any) -> str:

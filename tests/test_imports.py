@@ -32,8 +32,6 @@ FLOORS = [
 HYDRA = {"launch", "run", "cli", "__main__"}
 NUMPY_ALONE = {"monitor.history", "monitor.diagnosis"}
 
-pytestmark = pytest.mark.xfail(reason="the move into wings is under way", strict=False)
-
 
 def wing(module: str) -> str:
     return module.partition(".")[0]
