@@ -1,7 +1,8 @@
-"""Draw the README's pictures from a finished sweep: python docs/pictures.py multirun/<sweep> [step]
+"""Draw the pictures of README and docs from a finished sweep: python docs/make_screenshots.py multirun/<sweep> [step]
 
-Takes the gradient_flow image nearest to the step (60 unless given) out of each run's event file, and what Chromium
-(Debian's chromium and chromium-driver; `pip install selenium`) shows of the report and of TensorBoard.
+docs/depth.png is the report's figure of gradients by depth at that step (60 by default), the gradient_flow figures come
+from the event files, the others are what Chromium shows of the report and of TensorBoard (Debian's chromium and
+chromium-driver; `pip install selenium`).
 """
 
 import io
@@ -13,12 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bertmon.compare.layer_plots import gradient_depth
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.wait import WebDriverWait
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bertmon.compare.plots import to_png
+from bertmon.compare.results import read_sweep
+from bertmon.compare.selection import select_curves
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -43,8 +49,8 @@ def browser(width: int = 1300, height: int = 1000, *, dark: bool = False) -> Ite
 
 @contextmanager
 def board(folder: Path) -> Iterator[str]:
-    """`bertmon board` on the folder, at the address that is given."""
-    command = [sys.executable, "-m", "bertmon", "board", str(folder), "--port", "0"]
+    """`bertmon tensorboard` on the folder; yields its address."""
+    command = [sys.executable, "-m", "bertmon", "tensorboard", str(folder), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         try:
@@ -79,9 +85,12 @@ def shows(driver: webdriver.Chrome, address: str, *words: str, seconds: float = 
     return text_of(driver)
 
 
-def main(sweep: Path, step: int) -> None:
+def main(sweep_dir: Path, step: int) -> None:
     here = Path(__file__).parent
-    first_seeds = {path.parent.parent: path.parent for path in sorted(sweep.rglob("result.json"), reverse=True)}
+    curves = select_curves(read_sweep([sweep_dir]))
+    if figure := gradient_depth(curves, step):
+        (here / "depth.png").write_bytes(to_png(figure))
+    first_seeds = {path.parent.parent: path.parent for path in sorted(sweep_dir.rglob("result.json"), reverse=True)}
     for run in first_seeds.values():
         images = EventAccumulator(str(run), size_guidance={"images": 0}).Reload().Images("gradient_flow")
         image = min(images, key=lambda image: abs(image.step - step))
@@ -89,17 +98,17 @@ def main(sweep: Path, step: int) -> None:
         target = here / f"gradient_flow_warmup_{warmup}.png"
         target.write_bytes(image.encoded_image_string)
         print(f"{target}: step {image.step} of {run}")
-    with browser(1250, 1480) as driver, board(sweep) as address:
-        driver.get((sweep / "report.html").absolute().as_uri())
-        _keep(driver, here / "report.png")
-        shows(driver, f"{address}#custom_scalars", "depth profile of the gradients", "warmup_frac=0.7/seed=0")
+    with browser(1250, 1480) as driver, board(sweep_dir) as address:
+        driver.get((sweep_dir / "report.html").absolute().as_uri())
+        _save(driver, here / "report.png")
+        shows(driver, f"{address}#custom_scalars", "Overview", "warmup_frac=0.7/seed=0")
         time.sleep(3)  # the curves are drawn after their titles
-        _keep(driver, here / "tensorboard.png")
+        _save(driver, here / "tensorboard.png")
 
 
-def _keep(driver: webdriver.Chrome, target: Path) -> None:
-    picture = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
-    picture.quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
+def _save(driver: webdriver.Chrome, target: Path) -> None:
+    image = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
+    image.quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
     print(f"{target}: {target.stat().st_size / 1000:.0f} kB")
 
 
