@@ -258,18 +258,23 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def named_weights(model: nn.Module, *, biases: bool = False) -> dict[str, NamedWeight]:
-    """The model's trainable weights, optionally with biases, by short label, from input to output.
+_PEFT = r"^base_model\.model\.|(?<=\.lora_[AB])\.\w+(?=\.)|\.modules_to_save\.\w+(?=\.)|\.base_layer(?=\.)"
+"""What peft adds to the names of a model and its adapters."""
 
-    `bert.encoder.layer.0.attention.self.query.weight` has the label `enc.l.0.attention.query`.
+
+def named_weights(model: nn.Module, *, biases: bool = False, frozen: bool = False) -> dict[str, NamedWeight]:
+    """The model's trainable weights, optionally with biases and frozen ones, by short label, from input to output.
+
+    `bert.encoder.layer.0.attention.self.query.weight` has the label `enc.l.0.attention.query`, and its LoRA adapters
+    have `enc.l.0.attention.query.lora_A` and `enc.l.0.attention.query.lora_B`.
     """
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     weights = {}
     for name, parameter in model.named_parameters():
         owner, _, role = name.rpartition(".")
-        if not parameter.requires_grad or (role != "weight" and not biases):
+        if not (parameter.requires_grad or frozen) or (role != "weight" and not biases):
             continue
-        label = name.removeprefix(prefix).removesuffix(".weight")
+        label = re.sub(_PEFT, "", name).removeprefix(prefix).removesuffix(".weight")
         label = re.sub(r"\bencoder\.layers?\.", "enc.l.", label).replace(".self.", ".")
         kind = "bias" if role == "bias" else _kind(model.get_submodule(owner))
         number = re.search(r"\blayers?\.(\d+)\.", name)

@@ -18,50 +18,85 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from bertmon import distributed
 from bertmon.config import MonitorConfig, VerdictThresholds
-from bertmon.data.corpus import entropy
 from bertmon.errors import InputError, require
-from bertmon.integrations.plan_ahead import adam_config, current_lr, planned_learning_rates
+from bertmon.integrations import resume
+from bertmon.integrations.dashboards import tell_wandb
+from bertmon.integrations.labels import chance_loss
+from bertmon.integrations.logits import ModelLogits
+from bertmon.integrations.plan_ahead import (
+    adam_config,
+    current_lr,
+    past_learning_rates,
+    planned_learning_rates,
+)
+from bertmon.integrations.unwrap import (
+    is_update,
+    loss_scale,
+    overflowed,
+    unwrap_model,
+    unwrap_optimizer,
+    unwrap_scheduler,
+)
 from bertmon.model import named_weights
-from bertmon.monitor.diagnosis import Diagnosis
-from bertmon.monitor.history import HISTORY_FILE, History, RunPlan
+from bertmon.monitor.diagnosis import OWN_LOOP, Diagnosis, Vocabulary
+from bertmon.monitor.history import HISTORY_FILE, History, RunPlan, Snapshot
 from bertmon.monitor.monitor import Monitor
-from bertmon.monitor.probe import LogitProbe, first_texts
+from bertmon.monitor.probe import LogitProbe
 from bertmon.monitor.tensorboard import RunWriter
 from bertmon.optimizer import bias_correction_gain
 from bertmon.storage import atomic_write
 
 log = logging.getLogger(__name__)
 
-Inputs = Mapping[str, Any]
-"""What a model is called with, by name; a row for each text."""
+
+@dataclass(frozen=True)
+class LoopFacts:
+    """What a trainer's callback knows of its loop, and a loop of one's own has no need to say.
+
+    vocabulary: what advice calls the settings. steps_per_call: updates between two steps of the scheduler.
+    alone: this process watches and no other, so that none is waited for. on_figure: also gets each figure, as step,
+    tag and PNG file.
+    """
+
+    vocabulary: Vocabulary = OWN_LOOP
+    steps_per_call: int = 1
+    alone: bool = False
+    on_figure: Callable[[int, str, bytes], None] | None = None
 
 
 class Watch:
     """Measures a model while your own loop trains it, judges the run, and writes TensorBoard logs and history.npz.
 
     model: one of transformers' classifiers, or any other whose logits `logits` gives; trained in float32, or in
-    bfloat16 under autocast. Its weights are watched, not its biases.
+    bfloat16 or float16 under autocast. Its weights are watched, not its biases.
     optimizer: an Adam variant; verdict thresholds are calibrated for Adam only.
-    folder: where to write. One that contains a run is refused.
+    folder: where to write. One that contains a run is refused, unless the training resumes there.
     total_steps: updates that are planned.
     labels: those of the training texts; their entropy is the loss of a model that ignores the texts.
     scheduler: the one that sets the rates; a copy of it is stepped to the end in advance, because the verdict depends
     on the remaining learning rates. None: the rate is constant.
     bias_correction: false for an Adam that does not correct its moments.
-    every, figures, thresholds: as the keys monitor.every, monitor.figures and monitor.thresholds.
-    logits: the logits [B, C] of what is given to `step`. None: `model(**batch).logits`, without labels.
+    logits: the logits [B, C] of a batch that is given to `step`. None: `model(**batch).logits`, without labels.
+    scaler: the GradScaler of a loop in float16; updates that it skips are not counted.
+    first_step: updates that the model has had. The folder's history is continued if `checkpoint` was called then;
+    otherwise the steps before stay unknown.
 
-    Use it as a context manager, or call `close` at the end. Raises InputError for an argument that does not fit.
+    Objects that accelerate has prepared, and models in DataParallel or DistributedDataParallel, are taken as they are;
+    of several processes the first one writes. Use it as a context manager, or call `close` at the end. Raises
+    InputError for an argument that does not fit.
     """
 
     def __init__(
@@ -78,38 +113,46 @@ class Watch:
         figures: bool = True,
         thresholds: VerdictThresholds | None = None,
         logits: Callable[[Any], Tensor] | None = None,
+        scaler: "torch.amp.GradScaler | None" = None,
+        first_step: int = 0,
+        facts: LoopFacts | None = None,
     ) -> None:
         require(total_steps >= 1, "total_steps", total_steps, "an integer of at least 1")
+        facts = facts or LoopFacts()
+        config = MonitorConfig(every=every, figures=figures, thresholds=thresholds or VerdictThresholds())
         self._folder = Path(folder)
-        if (self._folder / HISTORY_FILE).exists():
-            raise InputError(f"{folder} already contains a run: choose another folder or delete it.")
-        self.model: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile's wrapper adds to the names
-        weights = named_weights(self.model)
-        require(bool(weights), "model", type(model).__name__, "a model with trainable weights")
-        self._optimizer = optimizer
-        adam = adam_config(optimizer, bias_correction)
-        self._gains = np.array([bias_correction_gain(adam, step) for step in range(total_steps)])
-        lr = planned_learning_rates(optimizer, scheduler, total_steps)
-        plan = RunPlan(
-            lr=lr,
-            effective_lr=lr * self._gains,
-            chance_loss=_chance_loss(labels),
-            warmup_frac=float(lr.argmax()) / total_steps,
-            bias_correction=bias_correction,
-        )
-        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self._writer = RunWriter(self._folder, draw=figures)
+        self._prepared_optimizer = optimizer
+        self._optimizer = unwrap_optimizer(optimizer)
+        self._scaler = scaler if scaler is not None else getattr(optimizer, "scaler", None)
+        self.model = unwrap_model(model)
+        require(bool(named_weights(self.model)), "model", type(model).__name__, "a model with trainable weights")
+        chance = chance_loss(labels)
+        self._processes = 1 if facts.alone else distributed.world_size()
+        point = _same_everywhere(lambda: _resume_point(self._folder, first_step), self._processes)
+        history = self._history(point, chance, first_step, total_steps, scheduler, bias_correction, facts)
+        self._writer = self._open_writer(point, first_step, figures, facts)
         self._monitor = Monitor(
-            weights,
-            History(plan),
-            MonitorConfig(every=every, figures=figures, thresholds=thresholds or VerdictThresholds()),
+            named_weights(self.model),
+            history,
+            config,
             self._writer,
-            probe=LogitProbe(self.model, self._probe_forward(logits)),
+            probe=LogitProbe(self.model, ModelLogits(self.model, logits)),
+            vocabulary=facts.vocabulary,
+            mean_over_processes=_mean_over_processes if self._processes > 1 else None,
         )
-        self._step = 0  # the one in progress
+        self._step = len(history.losses)  # the one in progress
+        started = {"diagnosis": None, "logged_steps": self._step, "next_probe_step": 0}
+        self._monitor.load_state_dict(point.monitor if point else started)
+        self._trainable = _count_trainable(self.model)
         self._warned_about_lr = False
         self._ended = False  # diverged, or longer than planned: nothing is measured any more
+        self._measuring = False  # the step in progress
         self._closed = False
+
+    @property
+    def folder(self) -> Path:
+        """Where it writes."""
+        return self._folder
 
     @property
     def history(self) -> History:
@@ -134,46 +177,71 @@ class Watch:
         loss: mean cross-entropy of the update's texts []. batch: what the model was called with.
         """
         self.measure_gradients()
-        self.before_update(loss, batch)
+        self.before_update(batch)
         yield
-        self.after_update()
+        self.after_update(loss)
 
     def measure_gradients(self) -> None:
         """The first part of a step: measure the accumulated gradients before they are clipped. Can be repeated."""
-        if self._ended:
+        self._measuring = not self._ended and is_update(self._prepared_optimizer)
+        if not self._measuring:
             return
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not gradients:
             raise InputError("watch.step: expected gradients, got none: call it after loss.backward().")
-        self._grad_norm = nn.utils.get_total_norm(gradients)
-        self._monitor.measure_gradients(self._step)
+        if len(parameters) != self._trainable:
+            self._trainable = len(parameters)
+            self._watch_unfrozen()
+        scale = loss_scale(self._scaler, self._optimizer)
+        norm = nn.utils.get_total_norm(gradients)
+        self._grad_norm = norm if scale is None else norm / scale
+        self._monitor.measure_gradients(self._step, scale)
 
-    def before_update(self, loss: Tensor, batch: Any) -> None:
-        """The second part: whatever must be known before the weights change."""
-        if self._step == len(self.history.plan) and not self._ended:
+    def before_update(self, batch: Any) -> None:
+        """The second part: whatever must be known before the weights change. batch: as for `step`."""
+        if self._measuring and self._step == len(self.history.plan):
             log.warning(f"Step {self._step + 1} exceeds total_steps={self._step}; monitoring stops here.")
-            self._ended = True
-        if self._ended:
-            return
-        self._check_learning_rate()
-        self._loss = loss.detach().float()
-        self._monitor.before_update(self._step, batch)
+            self._ended, self._measuring = True, False
+        if self._measuring:
+            self._check_learning_rate()
+            self._monitor.before_update(self._step, batch)
 
-    def after_update(self) -> None:
-        """The third part: measure what has changed, and judge."""
-        if self._ended:
+    def after_update(self, loss: Tensor | None) -> None:
+        """The third part: measure what has changed, and judge.
+
+        loss: as for `step`; None: it is not known, and verdicts rest on gradients, updates and logits from now on.
+        """
+        if not self._measuring or overflowed(self._scaler, self._grad_norm, loss):
             return
-        self._monitor.record(self._loss, self._grad_norm.float())
+        if loss is None and self.history.plan.loss_known:
+            self.history.plan = replace(self.history.plan, chance_loss=math.nan)
+        self._monitor.record(None if loss is None else loss.detach().float(), self._grad_norm.float())
         self._monitor.after_update(self._step)
         self._step += 1
-        if self._monitor.due(self._step - 1):
+        last = self._processes > 1 and self._step == len(self.history.plan)  # `close` waits for no other process
+        if last or self._monitor.due(self._step - 1):
             self._flush()
+
+    def checkpoint(self, steps: int | None = None) -> None:
+        """Call it, in every process, where the loop saves one: a Watch with first_step=steps continues from here.
+
+        steps: updates that the loop counts; None: those that were watched.
+        """
+        if self._closed:
+            return
+        self._flush()
+        if isinstance(self._writer, RunWriter):
+            resume.save_resume_point(self._folder, self._step if steps is None else steps, self._monitor, self._writer)
 
     def close(self) -> None:
         """Write what is not written yet, history.npz among it."""
-        if not self._closed:
-            self._closed = True
+        if self._closed:
+            return
+        self._closed = True
+        if self._processes == 1:
             self._flush()
+        if isinstance(self._writer, RunWriter):
             atomic_write(self._folder / HISTORY_FILE, self.history.to_bytes())
             self._writer.close()
 
@@ -189,38 +257,128 @@ class Watch:
         self._ended = not self._monitor.flush() or self._ended
         self._monitor.log_means()
 
+    def _history(
+        self,
+        point: resume.ResumePoint | None,
+        chance: float,
+        first_step: int,
+        total_steps: int,
+        scheduler: Any,
+        bias_correction: bool,
+        facts: LoopFacts,
+    ) -> History:
+        """The history so far, with the plan of what is to come."""
+        inner, calls_per_step = unwrap_scheduler(scheduler)
+        ahead = planned_learning_rates(
+            self._optimizer,
+            inner,
+            max(total_steps - first_step, 0),
+            calls_per_step=calls_per_step,
+            steps_per_call=facts.steps_per_call,
+        )
+        self._rates_unknown = ahead is None
+        if ahead is None:
+            log.warning(
+                f"scheduler: the learning rates of {type(inner).__name__} depend on what happens: "
+                "verdicts assume that the current one stays."
+            )
+            ahead = np.full(max(total_steps - first_step, 0), current_lr(self._optimizer))
+        past = past_learning_rates(inner, first_step)
+        if point:
+            past = point.history.plan.lr[: len(point.history.losses)]
+        lr = np.concatenate([past, ahead])
+        adam = adam_config(self._optimizer, bias_correction)
+        self._gains = np.array([bias_correction_gain(adam, step) for step in range(len(lr))])
+        plan = RunPlan(
+            lr=lr,
+            effective_lr=lr * self._gains,
+            chance_loss=chance if point is None or point.history.plan.loss_known else math.nan,
+            warmup_frac=float(lr.argmax()) / len(lr),
+            bias_correction=bias_correction,
+        )
+        if point:
+            return replace(point.history, plan=plan)
+        return History(plan, [math.nan] * first_step, [math.nan] * first_step)
+
+    def _open_writer(
+        self, point: resume.ResumePoint | None, first_step: int, draw: bool, facts: LoopFacts
+    ) -> "RunWriter | _NoWriter":
+        """The first process's writer; nothing in the others."""
+        if not facts.alone and distributed.rank() > 0:
+            return _NoWriter()
+        writer = RunWriter(
+            self._folder, draw=draw, truncate_to=point.event_files if point else None, on_figure=facts.on_figure
+        )
+        tell_wandb(self._folder)
+        if point:
+            resume.forget_later_points(self._folder, first_step)
+        return writer
+
+    def _watch_unfrozen(self) -> None:
+        """Watch the weights that train since a while ago, beside those that did so before."""
+        watched = set(self._monitor.labels)
+        everything = named_weights(self.model, frozen=True)
+        self._monitor.watch_more(
+            {
+                label: weight
+                for label, weight in everything.items()
+                if label in watched or weight.parameter.requires_grad
+            }
+        )
+
     def _check_learning_rate(self) -> None:
         """Correct the plan by the rate that the optimizer really has."""
         rate, plan = current_lr(self._optimizer), self.history.plan
         planned = plan.lr[self._step]
-        if not self._warned_about_lr and not math.isclose(rate, planned, rel_tol=1e-6, abs_tol=1e-12):
+        unplanned = not math.isclose(rate, planned, rel_tol=1e-6, abs_tol=1e-12)
+        if unplanned and not self._rates_unknown and not self._warned_about_lr:
             self._warned_about_lr = True
             log.warning(
                 f"step {self._step}: the learning rate is {rate:g}, planned was {planned:g}. "
                 "Pass the scheduler: verdicts need the remaining learning rates."
             )
-        plan.lr[self._step] = rate
-        plan.effective_lr[self._step] = rate * self._gains[self._step]
-
-    def _probe_forward(self, logits: Callable[[Any], Tensor] | None) -> Callable[[Any], Tensor]:
-        def forward(batch: Any) -> Tensor:
-            first = first_texts(batch)
-            scores = logits(first) if logits else self._model_logits(first)
-            require(scores.ndim == 2, "logits", f"shape {list(scores.shape)}", "a tensor of shape [texts, classes]")
-            return scores
-
-        return forward
-
-    def _model_logits(self, batch: Inputs) -> Tensor:
-        inputs = {name: rows for name, rows in batch.items() if name != "labels"}
-        # not through the object: accelerate wraps its forward in an autocast of its own
-        scores: Tensor = type(self.model).forward(self.model, **inputs).logits
-        return scores
+        changed = slice(self._step, None if self._rates_unknown else self._step + 1)
+        plan.lr[changed] = rate
+        plan.effective_lr[changed] = rate * self._gains[changed]
 
 
-def _chance_loss(labels: Sequence[int] | Tensor) -> float:
-    """Entropy of the labels in nats."""
-    classes = labels.tolist() if isinstance(labels, Tensor) else [int(label) for label in labels]
-    expected = "the labels of the training texts, of at least two classes"
-    require(len(set(classes)) > 1, "labels", f"{len(classes)} labels of {len(set(classes))} classes", expected)
-    return entropy(classes)
+class _NoWriter:
+    """What processes other than the first one write to."""
+
+    def snapshot(self, snapshot: Snapshot) -> None: ...
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+    def text(self, tag: str, text: str, step: int) -> None: ...
+
+
+def _resume_point(folder: Path, first_step: int) -> resume.ResumePoint | None:
+    """Where to continue in the folder; None: it is free. Raises InputError if it contains a run that does not fit."""
+    if not resume.contains_run(folder):
+        return None
+    point = resume.load_resume_point(folder, first_step) if first_step else None
+    if point is None:
+        raise InputError(f"{folder} already contains a run: choose another folder or delete it.")
+    return point
+
+
+def _same_everywhere(find: Callable[[], resume.ResumePoint | None], processes: int) -> resume.ResumePoint | None:
+    """What the first process finds, or the InputError that it raises."""
+    if processes == 1:
+        return find()
+    point, error = None, None
+    if distributed.rank() == 0:
+        try:
+            point = find()
+        except InputError as refusal:
+            error = refusal
+    point, error = distributed.broadcast((point, error))
+    if error is not None:
+        raise error
+    return point
+
+
+def _mean_over_processes(values: Tensor) -> Tensor:
+    return distributed.all_reduce_sum(values) / distributed.world_size()
+
+
+def _count_trainable(model: nn.Module) -> int:
+    return sum(parameter.requires_grad for parameter in model.parameters())

@@ -3,42 +3,55 @@
 import copy
 import logging
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from bertmon.config import OptimizerConfig
-from bertmon.errors import InputError
 from bertmon.monitor.history import FloatArray
 
 log = logging.getLogger(__name__)
 
 
-def planned_learning_rates(optimizer: Optimizer, scheduler: LRScheduler | None, total_steps: int) -> FloatArray:
+def planned_learning_rates(
+    optimizer: Optimizer, scheduler: Any, total_steps: int, *, calls_per_step: int = 1, steps_per_call: int = 1
+) -> FloatArray | None:
     """The learning rate of every step to come [N], that of the group with the largest; neither argument is changed.
 
-    Raises InputError for a scheduler whose rates depend on what happens, such as ReduceLROnPlateau.
+    calls_per_step: how often the scheduler is stepped after an update. steps_per_call: updates between two calls.
+    None: the rates depend on what happens, as those of ReduceLROnPlateau do.
     """
     if scheduler is None:
         return np.full(total_steps, current_lr(optimizer))
     options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     stand_in = torch.optim.SGD([option | {"params": [nn.Parameter(torch.zeros(()))]} for option in options], lr=0.0)
-    ahead = copy.deepcopy(scheduler, {id(optimizer): stand_in})
+    ahead = copy.deepcopy(scheduler, {id(optimizer): stand_in, id(scheduler.optimizer): stand_in})
     rates = np.empty(total_steps)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the stand-in has not been stepped: it has nothing to learn
         for step in range(total_steps):
             rates[step] = current_lr(stand_in)
-            try:
-                ahead.step()
-            except TypeError:
-                raise InputError(
-                    "scheduler: expected one whose learning rates are known in advance, or None for a constant rate, "
-                    f"got {type(scheduler).__name__}."
-                ) from None
+            for _ in range(calls_per_step if (step + 1) % steps_per_call == 0 else 0):
+                try:
+                    ahead.step()
+                except TypeError:  # it needs to know a metric
+                    return None
+    return rates
+
+
+def past_learning_rates(scheduler: Any, steps: int) -> FloatArray:
+    """The learning rates of the steps that were done before anything was watched [steps]; 0 where nobody knows them.
+
+    A LambdaLR's, which transformers' schedules are, can be computed.
+    """
+    rates = np.zeros(steps)
+    if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        pairs = list(zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True))
+        for step in range(steps):
+            rates[step] = max(float(base) * float(factor(step)) for base, factor in pairs)
     return rates
 
 

@@ -2,34 +2,58 @@
 
     Trainer(..., callbacks=[WatchCallback("runs/mine", labels=labels)])
 
-Hooks are needed because the Trainer clips gradients before any callback runs and does not pass on a step's loss and
-inputs.
+The Trainer clips gradients before any callback runs and does not pass on a step's loss and inputs. So, while it trains,
+two of the Trainer's own methods are wrapped: compute_loss, which has inputs and outputs, and training_step, after which
+gradients are whole, whatever the loss, the accumulation and the devices. Nothing is put on the model.
 """
 
-from collections.abc import Sequence
+import atexit
+import inspect
+import logging
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bertmon.config import OnDoomed, VerdictThresholds
+from bertmon import distributed
+from bertmon.config import MonitorConfig, OnDoomed, VerdictThresholds
 from bertmon.errors import InputError, require
-from bertmon.integrations.own_loop import Inputs, Watch
+from bertmon.integrations import resume
+from bertmon.integrations.dashboards import log_figure, log_verdict
+from bertmon.integrations.guard import Guarded, guarded
+from bertmon.integrations.labels import chance_loss, cross_entropy_sum
+from bertmon.integrations.own_loop import LoopFacts, Watch
+from bertmon.integrations.unwrap import refuse_shards
+from bertmon.monitor.diagnosis import Vocabulary
+
+log = logging.getLogger(__name__)
+
+_VOCABULARY = Vocabulary(
+    "learning_rate={value}", "warmup_steps={steps}", "an optimizer with bias correction, as the Trainer's default"
+)
+_WHOLE = {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_HPU", "MULTI_MLU", "MULTI_MUSA"}
+"""accelerate's kinds of devices, each with the whole model."""
 
 
-class WatchCallback(TrainerCallback):
+class WatchCallback(Guarded, TrainerCallback):
     """Watches a classifier that a Trainer trains; `watch` is the Watch, once training has begun.
 
-    folder, labels, bias_correction, every, figures, thresholds: as for Watch.
+    folder: where to write. A training that the Trainer resumes is continued where its checkpoint was saved; any other
+    gets a folder of its own: folder-2, folder-3, ...
+    labels, bias_correction, every, figures, thresholds, logits: as for Watch.
     on_doomed: "warn", or "stop": the Trainer ends training at the first doomed verdict.
+    report_to: "trainer": headline signals and the verdict also go through the Trainer's own log, and figures to the
+    active W&B or MLflow run; "none"; "auto": as "trainer" if the Trainer reports anywhere.
+    on_error: "log": whatever goes wrong in watching is logged once, watching stops, and training continues; "raise".
 
-    Gradients are measured before clipping, when the last backward pass of a step is done. One process, one
-    device, fp32 or bf16. Raises InputError, when training begins or at its first step, where that is not so, where
-    the labels do not reach the model, or for an argument that does not fit.
+    Gradients are measured before clipping, after the last backward pass of a step. Losses are the cross-entropy,
+    whatever loss is trained; they stay unknown where no labels fit the model's logits. Of several processes
+    (DistributedDataParallel) the first one watches, and losses are those of its texts. Raises InputError for an
+    argument that does not fit.
     """
 
     def __init__(
@@ -41,38 +65,42 @@ class WatchCallback(TrainerCallback):
         every: int = 30,
         figures: bool = True,
         thresholds: VerdictThresholds | None = None,
+        logits: Any = None,
         on_doomed: str = "warn",
+        report_to: str = "auto",
+        on_error: str = "log",
     ) -> None:
+        super().__init__(on_error)
         require(on_doomed in list(OnDoomed), "on_doomed", on_doomed, "warn or stop")
-        self._folder = folder
-        self._on_doomed = OnDoomed(on_doomed)
+        require(report_to in ("auto", "trainer", "none"), "report_to", report_to, "auto, trainer or none")
+        MonitorConfig(every=every)  # raises for a value out of range
+        chance_loss(labels)
+        self._folder = Path(folder)
+        self._stop_doomed = on_doomed == OnDoomed.stop
+        self._report_to = report_to
+        self._every = every
         self._options: dict[str, Any] = {
             "labels": labels,
             "bias_correction": bias_correction,
             "every": every,
             "figures": figures,
             "thresholds": thresholds,
+            "logits": logits,
         }
-        self._hook: RemovableHandle | None = None
+        self._trainer: Trainer | None = None  # while it trains, in the first process
+        self._replaced: dict[str, Any] = {}  # attributes of the Trainer's own, before they were wrapped
+        self._watching = False
+        self._in_step = False
+        self._inputs: Any = None
+        self._passes: list[tuple[Tensor, Tensor] | None] = []  # sum of cross-entropies and count of texts, of each
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        devices = args.world_size * max(args.n_gpu, 1)
-        require(devices == 1, "devices", devices, "one: what several devices do is not watched")
-        require(not args.fp16, "fp16", args.fp16, "bf16, or neither: with fp16 gradients are scaled and can overflow")
-        model: nn.Module = kwargs["model"]
-        scheduler, optimizer = (kwargs[name] for name in ("lr_scheduler", "optimizer"))
-        self.watch = Watch(
-            model,
-            getattr(optimizer, "optimizer", optimizer),  # accelerate's wrappers
-            self._folder,
-            total_steps=state.max_steps,
-            scheduler=getattr(scheduler, "scheduler", scheduler),
-            **self._options,
-        )
-        self._hook = self.watch.model.register_forward_hook(self._on_forward, with_kwargs=True)
-        self._reset_step()
+        self._release()  # of a training that has ended by an exception
+        self._failed = False
+        if state.is_world_process_zero:
+            self._begin(args, state, kwargs["optimizer"], kwargs["lr_scheduler"])
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -82,42 +110,190 @@ class WatchCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.watch.before_update(self._loss / self._texts, self._inputs)
+        self._before_update()
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._after_update()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        self.watch.after_update()
-        if self.watch.doomed and self._on_doomed is OnDoomed.stop:
+        self._report()
+        due = self._stop_doomed and (state.global_step - 1) % self._every == 0
+        # outside of what is guarded: the other processes wait for the first one's answer
+        if due and distributed.broadcast(self._watching and self.watch.doomed):
             control.should_training_stop = True
         return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._checkpoint(state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._hook is not None:
-            self._hook.remove()
+        self._end()
+
+    @guarded
+    def _begin(self, args: TrainingArguments, state: TrainerState, optimizer: Any, scheduler: Any) -> None:
+        trainer = _calling_trainer()
+        accelerator = trainer.accelerator
+        kind = accelerator.distributed_type.name
+        if kind not in _WHOLE:
+            refuse_shards(kind)
+        folder, first_step = self._folder, state.global_step
+        if resume.contains_run(folder) and not (first_step and resume.load_resume_point(folder, first_step)):
+            folder = resume.free_folder(folder)
+            log.info(f"{self._folder} contains another training: this one is watched in {folder}")
+        self._reports = self._report_to == "trainer" or (self._report_to == "auto" and bool(args.report_to))
+        self.watch = Watch(
+            accelerator.unwrap_model(trainer.model, keep_torch_compile=False),
+            optimizer,
+            folder,
+            total_steps=state.max_steps,
+            scheduler=scheduler,
+            scaler=accelerator.scaler,
+            first_step=first_step,
+            facts=LoopFacts(_VOCABULARY, alone=True, on_figure=self._on_figure if self._reports else None),
+            **self._options,
+        )
+        self._reported = len(self.watch.history.snapshots)
+        self._verdict = self.watch.diagnosis.verdict
+        self._trainer, self._watching = trainer, True
+        self._wrap(trainer)
+        atexit.register(self._end)
+
+    def _wrap(self, trainer: Trainer) -> None:
+        """Put this callback's versions of the two methods into the Trainer itself, not its class."""
+        for name in ("compute_loss", "training_step"):
+            if name in vars(trainer):
+                self._replaced[name] = vars(trainer)[name]
+        self._compute, self._train = trainer.compute_loss, trainer.training_step
+        parameters = inspect.signature(self._compute).parameters.values()
+        self._gives_outputs = any(
+            parameter.name == "return_outputs" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters
+        )
+        vars(trainer).update(compute_loss=self._compute_loss, training_step=self._training_step)
+
+    def _training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, which ends with the backward pass."""
+        self._in_step = True
+        try:
+            loss = self._train(*args, **kwargs)
+        except BaseException:  # Ctrl-C among them: no callback is told
+            self._end()
+            raise
+        finally:
+            self._in_step = False
+        self._after_backward()
+        return loss
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        """The Trainer's, and what it has seen."""
+        if return_outputs or not (self._in_step and self._watching and self._gives_outputs):
+            kwargs |= {"return_outputs": True} if return_outputs else {}
+            return self._compute(model, inputs, **kwargs)
+        before = dict(inputs) if isinstance(inputs, Mapping) else inputs  # a loss of one's own takes the labels out
+        result = self._compute(model, inputs, return_outputs=True, **kwargs)
+        if not isinstance(result, tuple):
+            return result
+        self._note_pass(before, result[1])
+        return result[0]
+
+    @guarded
+    def _note_pass(self, inputs: Any, outputs: Any) -> None:
+        """After each forward pass of a step."""
+        self._inputs = inputs
+        logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+        if not isinstance(logits, Tensor):
+            raise InputError(
+                "model: expected one whose output has .logits (in transformers: a model with a head, and "
+                f"return_dict=True), got a {type(outputs).__name__}."
+            )
+        labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
+        self._passes.append(cross_entropy_sum(logits, labels) if logits.ndim > 1 else None)
+
+    @guarded
+    def _after_backward(self) -> None:
+        if self._watching:
+            self.watch.measure_gradients()
+
+    @guarded
+    def _before_update(self) -> None:
+        if self._watching:
+            self.watch.before_update(self._inputs)
+
+    @guarded
+    def _after_update(self) -> None:
+        if self._watching:
+            loss = self._loss()
+            if loss is None and self.watch.history.plan.loss_known:
+                log.warning(
+                    "The inputs have no labels that fit the model's logits: the loss is not known, and verdicts rest "
+                    "on gradients, updates and logits."
+                )
+            self.watch.after_update(loss)
+
+    def _loss(self) -> Tensor | None:
+        """Mean cross-entropy of the step's texts []; None if it is not known of all."""
+        pairs = [one for one in self._passes if one is not None]
+        if not pairs or len(pairs) < len(self._passes):
+            return None
+        sums, counts = zip(*pairs, strict=True)
+        return torch.stack(sums).sum() / torch.stack(counts).sum()
+
+    @guarded
+    def _report(self) -> None:
+        """Send a new snapshot's signals through the Trainer's log."""
+        if not self._watching or self._trainer is None or not self._reports:
+            return
+        snapshots, diagnosis = self.watch.history.snapshots, self.watch.diagnosis
+        if len(snapshots) > self._reported:
+            self._reported = len(snapshots)
+            signals = {f"bertmon/{tag}": value for tag, value in snapshots[-1].signals.items()}
+            self._trainer.log(signals | {"bertmon/doomed": float(diagnosis.verdict.doomed)})
+        if diagnosis.verdict is not self._verdict:
+            self._verdict = diagnosis.verdict
+            log_verdict(str(diagnosis.verdict), str(diagnosis))
+
+    @guarded
+    def _on_figure(self, step: int, tag: str, png: bytes) -> None:
+        log_figure(step + 1, tag, png)  # the Trainer counts the updates that are done
+
+    @guarded
+    def _checkpoint(self, steps: int) -> None:
+        if self._watching:
+            self.watch.checkpoint(steps)
+
+    @guarded
+    def _end(self) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        """Take the wrapped methods out of the Trainer, and close the Watch."""
+        atexit.unregister(self._end)
+        trainer, self._trainer = self._trainer, None
+        if trainer is not None:
+            for name in ("compute_loss", "training_step"):
+                vars(trainer).pop(name, None)
+            vars(trainer).update(self._replaced)
+            self._replaced = {}
+        if self._watching:
+            self._watching = False
             self.watch.close()
 
     def _reset_step(self) -> None:
-        """A step begins: its backward passes have nothing done yet."""
-        self._loss = torch.zeros(())  # sum of cross-entropies
-        self._texts = 0
+        """A step begins: none of its forward passes is done yet."""
+        self._in_step, self._inputs, self._passes = False, None, []
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _on_forward(self, model: nn.Module, args: tuple[Any, ...], inputs: Inputs, outputs: Any) -> None:
-        """Called after each of the model's forward passes."""
-        if not model.training:
-            return
-        labels = inputs.get("labels")
-        if labels is None or labels.is_floating_point():
-            raise InputError(
-                "WatchCallback needs the labels among the model's inputs, as numbers of classes: label smoothing and "
-                "loss functions of your own keep them away from it; regression and several labels a text have others."
-            )
-        self._loss = self._loss + F.cross_entropy(outputs.logits.detach().float(), labels, reduction="sum")
-        self._texts += len(labels)
-        self._inputs = inputs
-        # called when this backward pass is through, with all gradients in place; FSDP does it so
-        engine = torch.autograd.Variable._execution_engine
-        outputs.loss.register_hook(lambda gradient: engine.queue_callback(self.watch.measure_gradients))
+
+def _calling_trainer() -> Trainer:
+    """The Trainer that called this callback; it does not hand itself over. Raises InputError if there is none."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, Trainer):
+            return caller
+        frame = frame.f_back  # type: ignore[assignment]
+    raise InputError("WatchCallback: expected to be called by a transformers Trainer.")

@@ -7,11 +7,12 @@ import math
 import re
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from bertmon.config import VerdictThresholds
 from bertmon.monitor.history import History, RunPlan, Snapshot
@@ -93,6 +94,23 @@ class Diagnosis:
         return text + (f" Try {self.advice}." if self.advice else "")
 
 
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What advice calls the settings of a run: format strings of {value}, and of {steps} of warm-up."""
+
+    lr: str
+    warmup: str
+    bias_correction: str
+
+
+CONFIG_KEYS = Vocabulary("optimizer.lr={value}", "schedule.warmup_frac={value:g}", "optimizer.bias_correction=true")
+"""As bertmon's own config has them."""
+
+OWN_LOOP = Vocabulary(
+    "a learning rate of {value}", "a warm-up of {steps} steps", "an optimizer with bias correction, as torch's AdamW"
+)
+"""For somebody else's optimizer and scheduler."""
+
 _LARGEST_LR = 1e-3
 """The largest learning rate that is advised where one is too small: at larger ones most runs of the study failed."""
 
@@ -100,10 +118,15 @@ _HYSTERESIS = 10.0
 """How far beyond its threshold a signal has to come back before a verdict is withdrawn."""
 
 
-def diagnose(history: History, rules: VerdictThresholds, before: Diagnosis | None = None) -> Diagnosis:
+def diagnose(
+    history: History,
+    rules: VerdictThresholds,
+    before: Diagnosis | None = None,
+    vocabulary: Vocabulary = CONFIG_KEYS,
+) -> Diagnosis:
     """The verdict after the last step of `history`, which must have a snapshot; the first rule that applies decides.
 
-    before: the last diagnosis of the run; it is returned unchanged while its verdict holds.
+    before: the last diagnosis of the run; it is returned unchanged while its verdict holds. vocabulary: for advice.
     """
     for rule in (_diverged, _collapsed, _learned, _not_learning, _slow):
         diagnosis = rule(history, rules, before)
@@ -113,29 +136,55 @@ def diagnose(history: History, rules: VerdictThresholds, before: Diagnosis | Non
         if before is not None and before.verdict is Verdict.healthy:  # what it has learned it has learned
             return before
         diagnosis = Diagnosis(Verdict.undecided, len(history.losses) - 1)
-    return before if before is not None and before.verdict is diagnosis.verdict else diagnosis
+    if before is not None and before.verdict is diagnosis.verdict:
+        return before
+    if diagnosis.verdict is Verdict.diverged:
+        return replace(diagnosis, **_explain_divergence(history.plan, diagnosis.since_step, vocabulary))
+    if diagnosis.verdict is Verdict.collapsed:
+        return replace(diagnosis, **_explain_collapse(history.plan, diagnosis.since_step, vocabulary))
+    if diagnosis.verdict is Verdict.not_learning:
+        return replace(diagnosis, **_explain_not_learning(history.plan, history.snapshots, vocabulary))
+    return diagnosis
 
 
-def divergence(plan: RunPlan, signal: str, value: float, step: int, layer: str | None = None) -> Diagnosis:
+def divergence(
+    plan: RunPlan,
+    signal: str,
+    value: float,
+    step: int,
+    layer: str | None = None,
+    vocabulary: Vocabulary = CONFIG_KEYS,
+) -> Diagnosis:
     """For a loss ("loss/train", "loss/test") or a gradient ("grad_norm") that is infinite or not a number at `step`."""
     text = f"{signal} is {value}" + (f" from {layer} towards the input" if layer else "")
     finding = Finding(signal, layer, value, math.inf, step, text)
+    return Diagnosis(Verdict.diverged, step, (finding,), **_explain_divergence(plan, step, vocabulary))
+
+
+class _Explanation(TypedDict):
+    cause: str | None
+    advice: str | None
+
+
+_UNEXPLAINED = _Explanation(cause=None, advice=None)
+
+
+def _explain_divergence(plan: RunPlan, step: int, vocabulary: Vocabulary) -> _Explanation:
     broke = float(plan.effective_lr[:step].max(initial=0.0))
     if not broke:
-        return Diagnosis(Verdict.diverged, step, (finding,))
-    return Diagnosis(
-        Verdict.diverged,
-        step,
-        (finding,),
-        cause=f"a learning rate of {_format_number(broke)} is too large",
-        advice=f"optimizer.lr={_format_number(plan.lr.max() * broke / 10 / plan.effective_lr.max())}",
-    )
+        return _UNEXPLAINED
+    lr = _format_number(plan.lr.max() * broke / 10 / plan.effective_lr.max())
+    return {
+        "cause": f"a learning rate of {_format_number(broke)} is too large",
+        "advice": vocabulary.lr.format(value=lr),
+    }
 
 
 def _diverged(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
     """A loss or a gradient that is infinite or not a number."""
     step, loss, norm = len(history.losses) - 1, history.losses[-1], history.grad_norms[-1]
-    if math.isfinite(loss + norm):
+    finite_loss = math.isfinite(loss) or not history.plan.loss_known
+    if finite_loss and math.isfinite(norm):
         return None
     layer = None
     if history.snapshots and history.snapshots[-1].step == step:
@@ -143,7 +192,7 @@ def _diverged(history: History, rules: VerdictThresholds, before: Diagnosis | No
         broken = np.flatnonzero(~np.isfinite(snapshot["grad_max"]))
         if 0 < len(broken) < len(snapshot.layers):
             layer = snapshot.layers.labels[broken[-1]]
-    if math.isfinite(loss):
+    if finite_loss:
         return divergence(history.plan, "grad_norm", norm, step, layer)
     return divergence(history.plan, "loss/train", loss, step, layer)
 
@@ -173,23 +222,23 @@ def _collapsed(history: History, rules: VerdictThresholds, before: Diagnosis | N
         findings.append(Finding("update_per_lr/linear", None, moved, rules.min_update_per_lr, snapshot.step, text))
     text = f"every text gets the same logits (standard deviation {_below(snapshot.logit_std, rules.min_logit_std)})"
     findings.append(Finding("logit_std", None, snapshot.logit_std, rules.min_logit_std, snapshot.step, text))
-    return Diagnosis(Verdict.collapsed, snapshot.step, tuple(findings), *_explain_collapse(history.plan, snapshot.step))
+    return Diagnosis(Verdict.collapsed, snapshot.step, tuple(findings))
 
 
-def _explain_collapse(plan: RunPlan, step: int) -> tuple[str | None, str | None]:
+def _explain_collapse(plan: RunPlan, step: int, vocabulary: Vocabulary) -> _Explanation:
     """Cause and advice: the largest effective rate so far was too large, and what would keep it below half of that."""
     if not plan.effective_lr[:step].any():
-        return None, None  # no weight has moved yet
+        return _UNEXPLAINED  # no weight has moved yet
     peak = int(plan.effective_lr[:step].argmax())
     broke, nominal = float(plan.effective_lr[peak]), float(plan.lr.max())
     boosts = np.divide(plan.effective_lr, plan.lr, out=np.ones(len(plan)), where=plan.lr > 0)
     ways = []
     if plan.warmup_frac < 0.7 and nominal * boosts[int(0.7 * len(plan))] < broke / 2:
-        ways.append("schedule.warmup_frac=0.7")
+        ways.append(vocabulary.warmup.format(value=0.7, steps=int(0.7 * len(plan))))
     if not plan.bias_correction and nominal < broke / 2:
-        ways.append("optimizer.bias_correction=true")
+        ways.append(vocabulary.bias_correction)
     if not ways:
-        ways.append(f"optimizer.lr={_format_number(nominal * broke / 3 / plan.effective_lr.max())}")
+        ways.append(vocabulary.lr.format(value=_format_number(nominal * broke / 3 / plan.effective_lr.max())))
     if boosts[peak] > 1.5:
         cause = (
             f"an effective learning rate of {_format_number(broke)} at step {peak}, {boosts[peak]:.1f}x the nominal "
@@ -197,7 +246,7 @@ def _explain_collapse(plan: RunPlan, step: int) -> tuple[str | None, str | None]
         )
     else:
         cause = f"a learning rate of {_format_number(broke)} at step {peak} is too large for this model"
-    return cause, " or ".join(ways)
+    return {"cause": cause, "advice": " or ".join(ways)}
 
 
 def _learned(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
@@ -234,7 +283,6 @@ def _not_learning(history: History, rules: VerdictThresholds, before: Diagnosis 
         Verdict.not_learning,
         step,
         (Finding("logit_std", None, expected, rules.min_final_logit_std, step, text),),
-        *_explain_not_learning(plan, shots),
     )
 
 
@@ -270,13 +318,13 @@ def _predict_final_spread(plan: RunPlan, shots: list[Snapshot], rules: VerdictTh
     return math.exp(min(float(end), 100.0))
 
 
-def _explain_not_learning(plan: RunPlan, shots: list[Snapshot]) -> tuple[str | None, str | None]:
+def _explain_not_learning(plan: RunPlan, shots: list[Snapshot], vocabulary: Vocabulary) -> _Explanation:
     """What all steps together move the weights by, in units of the weights' size, tells too small a rate from too
     large a one; in between neither is said."""
     linear = [kind == "linear" for kind in shots[0].layers.kinds]
     per_lr = [shot.signals["update_per_lr/linear"] for shot in shots if "update_per_lr/linear" in shot.signals]
     if not any(linear) or not per_lr:
-        return None, None
+        return _UNEXPLAINED
     size = np.median(shots[0]["weight_rms"][linear])
     movement = float(np.median(per_lr) * plan.effective_lr.sum() / size)
     peak = float(plan.lr.max())
@@ -285,20 +333,23 @@ def _explain_not_learning(plan: RunPlan, shots: list[Snapshot]) -> tuple[str | N
             f"a learning rate of {_format_number(peak)} is too small: "
             f"all {len(plan)} steps move the weights by {100 * movement:.2g} %"
         )
-        larger = peak / movement
-        return cause, f"optimizer.lr={_format_number(larger)} or more steps" if larger <= _LARGEST_LR else "more steps"
+        larger = vocabulary.lr.format(value=_format_number(peak / movement))
+        return {
+            "cause": cause,
+            "advice": f"{larger} or more steps" if peak / movement <= _LARGEST_LR else "more steps",
+        }
     if movement > 3:
-        return (
-            f"a learning rate of {_format_number(plan.effective_lr.max())} is too large",
-            f"optimizer.lr={_format_number(peak / 3)}",
-        )
-    return None, None
+        return {
+            "cause": f"a learning rate of {_format_number(plan.effective_lr.max())} is too large",
+            "advice": vocabulary.lr.format(value=_format_number(peak / 3)),
+        }
+    return _UNEXPLAINED
 
 
 def _slow(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
     """Nothing learned after a good part of the run, and no sign that it is lost."""
     done, (loss, _), chance = len(history.losses), _smoothed(history), history.plan.chance_loss
-    if done < rules.slow_after * len(history.plan):
+    if done < rules.slow_after * len(history.plan) or not history.plan.loss_known:
         return None
     text = (
         f"after {done} of {len(history.plan)} steps the loss is no better than chance ({loss:.2f}, chance {chance:.2f})"
@@ -307,9 +358,44 @@ def _slow(history: History, rules: VerdictThresholds, before: Diagnosis | None) 
     return Diagnosis(Verdict.slow, done - 1, (finding,))
 
 
+def unmoved_weights(shots: list[Snapshot], low_precision: frozenset[str]) -> Finding | None:
+    """Weights that two updates in a row did not change in any digit, although float32 would have shown the step.
+
+    No verdict rests on it. low_precision: labels of the weights that are stored in fewer than 32 bits.
+    """
+    if len(shots) < 2:
+        return None
+    rows = np.flatnonzero(_unmoved(shots[-1]) & _unmoved(shots[-2]))
+    if not len(rows):
+        return None
+    last = shots[-1]
+    labels = [last.layers.labels[row] for row in rows]
+    text = (
+        f"{len(rows)} of {len(last.layers)} weights, {labels[0]} first, did not change in the last two watched steps, "
+        f"at a learning rate of {_format_number(last.lr)}: "
+    )
+    if low_precision.issuperset(labels):
+        text += "they are stored in 16 bits, which round small updates away; keep them in float32."
+    else:
+        text += "are they in the optimizer, and does optimizer.step() run inside of watch.step?"
+    return Finding("update_ratio", labels[0], 0.0, 0.0, last.step, text)
+
+
+def _unmoved(shot: Snapshot) -> npt.NDArray[np.bool_]:
+    """Of each weight whether it did not change, though its gradient is well above Adam's epsilon and a hundredth of
+    the learning rate well above float32's resolution [L]."""
+    with np.errstate(invalid="ignore"):
+        visible = 1e-2 * shot.effective_lr > 2.0**-24 * shot["weight_rms"]
+        unmoved: npt.NDArray[np.bool_] = (shot["update_ratio"] == 0) & (shot["grad_mean"] > 1e-6) & visible
+    return unmoved
+
+
 def _smoothed(history: History) -> tuple[float, float]:
-    """Mean loss of the last steps, and its standard error."""
+    """Mean loss of the last steps, as far as they were watched, and its standard error."""
     losses = np.array(history.losses[-_window(history) :])
+    losses = losses[~np.isnan(losses)]
+    if not len(losses):
+        return math.nan, math.nan
     return float(losses.mean()), float(losses.std() / math.sqrt(len(losses)))
 
 

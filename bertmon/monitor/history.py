@@ -5,6 +5,7 @@ Shapes: L layers, S statistics, N steps of the whole run, n steps done, K watche
 
 import io
 import json
+import math
 import re
 import zipfile
 from dataclasses import asdict, dataclass, field
@@ -123,12 +124,17 @@ class RunPlan:
 
     lr: FloatArray  # [N]
     effective_lr: FloatArray  # [N]
-    chance_loss: float  # entropy of the training labels: the loss of a model that ignores the texts
+    chance_loss: float  # entropy of the training labels: the loss of a model that ignores the texts; nan: loss unknown
     warmup_frac: float
     bias_correction: bool
 
     def __len__(self) -> int:
         return len(self.lr)
+
+    @property
+    def loss_known(self) -> bool:
+        """Whether the losses of the steps are known, so that rules can rest on them."""
+        return not math.isnan(self.chance_loss)
 
 
 @dataclass(slots=True)
@@ -136,7 +142,7 @@ class History:
     """A run so far: every step's loss and gradient norm, and the snapshots of the watched steps."""
 
     plan: RunPlan
-    losses: list[float] = field(default_factory=list)  # [n], mean cross-entropy of each step's batch
+    losses: list[float] = field(default_factory=list)  # [n], mean cross-entropy of each step's batch; nan: not watched
     grad_norms: list[float] = field(default_factory=list)  # [n], global L2 norm before clipping
     snapshots: list[Snapshot] = field(default_factory=list)  # [K]
 
@@ -150,6 +156,11 @@ class History:
             "grad_norm": float(norms.mean()),
         }
         return found if clip is None else found | {"clipped": float((norms > clip).mean())}
+
+    def rewind(self, steps: int) -> None:
+        """Forget everything after the first `steps` steps."""
+        del self.losses[steps:], self.grad_norms[steps:]
+        self.snapshots = [snapshot for snapshot in self.snapshots if snapshot.step < steps]
 
     def to_bytes(self) -> bytes:
         """As an .npz file without pickles."""

@@ -6,7 +6,7 @@ Shapes: L watched weights, S statistics.
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple, Protocol
@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from bertmon.config import MonitorConfig
 from bertmon.monitor import stats
-from bertmon.monitor.diagnosis import Diagnosis, Verdict, diagnose, divergence
+from bertmon.monitor.diagnosis import (
+    CONFIG_KEYS,
+    Diagnosis,
+    Finding,
+    Verdict,
+    Vocabulary,
+    diagnose,
+    divergence,
+    unmoved_weights,
+)
 from bertmon.monitor.history import STATISTICS, History, Snapshot, WeightTable
 from bertmon.monitor.probe import LogitProbe
 
@@ -52,25 +61,35 @@ class _PendingSnapshot(NamedTuple):
 
 
 class PendingScalars:
-    """Losses and gradient norms that still are on the device, so that a step does not wait for them."""
+    """Losses and gradient norms that still are on the device, so that a step does not wait for them.
 
-    def __init__(self) -> None:
+    mean_over_processes: makes the mean over all processes of each process's losses.
+    """
+
+    def __init__(self, mean_over_processes: Callable[[Tensor], Tensor] | None = None) -> None:
         self._pairs: list[Tensor] = []
+        self._mean_over_processes = mean_over_processes
 
-    def add(self, loss: Tensor, grad_norm: Tensor) -> None:
-        """Those of one step, [] each."""
-        self._pairs.append(torch.stack([loss, grad_norm]))
+    def add(self, loss: Tensor | None, grad_norm: Tensor) -> None:
+        """Those of one step, [] each. None: the loss is not known."""
+        known = torch.full_like(grad_norm, torch.nan) if loss is None else loss
+        self._pairs.append(torch.stack([known, grad_norm]))
 
     def flush_to(self, history: History) -> bool:
         """Wait for the device and append to `history`, up to the first value that is not finite.
 
-        Returns whether all are finite.
+        Returns whether all are finite; unknown losses do not count.
         """
         pairs, self._pairs = self._pairs, []
-        for loss, grad_norm in torch.stack(pairs).tolist() if pairs else ():
+        if not pairs:
+            return True
+        losses, grad_norms = torch.stack(pairs).unbind(dim=1)
+        if self._mean_over_processes:
+            losses = self._mean_over_processes(losses)
+        for loss, grad_norm in torch.stack([losses, grad_norms], dim=1).tolist():
             history.losses.append(loss)
             history.grad_norms.append(grad_norm)
-            if not math.isfinite(loss + grad_norm):
+            if not math.isfinite(grad_norm) or (history.plan.loss_known and not math.isfinite(loss)):
                 return False
         return True
 
@@ -86,6 +105,7 @@ class Monitor:
     lr_scales: factors of the plan's learning rate, of parameters that have one of their own.
     name: heads the log's lines, if given.
     suspected_cause: something else than the learning rate that would explain a run that does not learn.
+    vocabulary: what advice calls the settings. mean_over_processes: of a loss that each process has its own of.
     """
 
     def __init__(
@@ -100,25 +120,24 @@ class Monitor:
         lr_scales: Mapping[nn.Parameter, float] | None = None,
         suspected_cause: str | None = None,
         name: str = "",
+        vocabulary: Vocabulary = CONFIG_KEYS,
+        mean_over_processes: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.history = history
+        self.notes: list[Finding] = []
+        """What was noticed beside the verdict, each thing once."""
         self.diagnosis = Diagnosis(Verdict.undecided, 0) if config.enabled else None
-        parameters = [weight.parameter for weight in weights.values()]
-        self._statistics = stats.WeightStatistics(parameters)
-        scales = tuple((lr_scales or {}).get(parameter, 1.0) for parameter in parameters)
-        self._table = WeightTable(
-            tuple(weights),
-            tuple(weight.kind for weight in weights.values()),
-            tuple(weight.depth for weight in weights.values()),
-            scales if set(scales) - {1.0} else (),
-        )
+        self._lr_scales = lr_scales or {}
+        self._watch(weights)
         self._config = config
         self._log = metric_log
         self._probe = probe
         self._max_grad_norm = max_grad_norm
         self._suspected_cause = suspected_cause
         self._heading = f"{name}: " if name else ""
-        self._scalars = PendingScalars()
+        self._vocabulary = vocabulary
+        self._mean_over_processes = mean_over_processes
+        self._scalars = PendingScalars(mean_over_processes)
         self._pending: _PendingSnapshot | None = None
         self._logit_std: Tensor | None = None
         self._logged_steps = 0  # steps whose scalars have been logged
@@ -127,6 +146,24 @@ class Monitor:
     def doomed(self) -> bool:
         """Whether the run is not expected to learn any more."""
         return self.diagnosis is not None and self.diagnosis.verdict.doomed
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of the watched weights, from input to output."""
+        return self._table.labels
+
+    def watch_more(self, weights: Mapping[str, Weight]) -> None:
+        """Measure these weights from now on; those watched so far must be among them.
+
+        In earlier snapshots the values of the new ones are nan. Call it between two steps.
+        """
+        old = self._table
+        self._watch(weights)
+        rows = [self._table.labels.index(label) for label in old.labels]
+        for position, snapshot in enumerate(self.history.snapshots):
+            values = np.full((len(self._table), len(STATISTICS)), np.nan)
+            values[rows] = snapshot.values
+            self.history.snapshots[position] = replace(snapshot, layers=self._table, values=values)
 
     def due(self, step: int) -> bool:
         """Whether this step is measured."""
@@ -143,10 +180,13 @@ class Monitor:
         yield
         self.after_update(step)
 
-    def measure_gradients(self, step: int) -> None:
-        """The first part of `update`: measure the gradients as they are now."""
+    def measure_gradients(self, step: int, scale: Tensor | None = None) -> None:
+        """The first part of `update`: measure the gradients as they are now.
+
+        scale: what they have been multiplied by [], as a GradScaler does.
+        """
         if self.due(step):
-            self._statistics.measure_gradients()
+            self._statistics.measure_gradients(scale)
 
     def before_update(self, step: int, batch: Any, logits: Tensor | None = None) -> None:
         """The second part: measure the logits and keep the weights as they are now."""
@@ -159,8 +199,11 @@ class Monitor:
         if self.due(step):
             self._pending = _PendingSnapshot(step, *self._statistics.measure_updates())
 
-    def record(self, loss: Tensor, grad_norm: Tensor) -> None:
-        """Note a step's mean loss [] and its gradient norm before clipping []; they stay on the device."""
+    def record(self, loss: Tensor | None, grad_norm: Tensor) -> None:
+        """Note a step's mean loss [] and its gradient norm before clipping []; they stay on the device.
+
+        loss: None if it is not known; history.plan.chance_loss is nan then.
+        """
         self._scalars.add(loss, grad_norm)
 
     def flush(self) -> bool:
@@ -175,12 +218,13 @@ class Monitor:
             self.history.snapshots.append(snapshot)
             self._log.snapshot(snapshot)
             self._log.scalars(snapshot.step, snapshot.signals)
+            self._note(unmoved_weights(self.history.snapshots, self._low_precision))
         if self.diagnosis is None:
             if not finite:
                 step = len(self.history.losses) - 1
                 log.error(f"{self._heading}step {step}: the loss or the gradient is not finite, training ends")
         elif pending is not None or not finite:
-            self._set_diagnosis(diagnose(self.history, self._config.thresholds, self.diagnosis))
+            self._set_diagnosis(diagnose(self.history, self._config.thresholds, self.diagnosis, self._vocabulary))
         return finite
 
     def log_means(self) -> dict[str, float]:
@@ -189,6 +233,8 @@ class Monitor:
         if done == self._logged_steps:
             return {}
         values = self.history.mean_since(self._logged_steps, self._max_grad_norm)
+        if not self.history.plan.loss_known:
+            del values["loss/train"]
         self._log.scalars(done - 1, values)
         self._logged_steps = done
         return values
@@ -196,7 +242,7 @@ class Monitor:
     def report_divergence(self, signal: str, value: float, step: int) -> None:
         """Judge a run whose evaluation gave a value that is not finite."""
         if self.diagnosis is not None:
-            self._set_diagnosis(divergence(self.history.plan, signal, value, step))
+            self._set_diagnosis(divergence(self.history.plan, signal, value, step, vocabulary=self._vocabulary))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside the history; JSON can hold it."""
@@ -214,6 +260,27 @@ class Monitor:
         if self._probe:
             self._probe.next_step = int(state["next_probe_step"])
 
+    def _watch(self, weights: Mapping[str, Weight]) -> None:
+        parameters = [weight.parameter for weight in weights.values()]
+        self._statistics = stats.WeightStatistics(parameters)
+        scales = tuple(self._lr_scales.get(parameter, 1.0) for parameter in parameters)
+        self._low_precision = frozenset(
+            label for label, weight in weights.items() if torch.finfo(weight.parameter.dtype).bits < 32
+        )
+        self._table = WeightTable(
+            tuple(weights),
+            tuple(weight.kind for weight in weights.values()),
+            tuple(weight.depth for weight in weights.values()),
+            scales if set(scales) - {1.0} else (),
+        )
+
+    def _note(self, note: Finding | None) -> None:
+        """Log something that is no verdict, once."""
+        if note is not None and all(other.signal != note.signal for other in self.notes):
+            self.notes.append(note)
+            log.warning(f"{self._heading}step {note.step}: {note.text}")
+            self._log.text("note", note.text, note.step)
+
     def _set_diagnosis(self, diagnosis: Diagnosis) -> None:
         """A verdict that is new is logged."""
         changed = self.diagnosis is None or diagnosis.verdict is not self.diagnosis.verdict
@@ -228,11 +295,14 @@ class Monitor:
         plan = self.history.plan
         values = np.full((len(self._table), len(STATISTICS)), np.nan)
         values[pending.rows] = pending.values.cpu().numpy()
+        logit_std = self._logit_std
+        if logit_std is not None and self._mean_over_processes:
+            logit_std = self._mean_over_processes(logit_std)
         return Snapshot(
             step=pending.step,
             lr=float(plan.lr[pending.step]),
             effective_lr=float(plan.effective_lr[pending.step]),
-            logit_std=math.nan if self._logit_std is None else self._logit_std.item(),
+            logit_std=math.nan if logit_std is None else logit_std.item(),
             layers=self._table,
             values=values,
         )

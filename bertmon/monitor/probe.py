@@ -3,7 +3,7 @@
 Shapes: B texts of a batch, C classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class LogitProbe:
     """Standard deviation of the logits over the texts of a batch, without dropout and in float32.
 
     forward: the logits [n, C] of the batch's first texts, MAX_TEXTS at most. It is called in eval mode, at most every
-    tenth step: dropout and bfloat16 would hide the differences that matter.
+    tenth step: dropout and bfloat16 would hide the differences that matter. It may give None: not measured.
     training_logits: the logits [B, C] of all processes' texts, from the batch and the logits of the training pass.
     Given only if that pass is exact, without dropout and in float32; then no pass of the probe's own is made.
     """
@@ -29,7 +29,7 @@ class LogitProbe:
     def __init__(
         self,
         model: nn.Module,
-        forward: Callable[[Any], Tensor],
+        forward: Callable[[Any], Tensor | None],
         training_logits: Callable[[Any, Tensor], Tensor] | None = None,
     ) -> None:
         self._model = model
@@ -49,7 +49,8 @@ class LogitProbe:
             return None
         self.next_step = step + _MIN_STEPS
         with stats.eval_fp32(self._model):
-            return stats.logit_std(self._forward(batch))
+            own = self._forward(batch)
+            return None if own is None else stats.logit_std(own)
 
 
 def is_exact(model: nn.Module) -> bool:
@@ -57,6 +58,12 @@ def is_exact(model: nn.Module) -> bool:
     return not any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
 
 
-def first_texts(batch: dict[str, Any]) -> dict[str, Any]:
-    """The first MAX_TEXTS rows of every tensor of a model's keyword arguments."""
-    return {name: rows[:MAX_TEXTS] if isinstance(rows, Tensor) and rows.ndim else rows for name, rows in batch.items()}
+def first_texts(batch: Any) -> Any:
+    """The batch with the first MAX_TEXTS rows of every tensor: a mapping, a sequence, or a tensor itself."""
+    if isinstance(batch, Tensor):
+        return batch[:MAX_TEXTS] if batch.ndim else batch
+    if isinstance(batch, Mapping):
+        return {name: first_texts(rows) for name, rows in batch.items()}
+    if isinstance(batch, list | tuple):
+        return [first_texts(rows) for rows in batch]
+    return batch

@@ -24,8 +24,8 @@ class WeightStatistics:
         self._rows: list[int] = []  # of the parameters that have a gradient
         self._buffer = GroupedBuffer([])
 
-    def measure_gradients(self) -> None:
-        """Measure the gradients as they are now."""
+    def measure_gradients(self, scale: Tensor | None = None) -> None:
+        """Measure the gradients as they are now, over `scale` [] if they have been multiplied by it."""
         rows = [row for row, parameter in enumerate(self._parameters) if parameter.grad is not None]
         gradients = [gradient for parameter in self._parameters if (gradient := parameter.grad) is not None]
         if rows != self._rows:
@@ -34,6 +34,8 @@ class WeightStatistics:
             self._gradients = gradient_statistics_cpu(gradients, self._buffer)
         else:
             self._gradients = gradient_statistics_foreach(gradients, self._buffer.element_counts)
+        if scale is not None:
+            self._gradients[:, :3] /= scale  # mean, max and standard deviation; the share of zeros has no scale
 
     def keep_weights(self) -> None:
         """Keep the parameters as they are now."""

@@ -15,7 +15,7 @@ import struct
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -111,10 +111,18 @@ class RunWriter:
 
     draw: also write the figures of each snapshot, as soon as they are drawn.
     truncate_to: the `positions` of the folder's event files at the moment that the run resumes from. Everything
-    written after it is removed.
+    written after it is removed. on_figure: also gets each figure, as step, tag and PNG file.
     """
 
-    def __init__(self, run_dir: Path, *, draw: bool = True, truncate_to: Positions | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        draw: bool = True,
+        truncate_to: Positions | None = None,
+        on_figure: Callable[[int, str, bytes], None] | None = None,
+    ) -> None:
+        self._on_figure = on_figure
         self._earlier = {} if truncate_to is None else _truncate(run_dir, truncate_to)
         self._file = EventFile(run_dir)
         if not self._earlier:
@@ -189,6 +197,8 @@ class RunWriter:
             for tag, png in figures.result().items():
                 image = Summary.Image(encoded_image_string=png, colorspace=3)
                 self._file.write(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+                if self._on_figure:
+                    self._on_figure(step, tag, png)
 
 
 def _truncate(run_dir: Path, positions: Positions) -> Positions:

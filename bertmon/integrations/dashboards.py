@@ -1,0 +1,48 @@
+"""What goes to W&B and MLflow where the training program already has a run there; neither has to be installed."""
+
+import io
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def tell_wandb(folder: Path) -> None:
+    """Make a W&B run that has sync_tensorboard=True follow the event files of a folder.
+
+    W&B learns of folders through the writers of TensorBoard and torch that it patches; event files here are written by
+    none of them.
+    """
+    wandb: Any = sys.modules.get("wandb")
+    run = getattr(wandb, "run", None)
+    if run is None or not getattr(wandb, "patched", {}).get("tensorboard"):
+        return
+    try:
+        run._tensorboard_callback(str(folder.absolute()), save=True)
+    except Exception as error:  # it is no public method
+        log.warning(f"W&B could not be told of {folder} ({error}): sync_tensorboard does not include it.")
+
+
+def log_figure(step: int, tag: str, png: bytes) -> None:
+    """A figure into the W&B run and the MLflow run that are active, as an image of the Trainer's step."""
+    from PIL import Image
+
+    wandb: Any = sys.modules.get("wandb")
+    if getattr(wandb, "run", None) is not None:
+        image = wandb.Image(Image.open(io.BytesIO(png)))
+        wandb.run.log({f"bertmon/{tag}": image, "train/global_step": step})
+    mlflow: Any = sys.modules.get("mlflow")
+    if mlflow is not None and mlflow.active_run() is not None:
+        mlflow.log_image(Image.open(io.BytesIO(png)), artifact_file=f"bertmon/{tag}/step_{step:06d}.png")
+
+
+def log_verdict(verdict: str, text: str) -> None:
+    """The verdict in words: into the W&B run's summary, and the MLflow run's tags."""
+    wandb: Any = sys.modules.get("wandb")
+    if getattr(wandb, "run", None) is not None:
+        wandb.run.summary.update({"bertmon/verdict": verdict, "bertmon/diagnosis": text})
+    mlflow: Any = sys.modules.get("mlflow")
+    if mlflow is not None and mlflow.active_run() is not None:
+        mlflow.set_tags({"bertmon.verdict": verdict, "bertmon.diagnosis": text})

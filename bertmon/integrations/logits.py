@@ -1,0 +1,62 @@
+"""The logits of a few texts of a batch, from whatever model and batch a training loop has.
+
+Shapes: n texts, T tokens, C classes.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from bertmon.errors import InputError, require
+from bertmon.monitor.probe import first_texts
+
+log = logging.getLogger(__name__)
+
+
+class ModelLogits:
+    """Takes a batch, gives the logits [n, C] of its first texts; None, with one warning, where there are none of texts.
+
+    forward: the user's own function of a batch. None: the model is called with the batch, without its labels.
+    """
+
+    def __init__(self, model: nn.Module, forward: Callable[[Any], Tensor] | None = None) -> None:
+        self._model = model
+        self._forward = forward
+        self._off = False
+
+    def __call__(self, batch: Any) -> Tensor | None:
+        if self._off:
+            return None
+        if self._forward is None and not isinstance(batch, Mapping):
+            self._turn_off(
+                f"batch: expected a mapping of the model's inputs, or logits=..., got {type(batch).__name__}"
+            )
+            return None
+        first = first_texts(batch)
+        scores = self._forward(first) if self._forward else self._model_logits(first)
+        if isinstance(scores, Tensor) and scores.ndim > 2:
+            self._turn_off(f"logits of shape {list(scores.shape)} are not one row for each text")
+            return None
+        shape = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        ok = isinstance(scores, Tensor) and scores.ndim == 2
+        require(ok, "logits", shape, "a tensor of shape [texts, classes]")
+        return scores
+
+    def _turn_off(self, why: str) -> None:
+        self._off = True
+        log.warning(f"{why}: no verdict on collapse for this model, gradients and updates only.")
+
+    def _model_logits(self, batch: Mapping[str, Any]) -> Tensor:
+        inputs = {name: rows for name, rows in batch.items() if name != "labels"}
+        # not through the object: accelerate wraps its forward in an autocast of its own
+        output = type(self._model).forward(self._model, **inputs)
+        scores = getattr(output, "logits", None)
+        if scores is None:
+            raise InputError(
+                "model: expected one whose output has .logits (in transformers: a classifier, with return_dict=True), "
+                f"or logits=..., got a {type(output).__name__}."
+            )
+        logits: Tensor = scores
+        return logits
