@@ -1,0 +1,114 @@
+"""A callback never ends a training that would have continued."""
+
+import logging
+
+import pytest
+import torch
+from watched_training import examples, labels, tiny_bert, trainer
+
+from bertmon.errors import InputError, StorageError
+from bertmon.integrations.own_loop import Watch
+from bertmon.integrations.transformers_trainer import WatchCallback
+from bertmon.monitor.tensorboard import EventFile
+
+pytest.importorskip("accelerate")
+
+
+def parameters(trained):
+    return torch.cat([parameter.detach().flatten() for parameter in trained.model.parameters()])
+
+
+def watching(folder, **options):
+    return WatchCallback(folder, labels=labels(examples()), **{"every": 5, "figures": False} | options)
+
+
+def fail_on_call(number, error, original=None):
+    """The function, until that call; from then on it raises."""
+    calls = iter(range(number))
+
+    def fail(*args, **kwargs):
+        if next(calls, None) is None:
+            raise error
+        return original(*args, **kwargs)
+
+    return fail
+
+
+def errors(caplog):
+    return [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("method", ["measure_gradients", "before_update", "after_update", "__init__"])
+def test_error_in_watching_is_logged_once_and_training_is_as_without(tmp_path, caplog, monkeypatch, method):
+    alone = trainer(tmp_path / "alone", None, options={"max_grad_norm": 0.1})
+    alone.train()
+    calls = 0 if method == "__init__" else 3
+    monkeypatch.setattr(Watch, method, fail_on_call(calls, ZeroDivisionError("no number"), getattr(Watch, method)))
+    done = trainer(tmp_path, watching(tmp_path / "watched"), options={"max_grad_norm": 0.1})
+    done.train()
+    assert [record.message for record in errors(caplog)] == ["Monitoring stops here, training continues: no number"]
+    assert errors(caplog)[0].exc_info
+    assert done.state.global_step == 12
+    assert torch.equal(parameters(done), parameters(alone))
+    assert not {"compute_loss", "training_step"} & vars(done).keys()
+
+
+def test_full_disk_ends_watching_and_not_training(tmp_path, caplog, monkeypatch):
+    callback = watching(tmp_path / "watched")
+    monkeypatch.setattr(
+        EventFile,
+        "_write",
+        fail_on_call(4, StorageError("could not write: No space left on device."), EventFile._write),
+    )
+    done = trainer(tmp_path, callback)
+    done.train()
+    assert done.state.global_step == 12
+    assert len(errors(caplog)) == 1
+    assert "No space left on device" in errors(caplog)[0].message
+    assert errors(caplog)[0].exc_info in (None, False, (None, None, None))
+
+
+def test_error_is_raised_if_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(Watch, "after_update", fail_on_call(2, ZeroDivisionError, Watch.after_update))
+    with pytest.raises(ZeroDivisionError):
+        trainer(tmp_path, watching(tmp_path / "watched", on_error="raise")).train()
+
+
+def test_callback_that_failed_watches_the_next_training(tmp_path, monkeypatch):
+    callback = watching(tmp_path / "watched")
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "after_update", fail_on_call(2, ZeroDivisionError, Watch.after_update))
+        trainer(tmp_path, callback).train()
+    trainer(tmp_path, callback).train()
+    assert callback.watch.folder == tmp_path / "watched-2"
+    assert len(callback.watch.history.losses) == 12
+
+
+def test_model_in_shards_is_refused_with_one_message(tmp_path, caplog, monkeypatch):
+    kind = type("FullyShardedDataParallel", (torch.nn.Module,), {})
+    model = torch.nn.Module.__new__(kind)
+    torch.nn.Module.__init__(model)
+    adamw = torch.optim.AdamW(tiny_bert().parameters())
+    with pytest.raises(InputError, match="FSDP, DeepSpeed and tensor parallelism are not watched"):
+        Watch(model, adamw, tmp_path, total_steps=3, labels=[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_doomed": "panic"}, "on_doomed: expected warn or stop, got panic"),
+        ({"on_error": "panic"}, "on_error: expected log or raise, got panic"),
+        ({"report_to": "wandb"}, "report_to: expected auto, trainer or none, got wandb"),
+        ({"every": 0}, r"monitor\.every: expected .*, got 0"),
+        ({"labels": None}, r"labels: expected the class numbers .* got None"),
+        ({"labels": ["a", "b"]}, r"labels: expected the class numbers .* got 'a' \(str\): number the classes first"),
+        ({"labels": [0, None]}, r"labels: expected the class numbers .* got None"),
+        ({"labels": [0.5, 1.0]}, r"labels: expected the class numbers .* got 0\.5"),
+        ({"labels": [[0, 1], [1, 0]]}, r"labels: .* got one-hot rows such as \[0, 1\]: pass argmax over each row"),
+        ({"labels": torch.eye(3)}, r"labels: .* got one-hot rows"),
+        ({"labels": [1, 1]}, "labels: expected the labels of the training texts, of at least two classes"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_when_the_callback_is_made(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        WatchCallback(tmp_path / "watched", **{"labels": [0, 1]} | options)
