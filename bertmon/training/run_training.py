@@ -16,7 +16,7 @@ from bertmon import distributed
 from bertmon.config import RunConfig, SaveModel, require_same_run, run_identity
 from bertmon.data import Corpus
 from bertmon.errors import InputError, storage_errors
-from bertmon.model import save_model
+from bertmon.model import missing_features, save_model
 from bertmon.monitor.history import HISTORY_FILE, History
 from bertmon.monitor.monitor import Monitor
 from bertmon.monitor.tensorboard import RunWriter
@@ -129,7 +129,8 @@ def _start_or_resume(
     if checkpoint is None:
         writer.text("config", OmegaConf.to_yaml(OmegaConf.structured(config)))
         log.info(summary)
-        for line in task.description.lines:
+        unwatched = missing_features(task.classifier) if config.monitor.enabled else []
+        for line in (*task.description.lines, *unwatched):
             log.info(line)
         for warning in task.description.warnings:
             log.warning(warning)
