@@ -226,8 +226,8 @@ class RunResult:
             None if fields.get(key) is None else str(fields[key]) for key in ("error", "traceback")
         )
         if result.status.ended:
-            assert result.total_steps is not None
-            if not (0 <= result.steps <= result.total_steps and result.final and result.data):
+            complete = result.total_steps is not None and result.final is not None and result.data is not None
+            if not (complete and 0 <= result.steps <= (result.total_steps or 0)):
                 raise ValueError("steps, evaluations or data are missing")
         return result
 

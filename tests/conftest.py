@@ -313,3 +313,96 @@ def compose_config(*overrides):
     hydra_setup.register()
     with initialize_config_module("bertmon.conf", version_base="1.3", job_name="run"):
         return compose("config", list(overrides))
+
+
+# --- one run, up to its first step ----------------------------------------------------------------
+
+
+class RecordingLog:
+    """A MetricLog that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.snapshots: list[Snapshot] = []
+        self.points: dict[str, list[tuple[int, float]]] = {}  # by tag: step and value, in the order of writing
+        self.texts: list[tuple[str, str, int]] = []  # tag, text, step
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        self.snapshots.append(snapshot)
+
+    def scalars(self, step, values) -> None:
+        for tag, value in values.items():
+            self.points.setdefault(tag, []).append((step, value))
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        self.texts.append((tag, text, step))
+
+
+class PreparedRun:
+    """Everything that a run has before its first step, on the CPU and without a folder.
+
+    history: where to continue from. log: the RecordingLog to write to.
+    """
+
+    def __init__(self, settings: RunConfig, *, history: History | None = None, log: RecordingLog | None = None) -> None:
+        import torch
+
+        from bertmon.training.state import TrainState
+        from bertmon.training.task import build_monitor, build_task
+
+        self.config = settings
+        self.task = build_task(settings, torch.device("cpu"))
+        self.history = History(self.task.plan) if history is None else history
+        self.log = RecordingLog() if log is None else log
+        self.monitor = build_monitor(settings, self.task, self.history, self.log)
+        self.state = TrainState()
+
+    def fit(self, save_checkpoint: Callable[[], None] | None = None) -> "PreparedRun":
+        """Train from where the state is to the end; returns the run itself."""
+        from bertmon.training.trainer import Trainer
+
+        trainer = Trainer(
+            self.task,
+            self.config,
+            self.monitor,
+            self.state,
+            log_scalars=self.log.scalars,
+            name="test",
+            save_checkpoint=save_checkpoint,
+        )
+        trainer.fit()
+        return self
+
+    def weights(self):
+        """All parameters, flat: [P]."""
+        return flat_parameters(self.task.classifier)
+
+
+def flat_parameters(module):
+    """All parameters of a module, detached, in one tensor [P]."""
+    import torch
+
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def without_monitor(settings: RunConfig) -> RunConfig:
+    """The same run with monitor=off."""
+    return dataclasses.replace(settings, monitor=dataclasses.replace(settings.monitor, enabled=False))
+
+
+def interrupt_run(settings: RunConfig, run_dir: Path, monkeypatch, at: int) -> None:
+    """Run into a KeyboardInterrupt at the first evaluation from step `at` on, with a checkpoint every 5 steps."""
+    from bertmon.training import trainer
+    from bertmon.training.run_training import run_training
+
+    settings.train.checkpoint_every = 5
+    evaluate = trainer.evaluate
+
+    def interrupted(*arguments, step: int, **options):
+        if step >= at:
+            raise KeyboardInterrupt
+        return evaluate(*arguments, step=step, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(settings, run_dir, name="run")

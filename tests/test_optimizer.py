@@ -22,7 +22,7 @@ def plain_adamw(config, lr, parameter, gradients):
 
 @pytest.mark.parametrize("bias_correction", [True, False])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_equals_the_equations(bias_correction, weight_decay):
+def test_optimizer_step_equals_the_equations(bias_correction, weight_decay):
     config = OptimizerConfig(bias_correction=bias_correction, weight_decay=weight_decay)
     torch.manual_seed(0)
     start = [torch.randn(5, 3), torch.randn(4)]
@@ -42,7 +42,7 @@ def test_equals_the_equations(bias_correction, weight_decay):
         torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_the_first_step_without_correction_is_larger_by_the_known_factor():
+def test_first_step_without_correction_is_larger_by_the_known_factor():
     moved = {}
     for bias_correction in (True, False):
         parameter = torch.nn.Parameter(torch.zeros(1, 1))
@@ -54,7 +54,7 @@ def test_the_first_step_without_correction_is_larger_by_the_known_factor():
     assert moved[False] / moved[True] == pytest.approx((1 - 0.9) / (1 - 0.999) ** 0.5, rel=1e-5)
 
 
-def test_frozen_parameters_are_left_out_and_the_rate_starts_at_0():
+def test_optimizer_leaves_frozen_parameters_out_and_starts_at_rate_0():
     frozen = torch.nn.Parameter(torch.ones(2, 2), requires_grad=False)
     trained = torch.nn.Parameter(torch.ones(2, 2))
     adamw = optimizer.build_optimizer(OptimizerConfig(), [frozen, trained])
@@ -62,3 +62,12 @@ def test_frozen_parameters_are_left_out_and_the_rate_starts_at_0():
     trained.grad = torch.ones(2, 2)
     adamw.step()
     assert torch.equal(trained.detach(), torch.ones(2, 2))
+
+
+def test_bias_correction_gain_is_the_ratio_of_the_first_steps():
+    config = OptimizerConfig(bias_correction=False)
+    for step in range(3):
+        expected = (1 - 0.9 ** (step + 1)) / (1 - 0.999 ** (step + 1)) ** 0.5
+        assert optimizer.bias_correction_gain(config, step) == pytest.approx(expected)
+    assert optimizer.bias_correction_gain(config, 10**5) == pytest.approx(1.0)
+    assert optimizer.bias_correction_gain(OptimizerConfig(bias_correction=True), 0) == 1.0

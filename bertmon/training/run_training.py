@@ -61,7 +61,7 @@ def run_training(
         with RunWriter(
             home,
             draw=config.monitor.figures and home is run_dir,
-            truncate_to=checkpoint.metadata.event_files if checkpoint else None,
+            truncate_to=checkpoint.metadata.event_files if checkpoint else {},  # what a run that starts over left goes
         ) as writer:
             task = build_task(config, resolve_device(config.device))
             _describe(result, task)

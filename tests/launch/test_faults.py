@@ -5,13 +5,12 @@ import subprocess
 import sys
 
 import pytest
-from conftest import results
+from conftest import interrupt_run, results
 from fault_injection import FAILING_RUNS, RunContent
-from test_checkpoint import broken_off
 
 from bertmon.compare.results import read_sweep
-from bertmon.run import run_training
 from bertmon.training import checkpoint
+from bertmon.training.run_training import run_training
 
 
 def test_of_eight_runs_one_raises_one_exits_and_one_needs_a_petabyte(bertmon, files, tmp_path, monkeypatch):
@@ -88,7 +87,7 @@ def test_a_damaged_event_file_is_set_aside(settings, tmp_path, monkeypatch, capl
         (tmp_path / name).mkdir()
     settings.train.checkpoint_every = 5
     run_training(settings, tmp_path / "whole", name="run")
-    broken_off(settings, tmp_path / "broken", monkeypatch, at=6)
+    interrupt_run(settings, tmp_path / "broken", monkeypatch, at=6)
     (file,) = (tmp_path / "broken").glob("events.out.tfevents.*")
     damaged = bytearray(file.read_bytes())
     damaged[len(damaged) // 3] ^= 1

@@ -32,7 +32,7 @@ def first_epoch(settings) -> tuple[torch.nn.Module, list[torch.Size]]:
     compiled = step.maybe_compile(task.classifier, True)
     shapes = []
     for batch in task.train.epoch_batches(0, 0):
-        step.forward_backward(compiled, batch, Precision.fp32)
+        step.forward_backward(compiled, [batch], Precision.fp32)
         shapes.append(batch.input_ids.shape)
     return task.classifier, shapes
 

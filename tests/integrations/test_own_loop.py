@@ -1,4 +1,4 @@
-"""Watching in somebody else's loop: the same numbers as in a run, and a loop that is none the worse for it."""
+"""Watching in a training loop of one's own: the numbers of a run, and not a bit of the loop changed."""
 
 import copy
 import logging
@@ -7,24 +7,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import PreparedRun, flat_parameters
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim import lr_scheduler
 
-from bertmon import model
 from bertmon.config import VerdictThresholds
 from bertmon.errors import InputError
-from bertmon.integrations.own_loop import Watch, planned_learning_rates
+from bertmon.integrations.own_loop import Watch
 from bertmon.monitor.diagnosis import Verdict
 from bertmon.monitor.history import HISTORY_FILE, History
-from bertmon.monitor.monitor import Monitor
-from bertmon.run import build_task
-from bertmon.training import trainer
-
-
-class Silent:
-    def snapshot(self, snapshot): ...
-    def scalars(self, step, values): ...
-    def text(self, tag, text, step): ...
+from bertmon.training.task import build_task
 
 
 class Linear(torch.nn.Module):
@@ -63,32 +55,23 @@ def make_step(watch, linear, x=None, backward=True):
     adamw.zero_grad()
 
 
-def parameters(module):
-    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
-
-
-def test_a_loop_of_ones_own_has_the_history_of_a_run(settings, tmp_path):
+def test_watch_in_a_plain_loop_has_the_history_of_a_run(settings, tmp_path):
     settings.monitor.every = 2
     settings.optimizer.bias_correction = False
+    run = PreparedRun(settings).fit()
 
-    corpus, parts = build_task(settings, torch.device("cpu"))
-    history = History(trainer.plan_run(settings, len(parts.train), corpus.train.label_entropy()))
-    observer = Monitor(model.named_weights(parts.classifier), history, settings.monitor, Silent())
-    trainer.fit(
-        parts, settings, history, observer=observer, record=lambda *_: None, outcome=trainer.TrainState(), name="test"
-    )
-
-    _, own = build_task(settings, torch.device("cpu"))
-    total = len(history.plan)
+    own = build_task(settings, torch.device("cpu"))
+    total = len(run.history.plan)
     for group in own.optimizer.param_groups:
         group["lr"] = settings.optimizer.lr
-    scheduler = lr_scheduler.LambdaLR(own.optimizer, lambda step: history.plan.lr[step % total] / settings.optimizer.lr)
+    factors = run.history.plan.lr / settings.optimizer.lr
+    scheduler = lr_scheduler.LambdaLR(own.optimizer, lambda step: factors[step % total])
     watch = Watch(
         own.classifier,
         own.optimizer,
         tmp_path,
         total_steps=total,
-        labels=corpus.train.labels,
+        labels=own.corpus.train.labels,
         scheduler=scheduler,
         bias_correction=False,
         every=2,
@@ -105,17 +88,17 @@ def test_a_loop_of_ones_own_has_the_history_of_a_run(settings, tmp_path):
                     own.optimizer.step()
                 scheduler.step()
                 own.optimizer.zero_grad()
-    assert torch.equal(parameters(own.classifier), parameters(parts.classifier))
-    assert watch.history.losses == history.losses
-    assert watch.history.grad_norms == history.grad_norms
-    assert watch.history.snapshots == history.snapshots
-    assert [shot.step for shot in history.snapshots if not math.isnan(shot.logit_std)] == [0, 10]
-    assert np.array_equal(watch.history.plan.effective_lr, history.plan.effective_lr)
-    assert watch.history.plan.chance_loss == history.plan.chance_loss
-    assert watch.diagnosis.verdict == observer.diagnosis.verdict
+    assert torch.equal(flat_parameters(own.classifier), run.weights())
+    assert watch.history.losses == run.history.losses
+    assert watch.history.grad_norms == run.history.grad_norms
+    assert watch.history.snapshots == run.history.snapshots
+    assert [shot.step for shot in run.history.snapshots if not math.isnan(shot.logit_std)] == [0, 10]
+    assert np.array_equal(watch.history.plan.effective_lr, run.history.plan.effective_lr)
+    assert watch.history.plan.chance_loss == run.history.plan.chance_loss
+    assert watch.diagnosis.verdict == run.monitor.diagnosis.verdict
 
 
-def test_what_it_writes(linear, tmp_path):
+def test_watch_when_closed_has_written_history_scalars_and_figures(linear, tmp_path):
     with linear_watch(linear, tmp_path, total_steps=6, every=3) as watch:
         for _ in range(6):
             make_step(watch, linear)
@@ -134,7 +117,7 @@ def test_what_it_writes(linear, tmp_path):
     assert len(list(tmp_path.glob("events*"))) == 1
 
 
-def test_the_loop_is_none_the_worse_for_it(linear, tmp_path):
+def test_watch_changes_no_bit_of_the_loop(linear, tmp_path):
     made, _ = linear
     made.layer.eval()  # a module that its owner keeps in eval mode
     alone, own = copy.deepcopy(made), torch.random.get_rng_state()
@@ -148,43 +131,17 @@ def test_the_loop_is_none_the_worse_for_it(linear, tmp_path):
         torch.nn.functional.cross_entropy(alone(torch.randn(6, 3)), torch.tensor([0, 1] * 3)).backward()
         other.step()
         other.zero_grad()
-    assert torch.equal(parameters(made), parameters(alone))
+    assert torch.equal(flat_parameters(made), flat_parameters(alone))
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda adamw: lr_scheduler.LambdaLR(adamw, lambda step: 1 / (1 + step)),
-        lambda adamw: lr_scheduler.CosineAnnealingLR(adamw, 7),
-        lambda adamw: lr_scheduler.OneCycleLR(adamw, 0.3, total_steps=9),
-        lambda adamw: lr_scheduler.SequentialLR(
-            adamw, [lr_scheduler.LinearLR(adamw, total_iters=3), lr_scheduler.ExponentialLR(adamw, 0.5)], [3]
-        ),
-    ],
-)
-def test_planned_rates_are_those_that_come(make):
-    weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
-    adamw = torch.optim.AdamW([{"params": weights[:1], "lr": 0.1}, {"params": weights[1:], "lr": 0.4}])
-    scheduler = make(adamw)
-    before = copy.deepcopy((scheduler.state_dict(), adamw.state_dict()["param_groups"]))
-    planned = planned_learning_rates(adamw, scheduler, 8)
-    assert str((scheduler.state_dict(), adamw.state_dict()["param_groups"])) == str(before)
-    came = []
-    for _ in range(8):
-        came.append(max(group["lr"] for group in adamw.param_groups))
-        adamw.step()
-        scheduler.step()
-    assert planned.tolist() == came
-
-
-def test_a_rate_that_was_not_planned_is_told_once(linear, tmp_path, caplog):
+def test_learning_rate_that_was_not_planned_is_warned_about_once_and_used(linear, tmp_path, caplog):
     with linear_watch(linear, tmp_path) as watch:
         for rate in (0.1, 0.2, 0.3):
             linear[1].param_groups[0]["lr"] = rate
             make_step(watch, linear)
     assert [message for message in caplog.messages if "planned" in message] == [
-        "step 1: the learning rate is 0.2 where 0.1 was planned. Give the scheduler that sets it: whether a run can "
-        "still learn depends on the rates to come."
+        "step 1: the learning rate is 0.2, planned was 0.1. Pass the scheduler: verdicts need the remaining learning "
+        "rates."
     ]
     assert watch.history.plan.lr.tolist() == [0.1, 0.2, 0.3, 0.1]
     assert [shot.lr for shot in watch.history.snapshots] == [0.1, 0.2, 0.3]
@@ -195,11 +152,11 @@ def test_steps_beyond_the_planned_ones_are_not_watched(linear, tmp_path, caplog)
         for _ in range(7):
             make_step(watch, linear)
     assert [shot.step for shot in watch.history.snapshots] == [0, 1, 2, 3]
-    told = [message for message in caplog.messages if "planned" in message]
-    assert told == ["This is step 5 of 4 planned ones: it is not watched any more."]
+    warnings = [message for message in caplog.messages if "total_steps" in message]
+    assert warnings == ["Step 5 exceeds total_steps=4; monitoring stops here."]
 
 
-def test_a_loss_that_is_not_finite(linear, tmp_path):
+def test_loss_that_is_not_finite_ends_watching_as_diverged(linear, tmp_path):
     with linear_watch(linear, tmp_path, total_steps=9, every=2) as watch:
         for step in range(9):
             make_step(watch, linear, torch.full((6, 3), torch.inf) if step == 3 else None)
@@ -210,7 +167,7 @@ def test_a_loss_that_is_not_finite(linear, tmp_path):
 
 
 @pytest.mark.parametrize("done", [0, 3])
-def test_an_error_in_the_loop_is_the_one_that_is_seen(linear, tmp_path, done):
+def test_error_in_the_loop_is_raised_and_what_was_measured_is_written(linear, tmp_path, done):
     watch = linear_watch(linear, tmp_path, every=2)
 
     def loop():
@@ -229,31 +186,33 @@ def test_an_error_in_the_loop_is_the_one_that_is_seen(linear, tmp_path, done):
     assert [shot.step for shot in stored.snapshots] == [0, 2][: (done + 1) // 2]
 
 
-def test_verdicts_reach_the_log_and_the_loop(linear, tmp_path, caplog):
-    rules = VerdictThresholds(min_logit_std=1e3, min_update_per_lr=1e3)  # whatever the numbers are, they are too small
-    with linear_watch(linear, tmp_path, rules=rules) as watch:
+def test_verdict_reaches_the_log_and_the_loop(linear, tmp_path, caplog):
+    thresholds = VerdictThresholds(
+        min_logit_std=1e3, min_update_per_lr=1e3
+    )  # whatever the numbers are, they are too small
+    with linear_watch(linear, tmp_path, thresholds=thresholds) as watch:
         make_step(watch, linear)
-        assert watch.diagnosis.verdict is Verdict.healthy or watch.doomed
+        assert watch.diagnosis.verdict is Verdict.undecided or watch.doomed
         make_step(watch, linear)
         assert watch.doomed
     assert any(": collapsed - " in message for message in caplog.messages)
 
 
-def test_a_compiled_model_has_the_labels_of_the_plain_one(linear, tmp_path):
+def test_compiled_model_has_the_labels_of_the_plain_one(linear, tmp_path):
     made, adamw = linear
     watch = Watch(torch.compile(made, backend="eager"), adamw, tmp_path, total_steps=1, labels=[0, 1])
     watch.close()
     assert watch.model is made
 
 
-def test_another_optimizer_than_adam_is_told(linear, tmp_path, caplog):
+def test_optimizer_other_than_adam_is_warned_about(linear, tmp_path, caplog):
     sgd = torch.optim.SGD(linear[0].parameters(), lr=0.1)
     linear_watch((linear[0], sgd), tmp_path).close()
     assert caplog.record_tuples == [
         (
-            "bertmon.integrations.own_loop",
+            "bertmon.integrations.plan_ahead",
             logging.WARNING,
-            "SGD is no Adam: the verdicts' thresholds were not set for it.",
+            "Verdict thresholds were calibrated for Adam, not SGD.",
         )
     ]
 
@@ -261,30 +220,39 @@ def test_another_optimizer_than_adam_is_told(linear, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"total_steps": 0}, "total_steps=0 is not possible: give a whole number of at least 1"),
-        ({"labels": [1, 1]}, "labels=2 labels is not possible: give the labels of the texts, of two classes"),
-        ({"every": 0}, "monitor.every=0 is not possible"),
+        ({"total_steps": 0}, "total_steps: expected an integer of at least 1, got 0"),
+        (
+            {"labels": [1, 1]},
+            "labels: expected the labels of the training texts, of at least two classes, got 2 labels of 1 classes",
+        ),
+        ({"every": 0}, r"monitor\.every: expected .*, got 0"),
     ],
 )
-def test_arguments_that_do_not_fit(linear, tmp_path, options, message):
+def test_arguments_out_of_range_are_refused_before_anything_is_written(linear, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         linear_watch(linear, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_a_scheduler_a_folder_and_scores_that_do_not_fit(linear, tmp_path):
+def test_model_scheduler_folder_and_logits_that_do_not_fit_are_refused(linear, tmp_path):
     made, adamw = linear
     plateau = lr_scheduler.ReduceLROnPlateau(adamw)
-    with pytest.raises(InputError, match="scheduler=ReduceLROnPlateau is not possible: its rates are not known"):
+    with pytest.raises(InputError, match=r"scheduler: expected one whose .* got ReduceLROnPlateau"):
         linear_watch(linear, tmp_path, scheduler=plateau)
-    with linear_watch(linear, tmp_path) as watch, pytest.raises(InputError, match="no weight has a gradient yet"):
+    with (
+        linear_watch(linear, tmp_path) as watch,
+        pytest.raises(InputError, match=r"expected gradients, got none"),
+    ):
         make_step(watch, linear, backward=False)
-    watch = linear_watch(linear, tmp_path / "scores", logits=lambda batch: batch["x"][0])
-    with watch, pytest.raises(InputError, match=r"logits=of shape \[3\] is not possible: give scores of shape"):
+    watch = linear_watch(linear, tmp_path / "logits", logits=lambda batch: batch["x"][0])
+    with (
+        watch,
+        pytest.raises(InputError, match=r"logits: expected .* \[texts, classes\], got shape \[3\]"),
+    ):
         make_step(watch, linear)
-    with pytest.raises(InputError, match="holds a run already: give another folder"):
+    with pytest.raises(InputError, match="already contains a run: choose another folder or delete it"):
         linear_watch(linear, tmp_path)
     for parameter in made.parameters():
         parameter.requires_grad = False
-    with pytest.raises(InputError, match="model=Linear is not possible: give one with weights that are trained"):
+    with pytest.raises(InputError, match="model: expected a model with trainable weights, got Linear"):
         linear_watch(linear, tmp_path / "other")

@@ -4,6 +4,7 @@ import types
 
 import pytest
 import torch
+from conftest import flat_parameters
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from bertmon.config import VerdictThresholds
@@ -60,10 +61,6 @@ def trained(folder, *, dropout=0.0, checkpointing=False, watched=True, options=N
     return trainer, callback
 
 
-def parameters(trainer):
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
-
-
 def logged(trainer, name):
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
@@ -77,7 +74,7 @@ def logged(trainer, name):
         ({"bf16": True}, 6 * [1]),
     ],
 )
-def test_it_says_what_the_trainer_says(tmp_path, arguments, backward_passes):
+def test_watch_callback_measures_what_the_trainer_logs(tmp_path, arguments, backward_passes):
     trainer, callback = trained(tmp_path, max_grad_norm=0.1, **arguments)
     history = callback.watch.history
     sums = [float(loss) for loss in logged(trainer, "loss")]  # the Trainer adds up the means of a step's passes
@@ -89,7 +86,7 @@ def test_it_says_what_the_trainer_says(tmp_path, arguments, backward_passes):
     assert History.load(tmp_path / "watched" / HISTORY_FILE).snapshots == history.snapshots
 
 
-def test_layers_are_measured_before_clipping(tmp_path):
+def test_gradients_are_measured_before_clipping(tmp_path):
     _, clipped = trained(tmp_path / "clipped", max_grad_norm=1e-3)
     _, free = trained(tmp_path / "free", max_grad_norm=0)
     first, other = (callback.watch.history.snapshots[0] for callback in (clipped, free))
@@ -98,47 +95,47 @@ def test_layers_are_measured_before_clipping(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [{}, {"gradient_accumulation_steps": 2}, {"bf16": True}, {"checkpointing": True}])
-def test_training_is_the_same_bit_for_bit(tmp_path, arguments):
+def test_training_with_the_callback_gives_the_same_bits(tmp_path, arguments):
     watched, callback = trained(tmp_path / "watched", dropout=0.1, **arguments)
     alone, _ = trained(tmp_path / "alone", dropout=0.1, watched=False, **arguments)
-    assert torch.equal(parameters(watched), parameters(alone))
+    assert torch.equal(flat_parameters(watched.model), flat_parameters(alone.model))
     assert not watched.model._forward_hooks
     assert len(callback.watch.history.losses) == 6
 
 
-def test_the_spread_is_measured_without_rounding(tmp_path):
+def test_logit_std_with_bf16_is_that_of_float32(tmp_path):
     spreads = [
         trained(tmp_path / str(bf16), bf16=bf16)[1].watch.history.snapshots[0].logit_std for bf16 in (False, True)
     ]
     assert spreads[0] == spreads[1] > 0
 
 
-def test_a_doomed_run_is_stopped(tmp_path):
-    rules = VerdictThresholds(min_logit_std=1e3, min_update_per_lr=1e3)  # whatever the numbers are, they are too small
-    trainer, callback = trained(tmp_path, options={"rules": rules, "on_doomed": "stop"})
+def test_doomed_run_with_stop_ends_and_with_warn_trains_on(tmp_path):
+    thresholds = VerdictThresholds(min_logit_std=1e3, min_update_per_lr=1e3)  # every number is too small
+    trainer, callback = trained(tmp_path, options={"thresholds": thresholds, "on_doomed": "stop"})
     assert callback.watch.doomed
     assert trainer.state.global_step < 6
     assert callback.watch.diagnosis.since_step == trainer.state.global_step - 1
-    trainer, callback = trained(tmp_path / "warned", options={"rules": rules})
+    trainer, callback = trained(tmp_path / "warned", options={"thresholds": thresholds})
     assert callback.watch.doomed
     assert trainer.state.global_step == 6
 
 
-def test_a_compiled_model(tmp_path):
+def test_compiled_model_has_the_losses_of_the_trainer(tmp_path):
     trainer, callback = trained(tmp_path, torch_compile=True, torch_compile_backend="eager")
     assert callback.watch.history.losses == pytest.approx(logged(trainer, "loss"), rel=1e-5)
 
 
-def test_what_is_not_watched_is_said(tmp_path):
+def test_training_that_cannot_be_watched_is_refused(tmp_path):
     with pytest.raises(InputError, match="WatchCallback needs the labels among the model's inputs"):
         trained(tmp_path / "a", label_smoothing_factor=0.1)
-    with pytest.raises(InputError, match="on_doomed=panic is not possible: give warn or stop"):
+    with pytest.raises(InputError, match="on_doomed: expected warn or stop, got panic"):
         WatchCallback(tmp_path / "b", labels=[0, 1], on_doomed="panic")
     callback = WatchCallback(tmp_path / "b", labels=[0, 1])
     for given, message in (
-        ({"world_size": 2, "n_gpu": 1, "fp16": False}, "devices=2 is not possible"),
-        ({"world_size": 1, "n_gpu": 4, "fp16": False}, "devices=4 is not possible"),
-        ({"world_size": 1, "n_gpu": 1, "fp16": True}, "fp16=True is not possible: give bf16"),
+        ({"world_size": 2, "n_gpu": 1, "fp16": False}, "devices: expected one.*, got 2"),
+        ({"world_size": 1, "n_gpu": 4, "fp16": False}, "devices: expected one.*, got 4"),
+        ({"world_size": 1, "n_gpu": 1, "fp16": True}, "fp16: expected bf16, or neither.*, got True"),
     ):
         with pytest.raises(InputError, match=message):
             callback.on_train_begin(types.SimpleNamespace(**given), None, None)

@@ -1,0 +1,62 @@
+"""What an optimizer and its scheduler will do, without training."""
+
+import copy
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+
+from bertmon.config import OptimizerConfig
+from bertmon.errors import InputError
+from bertmon.integrations.plan_ahead import adam_config, current_lr, planned_learning_rates
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda adamw: lr_scheduler.LambdaLR(adamw, lambda step: 1 / (1 + step)),
+        lambda adamw: lr_scheduler.CosineAnnealingLR(adamw, 7),
+        lambda adamw: lr_scheduler.OneCycleLR(adamw, 0.3, total_steps=9),
+        lambda adamw: lr_scheduler.SequentialLR(
+            adamw, [lr_scheduler.LinearLR(adamw, total_iters=3), lr_scheduler.ExponentialLR(adamw, 0.5)], [3]
+        ),
+    ],
+)
+def test_planned_learning_rates_are_those_that_come(make):
+    weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    adamw = torch.optim.AdamW([{"params": weights[:1], "lr": 0.1}, {"params": weights[1:], "lr": 0.4}])
+    scheduler = make(adamw)
+    before = copy.deepcopy((scheduler.state_dict(), adamw.state_dict()["param_groups"]))
+    planned = planned_learning_rates(adamw, scheduler, 8)
+    assert str((scheduler.state_dict(), adamw.state_dict()["param_groups"])) == str(before)
+    later = []
+    for _ in range(8):
+        later.append(max(group["lr"] for group in adamw.param_groups))
+        adamw.step()
+        scheduler.step()
+    assert planned.tolist() == later
+
+
+def test_planned_learning_rates_without_a_scheduler_are_constant():
+    parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    adamw = torch.optim.AdamW([{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:], "lr": 0.4}])
+    assert planned_learning_rates(adamw, None, 3).tolist() == [0.4, 0.4, 0.4]
+    assert current_lr(adamw) == 0.4
+
+
+def test_planned_learning_rates_that_depend_on_what_happens_are_refused():
+    adamw = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
+    with pytest.raises(InputError, match=r"scheduler: expected one whose .* in advance, .* got ReduceLROnPlateau"):
+        planned_learning_rates(adamw, lr_scheduler.ReduceLROnPlateau(adamw), 3)
+
+
+def test_adam_config_has_the_constants_of_the_optimizer():
+    adam = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))], betas=(0.8, 0.95))
+    config = adam_config(adam, bias_correction=False)
+    assert (config.beta1, config.beta2, config.bias_correction) == (0.8, 0.95, False)
+
+
+def test_adam_config_of_another_optimizer_is_the_default_with_a_warning(caplog):
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    assert adam_config(sgd, bias_correction=False) == OptimizerConfig()
+    assert caplog.messages == ["Verdict thresholds were calibrated for Adam, not SGD."]

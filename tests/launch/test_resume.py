@@ -1,0 +1,68 @@
+"""`bertmon resume`, and launches that meet in one folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import TIMEOUT
+from fault_injection import RunContent
+
+from bertmon.result import SWEEP_FILE
+
+FIRST, SECOND = "warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0"
+
+
+@pytest.mark.slow
+def test_resume_command_finishes_a_sweep_and_refuses_other_folders(bertmon, files, tmp_path):
+    sweep = tmp_path / "sweep"
+    command = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=2", "hydra.sweep.dir=sweep", *files]
+    assert bertmon(*command).returncode == 0
+    expected = RunContent.read(sweep / SECOND)
+    shutil.rmtree(sweep / SECOND)  # it has never started
+    first = (sweep / FIRST / "result.json").stat().st_mtime_ns
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+
+    def resume(*folders):
+        command = [sys.executable, "-m", "bertmon", "resume", *map(str, folders)]
+        return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+
+    done = resume(sweep)
+    assert done.returncode == 0, done.stderr
+    assert f"{FIRST}: already finished (finished, " in done.stdout
+    assert RunContent.read(sweep / SECOND) == expected
+    assert (sweep / FIRST / "result.json").stat().st_mtime_ns == first
+
+    elsewhere = resume(tmp_path)
+    assert elsewhere.returncode != 0
+    assert str(tmp_path) in elsewhere.stderr
+    assert SWEEP_FILE in elsewhere.stderr
+    assert "Traceback" not in elsewhere.stderr
+    assert "usage: bertmon resume" in resume().stderr
+    plan = json.loads((sweep / SWEEP_FILE).read_text())
+    (sweep / SWEEP_FILE).write_text(json.dumps(plan | {"directory": "/nowhere"}))
+    moved = resume(sweep)
+    assert moved.returncode != 0
+    assert "/nowhere" in moved.stderr
+    assert "Traceback" not in moved.stderr
+
+
+@pytest.mark.slow
+def test_two_launches_of_the_same_runs_at_once_share_none(bertmon, files, tmp_path):
+    command = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=1", "hydra.sweep.dir=sweep", *files]
+    both = [bertmon(*command, wait=False) for _ in range(2)]
+    errors = [process.communicate(timeout=TIMEOUT)[1] for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) == [0, 1]
+    refused = errors[codes.index(1)]
+    assert refused.count("\n") == 1
+    assert FIRST in refused
+    assert "resume=sweep" in refused
+    statuses = [json.loads(path.read_text())["status"] for path in (tmp_path / "sweep").rglob("result.json")]
+    assert statuses == ["finished", "finished"]
+    more = bertmon("schedule.warmup_frac=0.3,0.5", *command[1:])  # other runs may join
+    assert more.returncode == 0
+    plan = json.loads((tmp_path / "sweep" / SWEEP_FILE).read_text())
+    assert plan["runs"] == [f"warmup_frac={warmup}/seed=0" for warmup in (0.1, 0.7, 0.3, 0.5)]

@@ -1,0 +1,394 @@
+"""Verdicts on synthetic histories, each with one thing wrong."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from bertmon import optimizer, schedule
+from bertmon.config import OptimizerConfig, VerdictThresholds
+from bertmon.monitor.diagnosis import Diagnosis, Verdict, diagnose, divergence
+from bertmon.monitor.history import STATISTICS, History, RunPlan, Snapshot, WeightTable
+
+THRESHOLDS = VerdictThresholds()
+CHANCE = math.log(4)
+LAYERS = WeightTable(
+    ("word", *(f"enc.l.{depth}.{name}" for depth in range(4) for name in ("query", "output.dense")), "classifier"),
+    ("embedding", *["linear"] * 8, "linear"),
+    (None, *(depth for depth in range(4) for _ in range(2)), None),
+)
+
+
+def plan(steps=600, lr=1e-3, warmup_frac=0.1, bias_correction=True):
+    rates = lr * np.array(
+        [schedule.lr_factor(step, decay="linear", warmup_frac=warmup_frac, total_steps=steps) for step in range(steps)]
+    )
+    config = OptimizerConfig(bias_correction=bias_correction)
+    factors = np.array([optimizer.bias_correction_gain(config, step) for step in range(steps)])
+    return RunPlan(rates, rates * factors, CHANCE, warmup_frac, bias_correction)
+
+
+def snapshot(plan, step, *, logit_std=1e-3, depth_ratio=1.0, per_lr=0.2, layers=LAYERS):
+    """A measurement with the given signals: gradients grow evenly from the first to the last encoder layer."""
+    values = np.ones((len(layers), len(STATISTICS)))
+    depths = np.array([3 if depth is None else depth for depth in layers.depths])
+    values[:, STATISTICS.index("grad_mean")] = 1e-3 * depth_ratio ** ((3 - depths) / 3)
+    values[:, STATISTICS.index("weight_rms")] = 0.02
+    values[:, STATISTICS.index("update_ratio")] = per_lr * plan.effective_lr[step] / 0.02
+    return Snapshot(step, plan.lr[step], plan.effective_lr[step], logit_std, layers, values)
+
+
+def history(plan, *snapshots, loss=CHANCE):
+    done = snapshots[-1].step + 1
+    losses = loss if isinstance(loss, list) else [loss] * done
+    return History(plan, losses, [1.0] * done, list(snapshots))
+
+
+def constant(plan, until, every=30, **signals):
+    return [snapshot(plan, step, **signals) for step in range(0, until + 1, every)]
+
+
+def test_signals_of_a_snapshot_are_those_that_it_was_made_with():
+    steps = plan()
+    signals = snapshot(steps, 30, logit_std=2e-3, depth_ratio=1e-4, per_lr=0.3).signals
+    assert signals == pytest.approx(
+        {"logit_std": 2e-3, "depth_ratio": 1e-4, "update_per_lr/embedding": 0.3, "update_per_lr/linear": 0.3}
+    )
+    assert set(snapshot(steps, 0).signals) == {"logit_std", "depth_ratio"}  # the rate is 0
+    one_layer = WeightTable(("enc.l.0.query", "classifier"), ("linear", "linear"), (0, None))
+    assert "depth_ratio" not in snapshot(steps, 30, layers=one_layer).signals
+
+
+def test_depth_ratio_is_that_of_the_worst_group_of_matrices():
+    shot = snapshot(plan(), 30)
+    shot.values[LAYERS.labels.index("enc.l.0.output.dense"), 0] = 1e-7
+    value, label = shot.depth_ratio
+    assert value == pytest.approx(1e-4)
+    assert label == "enc.l.0.output.dense"
+
+    again = snapshot(plan(), 30, depth_ratio=1e-2)
+    again.values[LAYERS.labels.index("enc.l.3.output.dense"), 0] = 0  # no ratio there
+    assert again.depth_ratio == (pytest.approx(1e-2), "enc.l.0.query")
+
+
+def test_plateau_is_undecided_at_first_and_slow_later():
+    steps = plan(warmup_frac=0.7)
+    growing = [snapshot(steps, step, logit_std=1e-3 * math.exp(step / 100)) for step in range(0, 600, 30)]
+    early, late = history(steps, *growing[:4]), history(steps, *growing[:8])
+    assert diagnose(early, THRESHOLDS) == Diagnosis(Verdict.undecided, 90)
+    diagnosis = diagnose(late, THRESHOLDS)
+    assert diagnosis.verdict is Verdict.slow
+    assert not diagnosis.verdict.doomed
+    assert str(diagnosis) == (
+        "step 210: slow - after 211 of 600 steps the loss is no better than chance (1.39, chance 1.39)."
+    )
+    assert diagnosis.findings[0].threshold == pytest.approx(0.95 * CHANCE)
+
+
+def test_loss_below_chance_is_healthy_whatever_else():
+    steps = plan()
+    run = history(steps, *constant(steps, 300, logit_std=1e-3), loss=1.2)
+    diagnosis = diagnose(run, THRESHOLDS)
+    assert str(diagnosis) == "step 300: healthy - the loss is below chance (1.20 < 1.32)."
+    young = Diagnosis(Verdict.undecided, 0)
+    assert diagnose(run, THRESHOLDS, young) == diagnosis  # it has learned by now
+    assert diagnose(run, THRESHOLDS, diagnosis) is diagnosis
+
+
+def test_losses_that_scatter_have_not_learned():
+    steps = plan()
+    losses = [0.0, 2.6] * 150 + [0.0]  # mean 1.3, standard error 0.24
+    diagnosis = diagnose(history(steps, *constant(steps, 300, logit_std=1e-2), loss=losses), THRESHOLDS)
+    assert diagnosis.verdict is Verdict.slow
+
+
+def test_loss_around_the_threshold_does_not_change_the_verdict_to_and_fro():
+    steps = plan()
+    shots = [snapshot(steps, step, logit_std=1e-2 * math.exp(step / 50)) for step in range(0, 301, 30)]
+    diagnosis = diagnose(history(steps, *shots), THRESHOLDS)
+    assert diagnosis.verdict is Verdict.slow
+    assert diagnose(history(steps, *shots, loss=0.96 * CHANCE), THRESHOLDS, diagnosis) is diagnosis
+    diagnosis = diagnose(history(steps, *shots, loss=0.94 * CHANCE), THRESHOLDS, diagnosis)
+    assert diagnosis.verdict is Verdict.healthy
+    assert diagnose(history(steps, *shots, loss=0.96 * CHANCE), THRESHOLDS, diagnosis) is diagnosis
+    assert diagnose(history(steps, *shots, loss=0.98 * CHANCE), THRESHOLDS, diagnosis).verdict is Verdict.slow
+
+
+def test_run_that_has_learned_stays_healthy_while_no_other_rule_applies():
+    steps = plan()
+    shots = constant(steps, 90, logit_std=1e-2)
+    diagnosis = diagnose(history(steps, *shots, loss=1.2), THRESHOLDS)
+    assert diagnosis.verdict is Verdict.healthy
+    assert diagnose(history(steps, *shots), THRESHOLDS).verdict is Verdict.undecided
+    assert diagnose(history(steps, *shots), THRESHOLDS, diagnosis) is diagnosis
+
+
+COLLAPSED = {"logit_std": 1e-6, "depth_ratio": 1e-4, "per_lr": 5e-3}
+
+
+def test_collapse_is_found_at_its_first_snapshot_with_all_its_signs():
+    steps = plan(bias_correction=False)
+    diagnosis = diagnose(history(steps, *constant(steps, 60), snapshot(steps, 90, **COLLAPSED)), THRESHOLDS)
+    assert diagnosis.verdict is Verdict.collapsed
+    assert diagnosis.verdict.doomed
+    assert diagnosis.since_step == 90
+    assert [(f.signal, f.layer, f.threshold, f.step) for f in diagnosis.findings] == [
+        ("depth_ratio", "enc.l.0.query", 3e-2, 90),
+        ("update_per_lr/linear", None, 1e-2, 90),
+        ("logit_std", None, 3e-5, 90),
+    ]
+    assert [f.value for f in diagnosis.findings] == pytest.approx([1e-4, 5e-3, 1e-6])
+    assert str(diagnosis) == (
+        "step 90: collapsed - gradients vanish towards the input (first/last layer 1e-4 < 0.03, enc.l.0.query), "
+        "the weights barely move (steps 5e-3 < 0.01 of the learning rate), "
+        "every text gets the same logits (standard deviation 1e-6 < 3e-5). "
+        "Likely cause: an effective learning rate of 4.1e-3 at step 60, 4.1x the nominal one "
+        "(no bias correction, warm-up 0.1). Try schedule.warmup_frac=0.7 or optimizer.bias_correction=true."
+    )
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [
+        {"logit_std": 1e-6},  # gradients and steps as they should be: a fresh, narrow model
+        {"depth_ratio": 1e-4},  # logits that depend on the text: not lost
+        {"per_lr": 5e-3},
+        {"logit_std": math.nan, "depth_ratio": 1e-4},  # batches of one text have no spread
+    ],
+)
+def test_collapse_by_one_odd_signal_is_not_found(signals):
+    steps = plan()
+    shots = [*constant(steps, 60), snapshot(steps, 90, **signals)]
+    assert diagnose(history(steps, *shots), THRESHOLDS).verdict is Verdict.undecided
+
+
+@pytest.mark.parametrize("signals", [{"depth_ratio": 1e-4}, {"per_lr": 5e-3}])
+def test_collapse_by_the_same_logits_and_one_more_sign_is_found(signals):
+    steps = plan()
+    shots = [*constant(steps, 60), snapshot(steps, 90, logit_std=1e-6, **signals)]
+    assert diagnose(history(steps, *shots), THRESHOLDS).verdict is Verdict.collapsed
+
+
+def test_collapse_of_a_run_that_has_learned_takes_more_than_an_odd_batch():
+    steps = plan()
+    shots = [*constant(steps, 300, logit_std=0.9, depth_ratio=1e-2), snapshot(steps, 330, **COLLAPSED)]
+    diagnosis = diagnose(history(steps, *shots[:-1], loss=1.1), THRESHOLDS)
+    assert diagnose(history(steps, *shots, loss=1.1), THRESHOLDS, diagnosis) is diagnosis
+    assert diagnose(history(steps, *shots, loss=CHANCE), THRESHOLDS, diagnosis).verdict is Verdict.collapsed
+    for step in (360, 390):  # the loss cannot have diagnosis all: three batches in a row are not odd
+        assert diagnose(history(steps, *shots, loss=1.1), THRESHOLDS, diagnosis) is diagnosis
+        shots.append(snapshot(steps, step, **COLLAPSED))
+    assert diagnose(history(steps, *shots, loss=1.1), THRESHOLDS, diagnosis).verdict is Verdict.collapsed
+
+
+def test_collapse_is_withdrawn_when_the_logits_have_come_back_for_good():
+    steps = plan()
+    shots = [*constant(steps, 60), snapshot(steps, 90, **COLLAPSED)]
+    diagnosis = diagnose(history(steps, *shots), THRESHOLDS)
+    for step in (120, 150):
+        shots.append(snapshot(steps, step, logit_std=1e-2))
+        assert diagnose(history(steps, *shots), THRESHOLDS, diagnosis) is diagnosis
+    shots.append(snapshot(steps, 180, logit_std=1e-2))
+    assert diagnose(history(steps, *shots), THRESHOLDS, diagnosis).verdict is Verdict.slow
+
+
+def test_collapse_watched_at_every_step_is_not_withdrawn_sooner():
+    steps = plan()
+    window = len(steps) // 20
+    assert window > 20
+    diagnosis = diagnose(history(steps, snapshot(steps, 0), snapshot(steps, 60, **COLLAPSED)), THRESHOLDS)
+    shots = [snapshot(steps, 0), snapshot(steps, 60, **COLLAPSED)]
+    for step in range(61, 61 + window):
+        shots.append(snapshot(steps, step, logit_std=1e-2 if step % 10 == 1 else math.nan))  # a pass every tenth step
+        later = diagnose(history(steps, *shots), THRESHOLDS, diagnosis)
+        assert (later is diagnosis) == (step < 60 + window)
+    assert later.verdict is Verdict.undecided
+
+
+def test_advice_where_nothing_else_keeps_the_rate_small_is_a_rate():
+    steps = plan(lr=1e-3, bias_correction=True, warmup_frac=0.7)
+    diagnosis = diagnose(history(steps, *constant(steps, 390), snapshot(steps, 420, **COLLAPSED)), THRESHOLDS)
+    assert diagnosis.cause == "a learning rate of 1e-3 at step 419 is too large for this model"
+    assert diagnosis.advice == "optimizer.lr=3.3e-4"
+    early = diagnose(history(steps, snapshot(steps, 0), snapshot(steps, 43, **COLLAPSED)), THRESHOLDS)
+    assert early.advice == "optimizer.lr=3.3e-5"  # it broke at a tenth of the peak
+
+
+def test_cause_before_the_first_update_is_unknown():
+    steps = plan(warmup_frac=0.0)
+    diagnosis = diagnose(history(steps, snapshot(steps, 0, **COLLAPSED)), THRESHOLDS)
+    assert (diagnosis.verdict, diagnosis.cause, diagnosis.advice) == (Verdict.collapsed, None, None)
+
+
+def test_not_learning_with_too_small_a_rate_is_found_when_enough_of_it_has_been_used():
+    steps = plan(lr=1e-5)
+    share = np.cumsum(steps.effective_lr) / steps.effective_lr.sum()
+    assert share[120] < 0.3 < share[150]
+    assert diagnose(history(steps, *constant(steps, 120)), THRESHOLDS).verdict is Verdict.undecided
+    diagnosis = diagnose(history(steps, *constant(steps, 150)), THRESHOLDS)
+    assert diagnosis.verdict is Verdict.not_learning
+    assert diagnosis.verdict.doomed
+    assert str(diagnosis) == (
+        "step 150: not learning - the logits barely depend on the text, and at this rate will not by the last step "
+        "(standard deviation expected at most 1.3e-3 < 3e-3). Likely cause: a learning rate of 1e-5 is too small: "
+        "all 600 steps move the weights by 3 %. Try optimizer.lr=3.3e-4 or more steps."
+    )
+
+
+def test_not_learning_at_the_fastest_growth_is_found_with_the_first_update():
+    steps = plan(lr=1e-6)
+    assert diagnose(history(steps, snapshot(steps, 0)), THRESHOLDS).verdict is Verdict.undecided
+    diagnosis = diagnose(history(steps, snapshot(steps, 0), snapshot(steps, 1)), THRESHOLDS)
+    assert diagnosis.verdict is Verdict.not_learning
+    left = steps.effective_lr[2:].sum()
+    assert diagnosis.findings[0].value == pytest.approx(1e-3 * math.exp(600 * left))
+    assert diagnosis.advice == "optimizer.lr=3.3e-4 or more steps"
+    shots = [snapshot(steps, 0)]  # too few for a line: nothing new is known, so nothing is taken back
+    for step in (100, 200, 300):
+        shots.append(snapshot(steps, step))
+        assert diagnose(history(steps, *shots), THRESHOLDS, diagnosis) is diagnosis
+
+
+def test_advice_is_never_a_rate_that_mostly_fails():
+    steps = plan(steps=100, lr=1e-5)
+    diagnosis = diagnose(history(steps, *constant(steps, 40, every=5)), THRESHOLDS)
+    assert (diagnosis.verdict, diagnosis.advice) == (Verdict.not_learning, "more steps")
+
+
+def test_not_learning_with_a_noisy_spread_is_not_found():
+    steps = plan(lr=1e-4)
+    shots = [snapshot(steps, 30 * number, logit_std=2e-4 * math.exp(2 * (-1) ** number)) for number in range(10)]
+    assert diagnose(history(steps, *shots), THRESHOLDS).verdict is Verdict.slow
+    assert diagnose(history(steps, *constant(steps, 270, logit_std=2e-4)), THRESHOLDS).verdict is Verdict.not_learning
+
+
+def test_spread_that_grows_fast_enough_is_undecided():
+    steps = plan(lr=2e-5)
+    clock = np.cumsum(steps.effective_lr)
+    for target, verdict in ((1e-3, Verdict.not_learning), (1.0, Verdict.undecided)):
+        rate = math.log(target / 1e-4) / clock[-1]
+        shots = [snapshot(steps, step, logit_std=1e-4 * math.exp(rate * clock[step])) for step in range(0, 170, 10)]
+        assert diagnose(history(steps, *shots), THRESHOLDS).verdict is verdict
+
+
+def test_not_learning_with_large_steps_blames_too_large_a_rate():
+    steps = plan(lr=1e-2)
+    diagnosis = diagnose(history(steps, *constant(steps, 590, every=10)), THRESHOLDS)
+    assert diagnosis.verdict is Verdict.not_learning
+    assert diagnosis.cause == "a learning rate of 0.01 is too large"
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.inf)])
+def test_loss_or_gradient_that_is_not_finite_is_a_divergence(loss, norm):
+    steps = plan()
+    shots = constant(steps, 60)
+    shots[-1].values[-3:, STATISTICS.index("grad_max")] = math.inf
+    run = history(steps, *shots)
+    run.losses[-1], run.grad_norms[-1] = loss, norm
+    diagnosis = diagnose(run, THRESHOLDS)
+    assert diagnosis.verdict is Verdict.diverged
+    assert diagnosis.verdict.doomed
+    assert diagnosis.findings[0].layer == "classifier"
+    what = "loss/train is" if not math.isfinite(loss) else "grad_norm is"
+    assert str(diagnosis).startswith(f"step 60: diverged - {what} ")
+    assert str(diagnosis).endswith("too large. Try optimizer.lr=9.8e-5.")
+
+
+def test_advice_after_a_divergence_is_below_the_rate_that_broke_it():
+    steps = plan(lr=1e6, warmup_frac=1.0)
+    diagnosis = diagnose(History(steps, [1.0] * 12 + [math.nan], [1.0] * 13), THRESHOLDS)
+    assert diagnosis.cause == "a learning rate of 1.8e4 is too large"
+    assert diagnosis.advice == "optimizer.lr=1.8e3"
+
+
+def test_divergence_at_the_first_step_has_no_cause():
+    diagnosis = diagnose(History(plan(), [math.nan], [math.nan]), THRESHOLDS)
+    assert str(diagnosis) == "step 0: diverged - loss/train is nan."
+
+
+def test_thresholds_of_the_config_decide():
+    steps = plan()
+    run = history(steps, *constant(steps, 30, logit_std=1e-3))
+    strict = dataclasses.replace(THRESHOLDS, min_logit_std=1e-2, min_depth_ratio=2.0)
+    assert diagnose(run, THRESHOLDS).verdict is Verdict.undecided
+    assert diagnose(run, strict).verdict is Verdict.collapsed
+
+
+@pytest.mark.parametrize("bias_correction", [True, False])
+@pytest.mark.parametrize("warmup_frac", [0.0, 0.1, 0.7, 1.0])
+@pytest.mark.parametrize("lr", [1e-5, 1e-3, 1e-1])
+@pytest.mark.parametrize("step", [1, 30, 300, 599])
+def test_advice_is_an_override_that_hydra_reads(bias_correction, warmup_frac, lr, step):
+    steps = plan(lr=lr, warmup_frac=warmup_frac, bias_correction=bias_correction)
+    diagnosis = diagnose(history(steps, snapshot(steps, 0), snapshot(steps, step, **COLLAPSED)), THRESHOLDS)
+    assert diagnosis.verdict is Verdict.collapsed
+    if diagnosis.advice is None:
+        assert not steps.effective_lr[:step].any()
+        return
+    for advice in diagnosis.advice.split(" or "):
+        override = OverridesParser.create().parse_override(advice)
+        if override.key_or_group == "optimizer.lr":
+            assert 0 < override.value() < lr
+
+
+# --- stored diagnoses ----------------------------------------------------------------------------
+
+
+def stored(diagnosis):
+    """A diagnosis as a JSON file holds it, with null for what JSON lacks."""
+    text = json.dumps(dataclasses.asdict(diagnosis)).replace("NaN", "null").replace("Infinity", "null")
+    return json.loads(text)
+
+
+def test_diagnosis_through_json_is_the_same():
+    steps = plan(bias_correction=False)
+    collapse = diagnose(history(steps, *constant(steps, 60), snapshot(steps, 90, **COLLAPSED)), THRESHOLDS)
+    learned = diagnose(history(steps, *constant(steps, 300), loss=1.2), THRESHOLDS)
+    for diagnosis in (collapse, learned, Diagnosis(Verdict.undecided, 3)):
+        assert Diagnosis.from_dict(stored(diagnosis)) == diagnosis
+    diverged = divergence(steps, "loss/test", math.nan, 30)
+    again = Diagnosis.from_dict(stored(diverged))
+    assert str(again) == str(diverged)
+    assert math.isnan(again.findings[0].value)
+    assert again.findings[0].threshold == math.inf
+
+
+def test_diagnosis_of_version_0_1_has_the_names_of_today():
+    finding = {"layer": None, "value": 1e-6, "threshold": 3e-5, "step": 60, "words": "every text gets the same logits"}
+    fields = {"verdict": "collapsed", "since_step": 60, "cause": "too large a rate", "advice": "optimizer.lr=1e-4"}
+    old = fields | {"findings": [finding | {"signal": name} for name in ("depth_profile", "logit_spread", "grad_norm")]}
+    diagnosis = Diagnosis.from_dict(old)
+    assert [finding.signal for finding in diagnosis.findings] == ["depth_ratio", "logit_std", "grad_norm"]
+    assert diagnosis.findings[0].text == "every text gets the same logits"
+    assert (diagnosis.verdict, diagnosis.cause, diagnosis.advice) == (
+        Verdict.collapsed,
+        "too large a rate",
+        "optimizer.lr=1e-4",
+    )
+    healthy = {"verdict": "healthy", "since_step": 0, "findings": [], "cause": None, "advice": None}
+    assert Diagnosis.from_dict(healthy) == Diagnosis(Verdict.undecided, 0)  # 0.1 had no word of its own for it
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"verdict": "rosy", "since_step": 1},
+        {"verdict": "slow", "since_step": "soon"},
+        {"verdict": "slow", "since_step": 1, "findings": [{"signal": "loss/train"}]},
+    ],
+)
+def test_diagnosis_of_other_fields_is_an_error_that_readers_expect(fields):
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Diagnosis.from_dict(fields)
+
+
+def test_verdicts_that_are_doomed_are_the_last_three():
+    assert [verdict for verdict in Verdict if verdict.doomed] == [
+        Verdict.collapsed,
+        Verdict.diverged,
+        Verdict.not_learning,
+    ]

@@ -1,0 +1,248 @@
+"""Whole runs: what they leave in their folder, resumed, refused, or with a disk that is full."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import completed, interrupt, interrupt_run, wait_until
+from fault_injection import RunContent
+from safetensors import SafetensorError
+
+from bertmon import config
+from bertmon.config import Precision
+from bertmon.errors import InputError
+from bertmon.monitor.diagnosis import Verdict
+from bertmon.monitor.history import HISTORY_FILE, History
+from bertmon.result import RESULT_FILE, RunResult, Status
+from bertmon.training import checkpoint
+from bertmon.training.checkpoint import CHECKPOINT_FILE, Checkpoint
+from bertmon.training.run_training import run_training
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """The folder of a run that nothing disturbs."""
+    (tmp_path / "whole").mkdir()
+    return tmp_path / "whole"
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """The folder of a run that is interrupted."""
+    (tmp_path / "broken").mkdir()
+    return tmp_path / "broken"
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+def test_run_that_finished_returns_what_its_folder_holds(settings, whole):
+    result = run_training(settings, whole, name="run", overrides={"schedule.warmup_frac": "0.25", "model": "tiny"})
+    assert result == RunResult.read_ended(whole)
+    assert (result.status, result.steps, result.total_steps) == (Status.finished, 12, 12)
+    assert result.overrides == {"schedule.warmup_frac": 0.25, "model": "tiny"}
+    assert (result.seed, result.config["optimizer"]["lr"]) == (1, 1e-3)
+    assert (result.data.train_texts, result.data.test_texts, result.data.majority_share) == (44, 10, 0.5)
+    assert [each.step for each in result.evaluations] == [6, 12]
+    assert result.objective == result.final.accuracy
+    assert result.seconds >= sum(result.timings[key] for key in ("train_seconds", "eval_seconds")) > 0
+    history = History.load(whole / HISTORY_FILE)
+    assert (len(history.losses), [shot.step for shot in history.snapshots]) == (12, [0])
+    assert not (whole / CHECKPOINT_FILE).exists()
+
+
+def test_run_with_monitor_off_has_losses_and_no_verdict(settings, whole):
+    settings.monitor.enabled = False
+    result = run_training(settings, whole, name="run")
+    assert result.diagnosis is None
+    assert json.loads((whole / RESULT_FILE).read_text())["verdict"] is None
+    history = History.load(whole / HISTORY_FILE)
+    assert (len(history.losses), history.snapshots) == (12, [])
+    assert set(RunContent.read(whole).scalars) >= {"loss/train", "grad_norm", "loss/test", "accuracy/test"}
+
+
+def test_run_whose_training_raises_leaves_its_history_and_the_error(settings, whole, monkeypatch):
+    calls = []
+
+    def fail(*args, **options):
+        calls.append(args)
+        raise ZeroDivisionError("the cat")
+
+    monkeypatch.setattr("bertmon.training.trainer.evaluate", fail)
+    with pytest.raises(ZeroDivisionError):
+        run_training(settings, whole, name="run")
+    result = RunResult.read(whole)
+    assert (result.status, result.error) == (Status.failed, "ZeroDivisionError: the cat")
+    assert len(History.load(whole / HISTORY_FILE).losses) == 6
+    assert result.diagnosis.verdict is Verdict.undecided
+
+
+# --- resuming ------------------------------------------------------------------------------------
+
+
+def test_interrupted_run_when_resumed_leaves_what_an_undisturbed_one_leaves(
+    settings, whole, broken, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    settings.monitor.every, settings.train.log_every = 2, 1
+    run_training(settings, whole, name="run")
+    interrupt_run(settings, broken, monkeypatch, at=6)
+    assert RunResult.read(broken).status is Status.interrupted
+    assert (broken / CHECKPOINT_FILE).exists()
+    settings.resume = str(broken.parent)
+    run_training(settings, broken, name="run")
+    assert "resuming at step 5 of 12" in caplog.text
+    result = RunResult.read_ended(broken)
+    assert 0 < result.previous_seconds < result.seconds
+    assert result.timings["train_seconds"] > result.previous_seconds / 2
+    assert RunContent.read(broken) == RunContent.read(whole)
+    assert not (broken / CHECKPOINT_FILE).exists()
+
+    before = (broken / RESULT_FILE).read_bytes()
+    assert run_training(settings, broken, name="run") == result
+    assert caplog.messages[-1] == (
+        f"run: already finished (finished, accuracy/test {result.final.accuracy:.1%}), skipped"
+    )
+    assert (broken / RESULT_FILE).read_bytes() == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
+def test_interrupted_run_on_cuda_with_deterministic_kernels_gives_the_same_bits(
+    settings, whole, broken, monkeypatch, precision
+):
+    settings.device, settings.train.deterministic, settings.train.precision = config.Device.cuda, True, precision
+    settings.train.checkpoint_every = 5
+    run_training(settings, whole, name="run")
+    interrupt_run(settings, broken, monkeypatch, at=6)
+    settings.resume = str(broken.parent)
+    run_training(settings, broken, name="run")
+    assert RunContent.read(broken) == RunContent.read(whole)
+
+
+def test_corrupt_checkpoint_is_renamed_and_the_run_starts_over(settings, whole, broken, monkeypatch, caplog):
+    settings.train.checkpoint_every = 5
+    run_training(settings, whole, name="run")
+    interrupt_run(settings, broken, monkeypatch, at=6)
+    path = broken / CHECKPOINT_FILE
+    path.write_bytes(path.read_bytes()[:-9])
+    settings.resume = str(broken.parent)
+    run_training(settings, broken, name="run")
+    assert f"{path}: corrupt checkpoint" in caplog.text
+    assert "Renamed it to checkpoint.corrupt; the run starts over." in caplog.text
+    assert RunContent.read(broken) == RunContent.read(whole)
+    assert path.with_suffix(".corrupt").exists()
+
+
+def test_full_disk_costs_the_checkpoint_alone(settings, whole, monkeypatch, caplog):
+    def full_disk(*arguments, **options):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    settings.train.checkpoint_every = 5
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    assert run_training(settings, whole, name="run").status is Status.finished
+    warnings = [message for message in caplog.messages if "could not write" in message]
+    assert [message.split(":")[0] for message in warnings] == ["step 5", "step 10"]
+    assert "No space left on device" in warnings[0]
+    assert warnings[0].endswith("the previous checkpoint is kept")
+
+
+def test_resume_with_other_settings_or_other_texts_is_refused(settings, broken, monkeypatch):
+    interrupt_run(settings, broken, monkeypatch, at=6)
+    settings.resume = str(broken.parent)
+    settings.optimizer.lr, settings.seed = 7e-4, 1
+    with pytest.raises(InputError, match=r"broken.* settings.*optimizer\.lr.*0\.001.*0\.0007"):
+        run_training(settings, broken, name="run")
+    settings.optimizer.lr = 1e-3
+    with open(settings.data.test, "a") as file:
+        file.write("one more,sea\n")
+    with pytest.raises(InputError, match="broken: the training data has changed since this run started"):
+        run_training(settings, broken, name="run")
+    assert (broken / CHECKPOINT_FILE).exists()
+
+
+def test_resume_with_checkpoints_at_other_steps_is_allowed(settings, broken, monkeypatch):
+    interrupt_run(settings, broken, monkeypatch, at=6)
+    settings.resume = str(broken.parent)
+    settings.train.checkpoint_every = 7
+    assert run_training(settings, broken, name="run").status is Status.finished
+
+
+def test_run_that_another_process_is_running_is_refused(settings, broken, start_process):
+    code = (
+        "import sys, time, filelock\n"
+        "with filelock.FileLock(sys.argv[1]):\n"
+        "    print('locked', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    holder = start_process([sys.executable, "-c", code, str(broken / ".lock")])
+    assert holder.stdout.readline() == "locked\n"
+    settings.resume = str(broken.parent)
+    try:
+        with pytest.raises(InputError, match="broken: another process is running this run"):
+            run_training(settings, broken, name="run")
+    finally:
+        interrupt(holder, signal.SIGKILL)
+
+
+# --- the program, killed and interrupted ---------------------------------------------------------
+
+SWEEP = ["schedule.warmup_frac=0.1,0.7", "-m", "train.checkpoint_every=5", "train.epochs=40", "monitor.every=20"]
+RUNS = ("warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0")
+
+
+def checkpoint_times(sweep):
+    """When each checkpoint of a sweep was written."""
+    times = {}
+    for path in sweep.rglob(CHECKPOINT_FILE):
+        try:
+            times[path] = path.stat().st_mtime_ns
+        except FileNotFoundError:  # its run has just ended
+            continue
+    return times
+
+
+@pytest.mark.slow
+def test_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(bertmon, files, tmp_path):
+    whole = bertmon(*SWEEP, "hydra.sweep.dir=whole", *files)
+    assert whole.returncode == 0, whole.stderr
+    rng, resume = random.Random(0), []
+    for _ in range(3):
+        before = checkpoint_times(tmp_path / "sweep")
+        running = bertmon(*SWEEP, "hydra.sweep.dir=sweep", *resume, *files, wait=False)
+        wait_until(lambda old=before: checkpoint_times(tmp_path / "sweep").items() - old.items(), running)
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.wait(rng.uniform(0, 0.1))
+        interrupt(running, signal.SIGKILL)
+        resume = ["resume=sweep"]
+    ended = bertmon(*SWEEP, "hydra.sweep.dir=sweep", *resume, *files)
+    assert ended.returncode == 0, ended.stderr
+    assert "resuming at step" in ended.stdout
+    for name in RUNS:
+        assert RunContent.read(tmp_path / "sweep" / name) == RunContent.read(tmp_path / "whole" / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_leaves_a_checkpoint_and_the_run_resumes_from_it(bertmon, files, tmp_path, number):
+    long = ["hydra.run.dir=run", "train.epochs=4000", *files]
+    log = tmp_path / "run" / "run.log"
+    running = bertmon(*long, wait=False)
+    wait_until(lambda: log.exists() and "step 5 of 20000" in log.read_text(), running)
+    stopped = interrupt(running, number)
+    assert stopped.returncode == 128 + number
+    assert "Saving a checkpoint and stopping after this step; press Ctrl-C again" in stopped.stdout
+    result = RunResult.read(tmp_path / "run")
+    assert result.status is Status.interrupted
+    assert Checkpoint(tmp_path / "run" / CHECKPOINT_FILE).metadata.state.steps == result.steps > 0
+    assert os.listdir(tmp_path / "run").count(CHECKPOINT_FILE) == 1
+
+    again = bertmon(*long, "resume=run", wait=False)
+    wait_until(lambda: f"resuming at step {result.steps} of 20000" in log.read_text(), again)
+    again.kill()
+    completed(again)
