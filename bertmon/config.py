@@ -533,6 +533,9 @@ class VerdictThresholds:
     max_logit_std_growth: float = 600.0
     """Slope that is assumed until then, that of the fastest run known: log(spread) per unit of learning rate. Above
     0."""
+    max_loss_ratio: float = 10.0
+    """Above this multiple of the entropy of the labels, after slow_after of the steps, a run will not learn: none of
+    the labelled runs ever came near it. Above 1."""
     slow_after: float = 0.3
     """Share of all steps after which a run that has not learned yet is called slow. In (0, 1)."""
 
@@ -541,6 +544,8 @@ class VerdictThresholds:
             value = getattr(self, f.name)
             if f.name in ("learned_loss_ratio", "min_lr_used", "slow_after"):
                 require(0 < value < 1, f"monitor.thresholds.{f.name}", value, "a number between 0 and 1")
+            elif f.name == "max_loss_ratio":
+                require(1 < value < math.inf, f"monitor.thresholds.{f.name}", value, "a finite number above 1")
             else:
                 require(0 < value < math.inf, f"monitor.thresholds.{f.name}", value, "a finite number above 0")
 

@@ -51,7 +51,8 @@ from bertmon.integrations.unwrap import (
     unwrap_scheduler,
 )
 from bertmon.model import named_weights
-from bertmon.monitor.diagnosis import OWN_LOOP, Diagnosis, Vocabulary
+from bertmon.monitor.advice import OWN_LOOP, Vocabulary
+from bertmon.monitor.diagnosis import Diagnosis
 from bertmon.monitor.history import HISTORY_FILE, History, RunPlan, Snapshot
 from bertmon.monitor.monitor import Monitor
 from bertmon.monitor.probe import LogitProbe

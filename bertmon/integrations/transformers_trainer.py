@@ -28,12 +28,15 @@ from bertmon.integrations.guard import Guarded, guarded
 from bertmon.integrations.labels import chance_loss, cross_entropy_sum
 from bertmon.integrations.own_loop import LoopFacts, Watch
 from bertmon.integrations.unwrap import refuse_shards
-from bertmon.monitor.diagnosis import Vocabulary
+from bertmon.monitor.advice import Vocabulary
 
 log = logging.getLogger(__name__)
 
 _VOCABULARY = Vocabulary(
-    "learning_rate={value}", "warmup_steps={steps}", "an optimizer with bias correction, as the Trainer's default"
+    "learning_rate={value}",
+    "warmup_steps={steps}",
+    "an optimizer with bias correction, as the Trainer's default",
+    "adam_beta2={value:g}",
 )
 _WHOLE = {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_HPU", "MULTI_MLU", "MULTI_MUSA"}
 """accelerate's kinds of devices, each with the whole model."""

@@ -4,17 +4,18 @@ How often the rules are right is measured on labelled runs: benchmarks/verdicts.
 """
 
 import math
-import re
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Self, TypedDict
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from bertmon.config import VerdictThresholds
+from bertmon.monitor import advice
+from bertmon.monitor.advice import CONFIG_KEYS, Vocabulary, format_number
 from bertmon.monitor.history import History, RunPlan, Snapshot
 
 
@@ -94,26 +95,6 @@ class Diagnosis:
         return text + (f" Try {self.advice}." if self.advice else "")
 
 
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """What advice calls the settings of a run: format strings of {value}, and of {steps} of warm-up."""
-
-    lr: str
-    warmup: str
-    bias_correction: str
-
-
-CONFIG_KEYS = Vocabulary("optimizer.lr={value}", "schedule.warmup_frac={value:g}", "optimizer.bias_correction=true")
-"""As bertmon's own config has them."""
-
-OWN_LOOP = Vocabulary(
-    "a learning rate of {value}", "a warm-up of {steps} steps", "an optimizer with bias correction, as torch's AdamW"
-)
-"""For somebody else's optimizer and scheduler."""
-
-_LARGEST_LR = 1e-3
-"""The largest learning rate that is advised where one is too small: at larger ones most runs of the study failed."""
-
 _HYSTERESIS = 10.0
 """How far beyond its threshold a signal has to come back before a verdict is withdrawn."""
 
@@ -128,7 +109,7 @@ def diagnose(
 
     before: the last diagnosis of the run; it is returned unchanged while its verdict holds. vocabulary: for advice.
     """
-    for rule in (_diverged, _collapsed, _learned, _not_learning, _slow):
+    for rule in (_diverged, _collapsed, _learned, _blown_up, _not_learning, _slow):
         diagnosis = rule(history, rules, before)
         if diagnosis is not None:
             break
@@ -138,12 +119,20 @@ def diagnose(
         diagnosis = Diagnosis(Verdict.undecided, len(history.losses) - 1)
     if before is not None and before.verdict is diagnosis.verdict:
         return before
+    return _explained(diagnosis, history, vocabulary)
+
+
+def _explained(diagnosis: Diagnosis, history: History, vocabulary: Vocabulary) -> Diagnosis:
+    """With cause and advice, if it is a doomed one."""
+    plan, step = history.plan, diagnosis.since_step
     if diagnosis.verdict is Verdict.diverged:
-        return replace(diagnosis, **_explain_divergence(history.plan, diagnosis.since_step, vocabulary))
+        return replace(diagnosis, **advice.explain_divergence(plan, step, vocabulary))
     if diagnosis.verdict is Verdict.collapsed:
-        return replace(diagnosis, **_explain_collapse(history.plan, diagnosis.since_step, vocabulary))
+        return replace(diagnosis, **advice.explain_collapse(plan, step, vocabulary))
+    if diagnosis.verdict is Verdict.not_learning and diagnosis.findings[0].signal == "loss/train":
+        return replace(diagnosis, **advice.explain_blow_up(plan, step, vocabulary))
     if diagnosis.verdict is Verdict.not_learning:
-        return replace(diagnosis, **_explain_not_learning(history.plan, history.snapshots, vocabulary))
+        return replace(diagnosis, **advice.explain_not_learning(plan, history.snapshots, vocabulary))
     return diagnosis
 
 
@@ -158,26 +147,7 @@ def divergence(
     """For a loss ("loss/train", "loss/test") or a gradient ("grad_norm") that is infinite or not a number at `step`."""
     text = f"{signal} is {value}" + (f" from {layer} towards the input" if layer else "")
     finding = Finding(signal, layer, value, math.inf, step, text)
-    return Diagnosis(Verdict.diverged, step, (finding,), **_explain_divergence(plan, step, vocabulary))
-
-
-class _Explanation(TypedDict):
-    cause: str | None
-    advice: str | None
-
-
-_UNEXPLAINED = _Explanation(cause=None, advice=None)
-
-
-def _explain_divergence(plan: RunPlan, step: int, vocabulary: Vocabulary) -> _Explanation:
-    broke = float(plan.effective_lr[:step].max(initial=0.0))
-    if not broke:
-        return _UNEXPLAINED
-    lr = _format_number(plan.lr.max() * broke / 10 / plan.effective_lr.max())
-    return {
-        "cause": f"a learning rate of {_format_number(broke)} is too large",
-        "advice": vocabulary.lr.format(value=lr),
-    }
+    return Diagnosis(Verdict.diverged, step, (finding,), **advice.explain_divergence(plan, step, vocabulary))
 
 
 def _diverged(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
@@ -225,30 +195,6 @@ def _collapsed(history: History, rules: VerdictThresholds, before: Diagnosis | N
     return Diagnosis(Verdict.collapsed, snapshot.step, tuple(findings))
 
 
-def _explain_collapse(plan: RunPlan, step: int, vocabulary: Vocabulary) -> _Explanation:
-    """Cause and advice: the largest effective rate so far was too large, and what would keep it below half of that."""
-    if not plan.effective_lr[:step].any():
-        return _UNEXPLAINED  # no weight has moved yet
-    peak = int(plan.effective_lr[:step].argmax())
-    broke, nominal = float(plan.effective_lr[peak]), float(plan.lr.max())
-    boosts = np.divide(plan.effective_lr, plan.lr, out=np.ones(len(plan)), where=plan.lr > 0)
-    ways = []
-    if plan.warmup_frac < 0.7 and nominal * boosts[int(0.7 * len(plan))] < broke / 2:
-        ways.append(vocabulary.warmup.format(value=0.7, steps=int(0.7 * len(plan))))
-    if not plan.bias_correction and nominal < broke / 2:
-        ways.append(vocabulary.bias_correction)
-    if not ways:
-        ways.append(vocabulary.lr.format(value=_format_number(nominal * broke / 3 / plan.effective_lr.max())))
-    if boosts[peak] > 1.5:
-        cause = (
-            f"an effective learning rate of {_format_number(broke)} at step {peak}, {boosts[peak]:.1f}x the nominal "
-            f"one (no bias correction, warm-up {plan.warmup_frac:g})"
-        )
-    else:
-        cause = f"a learning rate of {_format_number(broke)} at step {peak} is too large for this model"
-    return {"cause": cause, "advice": " or ".join(ways)}
-
-
 def _learned(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
     """The loss is clearly below what the labels alone would give; once it is, half of that is enough to stay there.
 
@@ -264,6 +210,16 @@ def _learned(history: History, rules: VerdictThresholds, before: Diagnosis | Non
     return Diagnosis(
         Verdict.healthy, step, (Finding("loss/train", None, loss, rules.learned_loss_ratio * chance, step, text),)
     )
+
+
+def _blown_up(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
+    """After a good part of the run the loss is far above chance: no plateau, but updates that are far too large."""
+    done, (loss, _), chance = len(history.losses), _smoothed(history), history.plan.chance_loss
+    limit = rules.max_loss_ratio * chance
+    if done < rules.slow_after * len(history.plan) or not history.plan.loss_known or not loss > limit:
+        return None
+    text = f"after {done} of {len(history.plan)} steps the loss is far above chance ({loss:.3g} > {limit:.3g})"
+    return Diagnosis(Verdict.not_learning, done - 1, (Finding("loss/train", None, loss, limit, done - 1, text),))
 
 
 def _not_learning(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
@@ -318,34 +274,6 @@ def _predict_final_spread(plan: RunPlan, shots: list[Snapshot], rules: VerdictTh
     return math.exp(min(float(end), 100.0))
 
 
-def _explain_not_learning(plan: RunPlan, shots: list[Snapshot], vocabulary: Vocabulary) -> _Explanation:
-    """What all steps together move the weights by, in units of the weights' size, tells too small a rate from too
-    large a one; in between neither is said."""
-    linear = [kind == "linear" for kind in shots[0].layers.kinds]
-    per_lr = [shot.signals["update_per_lr/linear"] for shot in shots if "update_per_lr/linear" in shot.signals]
-    if not any(linear) or not per_lr:
-        return _UNEXPLAINED
-    size = np.median(shots[0]["weight_rms"][linear])
-    movement = float(np.median(per_lr) * plan.effective_lr.sum() / size)
-    peak = float(plan.lr.max())
-    if movement < 1:
-        cause = (
-            f"a learning rate of {_format_number(peak)} is too small: "
-            f"all {len(plan)} steps move the weights by {100 * movement:.2g} %"
-        )
-        larger = vocabulary.lr.format(value=_format_number(peak / movement))
-        return {
-            "cause": cause,
-            "advice": f"{larger} or more steps" if peak / movement <= _LARGEST_LR else "more steps",
-        }
-    if movement > 3:
-        return {
-            "cause": f"a learning rate of {_format_number(plan.effective_lr.max())} is too large",
-            "advice": vocabulary.lr.format(value=_format_number(peak / 3)),
-        }
-    return _UNEXPLAINED
-
-
 def _slow(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
     """Nothing learned after a good part of the run, and no sign that it is lost."""
     done, (loss, _), chance = len(history.losses), _smoothed(history), history.plan.chance_loss
@@ -372,7 +300,7 @@ def unmoved_weights(shots: list[Snapshot], low_precision: frozenset[str]) -> Fin
     labels = [last.layers.labels[row] for row in rows]
     text = (
         f"{len(rows)} of {len(last.layers)} weights, {labels[0]} first, did not change in the last two watched steps, "
-        f"at a learning rate of {_format_number(last.lr)}: "
+        f"at a learning rate of {format_number(last.lr)}: "
     )
     if low_precision.issuperset(labels):
         text += "they are stored in 16 bits, which round small updates away; keep them in float32."
@@ -416,13 +344,4 @@ def _window(history: History) -> int:
 
 
 def _below(value: float, threshold: float) -> str:
-    return f"{_format_number(value)} < {_format_number(threshold)}"
-
-
-def _format_number(value: float) -> str:
-    """A number that can be typed, of two digits."""
-    if not value or 0.01 <= value < 1000:
-        return f"{value:.2g}"
-    return re.sub(
-        r"e([+-])0*(\d)", lambda found: f"e{found[1].strip('+')}{found[2]}", f"{value:.1e}".replace(".0e", "e")
-    )
+    return f"{format_number(value)} < {format_number(threshold)}"

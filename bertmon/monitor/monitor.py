@@ -17,16 +17,8 @@ from torch import Tensor, nn
 
 from bertmon.config import MonitorConfig
 from bertmon.monitor import stats
-from bertmon.monitor.diagnosis import (
-    CONFIG_KEYS,
-    Diagnosis,
-    Finding,
-    Verdict,
-    Vocabulary,
-    diagnose,
-    divergence,
-    unmoved_weights,
-)
+from bertmon.monitor.advice import CONFIG_KEYS, Vocabulary
+from bertmon.monitor.diagnosis import Diagnosis, Finding, Verdict, diagnose, divergence, unmoved_weights
 from bertmon.monitor.history import STATISTICS, History, Snapshot, WeightTable
 from bertmon.monitor.probe import LogitProbe
 
