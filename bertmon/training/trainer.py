@@ -231,7 +231,8 @@ def evaluate(
         logits, labels = compute_logits(model, batch, precision)[:own], batch.labels[:own]
         loss += nn.functional.cross_entropy(logits, labels, weight=class_weights, reduction="sum")
         total_weight += len(labels) if class_weights is None else class_weights[labels].sum()
-        confusion += torch.bincount(labels * classes + logits.argmax(dim=1), minlength=classes * classes)
+        cells = labels * classes + logits.argmax(dim=1)
+        confusion.index_add_(0, cells, torch.ones_like(cells))  # bincount would wait for the device
     model.train()
     loss, total_weight, confusion = map(distributed.all_reduce_sum, (loss, total_weight, confusion))
     return EvalResult.from_confusion(

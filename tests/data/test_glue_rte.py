@@ -3,9 +3,9 @@
 import pytest
 import torch
 from conftest import TINY_OVERRIDES
-from hydra import compose, initialize_config_module
 
-from bertmon import config
+from bertmon.config import Precision
+from bertmon.launch.compose import load_config
 from bertmon.training.step import compute_logits
 from bertmon.training.task import build_task
 
@@ -38,14 +38,11 @@ def save_rte(folder, count):
 @pytest.fixture
 def experiment(tmp_path):
     """Compose experiment=glue_rte over a saved data set, with a tiny model."""
-    config.register()
     name = save_rte(tmp_path / "rte", 40)
 
     def composed(*overrides):
-        with initialize_config_module("bertmon.conf", version_base="1.3"):
-            own = [f"data.name={name}", "data.subset=null", "model=bert_small", "model.name=null", *TINY_OVERRIDES]
-            arguments = ["experiment=glue_rte", *own, f"cache_dir={tmp_path / 'cache'}", "device=cpu", *overrides]
-            return config.from_hydra(compose("config", arguments))
+        own = [f"data.name={name}", "data.subset=null", "model=bert_small", "model.name=null", *TINY_OVERRIDES]
+        return load_config(["experiment=glue_rte", *own, f"cache_dir={tmp_path / 'cache'}", "device=cpu", *overrides])
 
     return composed
 
@@ -56,9 +53,7 @@ def test_glue_rte_on_saved_pairs_builds_a_task_with_token_types(experiment):
     assert (len(task.corpus.train), len(task.corpus.test)) == (40, 8)
     batch = next(task.train.epoch_batches(0, 0))
     assert batch.token_type_ids.sum() == 8 * len(["a", "wave", "[SEP]"])
-    torch.nn.functional.cross_entropy(
-        compute_logits(task.classifier, batch, config.Precision.fp32), batch.labels
-    ).backward()
+    torch.nn.functional.cross_entropy(compute_logits(task.classifier, batch, Precision.fp32), batch.labels).backward()
     assert task.classifier.bert.embeddings.token_type_embeddings.weight.grad.abs().sum(dim=1).gt(0).all()
 
 

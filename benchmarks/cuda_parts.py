@@ -1,0 +1,511 @@
+"""The parts of cuda_validation.py: `python cuda_parts.py PART WORK SECONDS [--rehearse] [OVERRIDE...]` prints JSON.
+
+"ok" is whether the outcome is what was expected, null where nothing can be said. The rest are measurements.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import monitor_overhead
+import numpy as np
+import torch
+import vs_trainer
+from environment import CUDA, DEVICE, compose_config
+
+from bertmon.config import Precision, RunConfig
+from bertmon.data.batches import Batch
+from bertmon.monitor.history import HISTORY_FILE, History
+from bertmon.result import RunResult, Status
+from bertmon.training.run_training import run_training
+from bertmon.training.state import TrainState
+from bertmon.training.step import GuardedUpdate
+from bertmon.training.task import build_monitor, build_task
+from bertmon.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+FORETOLD_BYTES = 3_581_600_000
+"""Most memory of the article's run in bfloat16 by tests/cuda/test_fake_cuda.py, without the kernels' own workspaces."""
+_SMALL = ["num_hidden_layers=2", "hidden_size=32", "num_attention_heads=2", "intermediate_size=64", "tokenizer=null"]
+_NO_DROPOUT = ["model.hidden_dropout_prob=0.0", "model.attention_probs_dropout_prob=0.0"]
+_NEVER = ["monitor.every=100000", "train.log_every=100000"]
+
+Outcome = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all parts get."""
+
+    work: Path
+    seconds: float  # left for the part
+    rehearse: bool
+    overrides: Sequence[str]  # where data and tokenizer are
+
+    def article(self, *overrides: str) -> list[str]:
+        """The article's run in bfloat16; in a rehearsal two small layers on made-up texts."""
+        common = ["experiment=article", "train.precision=bf16", "monitor.figures=false", f"device={DEVICE.type}"]
+        return [*common, *(self._tiny(96) if self.rehearse else self.overrides), *overrides]
+
+    def twenty_steps(self, *overrides: str) -> list[str]:
+        """bert_small for 20 steps of 16 made-up texts."""
+        shape = [f"model.{setting}" for setting in _SMALL] if self.rehearse else []
+        chosen = ["experiment=quickstart", "model=bert_small", *shape, *self._texts(320)]
+        return [*chosen, "train.epochs=1", "monitor=off", *overrides]
+
+    def docstrings(self) -> list[str]:
+        """Overrides for the benchmarks that train BERT-base on docstrings; in a rehearsal a few of them."""
+        if self.rehearse:
+            few = ["data.packages=[tqdm,filelock]", "data.train_per_package=8", "data.test_per_package=2"]
+            return [*few, "data.max_length=32", "train.precision=fp32", *(f"model.{setting}" for setting in _SMALL)]
+        return [override for override in self.overrides if not override.startswith("data.")]
+
+    def _tiny(self, texts: int) -> list[str]:
+        shape = [f"model.{setting}" for setting in (*_SMALL, "vocab_size=200")]
+        return ["model=bert_small", *shape, *self._texts(texts), "train.epochs=2"]
+
+    def _texts(self, count: int) -> list[str]:
+        """Made-up texts of two classes, that differ in length and by some words."""
+        paths = {"train": self.work / f"train_{count}.csv", "test": self.work / "test_40.csv"}
+        for (part, path), rows in zip(paths.items(), (count, 40), strict=True):
+            rng = np.random.default_rng(len(part))
+            lines = ["text,label"]
+            for row in range(rows):
+                first = row % 2 * 20
+                words = rng.integers(first, first + 60, 5 + row % 50)
+                lines.append(f"{' '.join(f'w{word}' for word in words)},{row % 2}")
+            path.write_text("\n".join(lines) + "\n")
+        return ["data=files", f"data.train={paths['train']}", f"data.test={paths['test']}", "data.max_length=64"]
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def fit(config: RunConfig, device: torch.device = DEVICE, trainer: type[Trainer] = Trainer) -> tuple[History, Trainer]:
+    """Train as a run does, with no folder; returns its history and the trainer."""
+    task = build_task(config, device)
+    history = History(task.plan)
+    fitted = trainer(
+        task,
+        config,
+        build_monitor(config, task, history, _NoLog()),
+        TrainState(),
+        log_scalars=lambda step, values: None,
+        name="",
+    )
+    fitted.fit()
+    return history, fitted
+
+
+class _NoLog:
+    """Takes what a monitor writes and drops it."""
+
+    def snapshot(self, snapshot: Any) -> None: ...
+    def scalars(self, step: int, values: Any) -> None: ...
+    def text(self, tag: str, text: str, step: int) -> None: ...
+
+
+class SyncChecked(Trainer):
+    """Any wait for the device is an error, but when a step is read. The first two steps are free: they allocate."""
+
+    def _train_step(self, step: int, batches: Sequence[Batch]) -> None:
+        if step > 1:
+            set_sync_debug("error")
+        super()._train_step(step, batches)
+
+    def _must_pause(self, step: int) -> bool:
+        pauses = super()._must_pause(step)
+        if pauses:
+            set_sync_debug("default")
+        return pauses
+
+
+def set_sync_debug(mode: str) -> None:
+    """torch.cuda.set_sync_debug_mode without its warning that it is a prototype."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+def check_waits(config: RunConfig) -> str | None:
+    """Train with SyncChecked; returns the error that a wait outside of reading gives, or None."""
+    try:
+        fit(config, trainer=SyncChecked)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    finally:
+        set_sync_debug("default")
+    return None
+
+
+class Timed(Trainer):
+    """Seconds of the steps after the first tenth of the run, evaluations apart."""
+
+    seconds_per_step = float("nan")
+
+    def _train_step(self, step: int, batches: Sequence[Batch]) -> None:
+        first, last = self._total_steps // 10, self._total_steps - 1
+        if step == first:
+            self._begin = _now()
+        super()._train_step(step, batches)
+        if step == last:
+            self.seconds_per_step = (_now() - self._begin) / (last - first + 1)
+
+
+def _now() -> float:
+    if CUDA:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
+    """`owner.name` is `value` in the body."""
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def environment(setup: Setup) -> Outcome:
+    names = ("torch", "transformers", "tokenizers", "numpy", "hydra", "safetensors")
+    outcome: Outcome = {"ok": True} | {name: __import__(name).__version__ for name in names}
+    outcome["python"] = sys.version.split()[0]
+    if not CUDA:
+        return outcome | {"device": "cpu"}
+    return outcome | {
+        "device": torch.cuda.get_device_name(),
+        "capability": torch.cuda.get_device_capability(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),
+        "TF32 before bertmon sets it": torch.backends.cuda.matmul.allow_tf32,
+    }
+
+
+def twins(setup: Setup) -> Outcome:
+    """Largest relative difference of losses and gradient norms over 20 steps without dropout."""
+    outcome: Outcome = {"ok": True}
+    for precision, limit in ((Precision.fp32, 1e-4), (Precision.bf16, 3e-2)):
+        config = compose_config(setup.twenty_steps(*_NO_DROPOUT, f"train.precision={precision}"))
+        (here, on_cpu), (there, on_device) = fit(config, CPU), fit(config)
+        differences = {
+            "losses": _relative(here.losses, there.losses),
+            "gradient norms": _relative(here.grad_norms, there.grad_norms),
+            "loss/test": _relative(*([fitted.state.evaluations[-1].loss] for fitted in (on_cpu, on_device))),
+        }
+        outcome |= {f"{precision}, {name}": difference for name, difference in differences.items()}
+        outcome["ok"] &= len(there.losses) == 20 and differences["losses"] < limit
+    return outcome
+
+
+def _relative(values: Sequence[float], others: Sequence[float]) -> float:
+    return float(np.abs(np.array(values) / np.array(others) - 1).max())
+
+
+def waits(setup: Setup) -> Outcome:
+    """With a planted wait, which has to be seen."""
+    if not CUDA:
+        return {"ok": None, "skipped": "needs CUDA"}
+    outcome: Outcome = {}
+    for precision in Precision:
+        config = compose_config(setup.article("train.epochs=1", "monitor.every=10", f"train.precision={precision}"))
+        outcome[str(precision)] = check_waits(config) or "none"
+    update = GuardedUpdate.update
+    with replaced(GuardedUpdate, "update", lambda self, loss, lr: (loss.item(), update(self, loss, lr))[1]):
+        outcome["planted"] = check_waits(config) or "none"
+    found = [outcome[str(precision)] for precision in Precision]
+    return {"ok": found == ["none"] * len(found) and outcome["planted"] != "none", **outcome}
+
+
+def resume(setup: Setup) -> Outcome:
+    """History and evaluations of a run that is interrupted in its second half and resumed, and of one that is not."""
+    outcome: Outcome = {"ok": True}
+    for precision in (Precision.fp32, Precision.bf16):
+        every = 4 if setup.rehearse else 50
+        overrides = [
+            "train.deterministic=true",
+            "train.epochs=1",
+            "monitor.every=10",
+            f"train.checkpoint_every={every}",
+        ]
+        config = compose_config(setup.article(*overrides, f"train.precision={precision}"))
+        whole, broken = (_new_folder(setup.work, f"resume_{precision}_{name}") for name in ("whole", "broken"))
+        results = [run_training(config, whole, name="whole")]
+        with suppress(KeyboardInterrupt), _interrupted_at(every + 1):
+            run_training(config, broken, name="broken")
+        config.resume = str(broken)
+        torch.manual_seed(12345)  # what was drawn since must not matter
+        results.append(run_training(config, broken, name="broken"))
+        same = (whole / HISTORY_FILE).read_bytes() == (broken / HISTORY_FILE).read_bytes()
+        same &= results[0].evaluations == results[1].evaluations
+        outcome[f"{precision}: bit for bit"] = same
+        outcome["ok"] &= same
+    return outcome
+
+
+@contextmanager
+def _interrupted_at(step: int) -> Iterator[None]:
+    train_step = Trainer._train_step
+
+    def interrupted(self: Trainer, number: int, batches: Sequence[Batch]) -> None:
+        if number == step:
+            raise KeyboardInterrupt
+        train_step(self, number, batches)
+
+    with replaced(Trainer, "_train_step", interrupted):
+        yield
+
+
+def out_of_memory(setup: Setup) -> Outcome:
+    """Two runs of all texts at once, which no card holds, and two of 16 after them, in one process."""
+    folder = _new_folder(setup.work, "out_of_memory")
+    sweep = setup.article(
+        "train.batch_size=4096,16", "seed=0,1", "train.epochs=1", f"hydra.sweep.dir={folder / 'sweep'}"
+    )
+    done = _bertmon("-m", *sweep, seconds=setup.seconds)
+    results = [RunResult.read(path.parent) for path in sorted(folder.rglob("result.json"))]
+    runs = [(result.config or {}, result) for result in results if result]
+    by_size: dict[int, list[RunResult]] = {4096: [], 16: []}
+    for config, result in runs:
+        by_size[config["train"]["batch_size"]].append(result)
+    finished = [result.status is Status.finished for result in by_size[16]]
+    errors = [str(result.error).split(":")[0] for result in by_size[4096]]
+    out_of_memory = ["OutOfMemoryError"] * 2
+    ok = finished == [True, True] and (errors == out_of_memory or setup.rehearse)
+    return {"ok": ok, "of 4096": errors, "of 16 finished": finished, "exit code": done.returncode}
+
+
+def monitoring(setup: Setup) -> Outcome:
+    """Whole runs, from the first step to the last written byte, beside the same without monitoring in the same turn."""
+    turns = 1 if setup.rehearse else 3
+    if CUDA:
+        torch.zeros(1, device=DEVICE)  # so that no variant pays for CUDA's start
+    variants = monitor_overhead.VARIANTS
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(turns):
+        for name, own in variants.items():
+            seconds[name].append(monitor_overhead.train_seconds([*setup.docstrings(), *own]))
+    ratios = {
+        name: [round(one / off, 4) for one, off in zip(times, seconds["off"], strict=True)]
+        for name, times in seconds.items()
+    }
+    goals = {"every 30 steps, figures": 1.02, "every step, no figures": 1.05}
+    met = all(float(np.median(ratios[name])) <= goal for name, goal in goals.items())
+    return {"ok": None if setup.rehearse else met, "seconds": seconds, "of off": ratios}
+
+
+def floor(setup: Setup) -> Outcome:
+    """Milliseconds a step of the article's run, without monitoring, and the least that they could be."""
+    rates = {precision: matrix_rate(precision, setup.rehearse) for precision in Precision}
+    bandwidth = copy_bandwidth(setup.rehearse)
+    outcome: Outcome = {
+        "FLOP/s": {str(precision): f"{rate:.3g}" for precision, rate in rates.items()},
+        "bytes/s": f"{bandwidth:.3g}",
+    }
+    for precision in Precision:
+        config = compose_config(setup.article(*_NEVER, "monitor=off", "train.epochs=1", f"train.precision={precision}"))
+        _, fitted = fit(config, trainer=Timed)
+        assert isinstance(fitted, Timed)
+        task = fitted._task
+        lengths = torch.as_tensor(vs_trainer.tokenize_training_texts(config, task)[1].lengths)
+        flops = vs_trainer.epoch_flops(task.classifier, lengths) / len(task.train)
+        parameters = sum(parameter.numel() for parameter in task.classifier.parameters())
+        least = flops / rates[precision] + update_bytes(parameters) / bandwidth
+        outcome[str(precision)] = {
+            "ms a step": round(1000 * fitted.seconds_per_step, 3),
+            "floor in ms": round(1000 * least, 3),
+            "of the floor's rate": round(least / fitted.seconds_per_step, 3),
+            "of the matrix rate": round(flops / rates[precision] / fitted.seconds_per_step, 3),
+        }
+    met = outcome["bf16"]["of the matrix rate"] >= 0.5
+    return {"ok": None if setup.rehearse else met, **outcome}
+
+
+def update_bytes(parameters: int) -> int:
+    """Bytes that an update has to read and write: the norm reads gradients, clipping reads and writes them, AdamW reads
+    weights, gradients and moments and writes all but the gradients; float32."""
+    return 4 * parameters * (1 + 2 + 4 + 3)
+
+
+def matrix_rate(precision: Precision, rehearse: bool) -> float:
+    """FLOPs per second of a large matrix product, the best of ten."""
+    size = 256 if rehearse else 8192
+    torch.set_float32_matmul_precision("high" if precision is Precision.tf32 else "highest")
+    dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
+    matrix = torch.randn(size, size, dtype=dtype, device=DEVICE)
+    return 2 * size**3 / _best_seconds(lambda: matrix @ matrix)
+
+
+def copy_bandwidth(rehearse: bool) -> float:
+    """Bytes per second that a large copy on the device reads and writes, the best of ten."""
+    source = torch.zeros(1_000_000 if rehearse else 500_000_000, device=DEVICE)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _best_seconds(lambda: target.copy_(source))
+
+
+def _best_seconds(function: Callable[[], object]) -> float:
+    times = []
+    for _ in range(13):
+        begin = _now()
+        function()
+        times.append(_now() - begin)
+    return min(times[3:])
+
+
+def trainer(setup: Setup) -> Outcome:
+    """One turn of benchmarks/vs_trainer.py's variants, each in a process of its own."""
+    wanted = [name for name in vs_trainer.VARIANTS if "article" not in name]
+    if setup.rehearse:
+        wanted = [name for name in wanted if "compile" not in name]
+    rates = {}
+    for name in wanted:
+        epoch = vs_trainer.measure_in_process(name, setup.docstrings())
+        rates[name] = {"tokens/s": round(epoch.rate), "of its floor": round(epoch.floor / epoch.seconds, 3)}
+    own = max(rate["tokens/s"] for name, rate in rates.items() if name.startswith("bertmon"))
+    ratios = {name: round(own / rate["tokens/s"], 2) for name, rate in rates.items() if "Trainer" in name}
+    goals = [ratio >= (1.3 if "compile" in name else 4) for name, ratio in ratios.items()]
+    return {"ok": None if setup.rehearse or not CUDA else all(goals), **rates, "bertmon's best over": ratios}
+
+
+def compile(setup: Setup) -> Outcome:  # noqa: A001  # the part's name
+    """20 steps without dropout, compiled and not: losses; then the article's, for the time."""
+    if not CUDA:
+        return {"ok": None, "skipped": "needs CUDA"}
+    outcome: Outcome = {"ok": True}
+    for precision, limit in ((Precision.fp32, 1e-3), (Precision.bf16, 3e-2)):
+        overrides = setup.twenty_steps(*_NO_DROPOUT, f"train.precision={precision}")
+        eager, _ = fit(compose_config(overrides))
+        compiled, fitted = fit(compose_config([*overrides, "train.compile=true"]))
+        outcome[f"{precision}, losses"] = _relative(eager.losses, compiled.losses)
+        outcome[f"{precision}, seconds of compiling"] = round(fitted.state.compile_seconds, 1)
+        outcome["ok"] &= outcome[f"{precision}, losses"] < limit
+    config = compose_config(setup.article(*_NEVER, "monitor=off", "train.epochs=2", "train.compile=true"))
+    _, fitted = fit(config, trainer=Timed)
+    assert isinstance(fitted, Timed)
+    outcome["article, ms a step"] = round(1000 * fitted.seconds_per_step, 3)
+    outcome["article, seconds of compiling"] = round(fitted.state.compile_seconds, 1)
+    outcome["graphs"] = int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    return outcome
+
+
+def memory(setup: Setup) -> Outcome:
+    """Bytes that torch's allocator had given out at most, in an epoch with every step monitored."""
+    if not CUDA:
+        return {"ok": None, "skipped": "needs CUDA"}
+    torch.cuda.reset_peak_memory_stats()
+    fit(compose_config(setup.article("train.epochs=1", "monitor.every=1")))
+    most = torch.cuda.max_memory_allocated()
+    share = most / FORETOLD_BYTES
+    return {
+        "ok": 0.95 < share < 1.15,
+        "bytes": most,
+        "reserved": torch.cuda.max_memory_reserved(),
+        "of foretold": share,
+    }
+
+
+def article(setup: Setup, seeds: Sequence[int] = (0,)) -> Outcome:
+    """Runs of the command line with both warm-ups; those that have ended are not run again."""
+    outcome: Outcome = {"ok": True}
+    begin = time.monotonic()
+    longest = 0.0
+    for seed in seeds:
+        for warmup in (0.1, 0.7):
+            if seed and time.monotonic() - begin + 1.5 * longest > setup.seconds:
+                return outcome
+            result, seconds = _article_run(setup, seed, warmup)
+            longest = max(longest, seconds)
+            outcome[f"seed {seed}, warm-up {warmup}"] = _in_words(result) | {"from process start": round(seconds, 1)}
+            outcome["ok"] &= result is not None and result.ended and (seconds < 30 or not CUDA)
+    return outcome
+
+
+def seeds(setup: Setup) -> Outcome:
+    return article(setup, range(1, 2 if setup.rehearse else 100))
+
+
+def _article_run(setup: Setup, seed: int, warmup: float) -> tuple[RunResult | None, float]:
+    """The run's result, and the seconds of its process."""
+    folder = setup.work / "article" / f"warmup_{warmup}_seed_{seed}"
+    ended = next((path.parent for path in folder.rglob("result.json") if RunResult.read_ended(path.parent)), None)
+    if ended is None:
+        _new_folder(folder.parent, folder.name)
+        run = setup.article(f"seed={seed}", f"schedule.warmup_frac={warmup}", f"hydra.sweep.dir={folder / 'sweep'}")
+        begin = time.perf_counter()
+        _bertmon("-m", *run, seconds=setup.seconds)
+        (folder / "seconds").write_text(str(time.perf_counter() - begin))
+        ended = next((path.parent for path in folder.rglob("result.json")), folder)
+    return RunResult.read(ended), float((folder / "seconds").read_text())
+
+
+def _in_words(result: RunResult | None) -> Outcome:
+    if result is None:
+        return {"status": "no result"}
+    diagnosis, final = result.diagnosis, result.final
+    return {
+        "status": str(result.status),
+        "verdict": str(diagnosis.verdict) if diagnosis else None,
+        "since step": diagnosis.since_step if diagnosis else None,
+        "accuracy/test": final.accuracy if final else None,
+        "timings": {name: round(seconds, 1) for name, seconds in result.timings.items()},
+    }
+
+
+def _bertmon(*arguments: str, seconds: float) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bertmon.run", *arguments]
+    return subprocess.run(command, stdout=sys.stderr, text=True, check=False, timeout=seconds)
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """An empty folder; what a broken-off part left there is removed."""
+    folder = parent / name
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    return folder
+
+
+PARTS: dict[str, Callable[[Setup], Outcome]] = {
+    function.__name__: function
+    for function in (
+        environment,
+        twins,
+        waits,
+        resume,
+        out_of_memory,
+        monitoring,
+        floor,
+        trainer,
+        compile,
+        memory,
+        article,
+        seeds,
+    )
+}
+
+
+def main(words: Sequence[str]) -> None:
+    """See the module's docstring."""
+    name, work, seconds, *rest = words
+    overrides = [word for word in rest if word != "--rehearse"]
+    setup = Setup(Path(work).resolve(), float(seconds), "--rehearse" in rest, overrides)
+    outcome = PARTS[name](setup)
+    print(json.dumps(outcome, default=str))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

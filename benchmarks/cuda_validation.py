@@ -1,0 +1,162 @@
+"""What only a GPU can show about bertmon, in under 25 minutes, in order of value.
+
+    python benchmarks/cuda_validation.py FOLDER [PART...] [--minutes=24] [--rehearse] [OVERRIDE...]
+
+Each part is a process of its own (cuda_parts.py), so that one that fails harms no other. FOLDER gets results.json and
+report.md after each part and runs.tar.gz, the results and histories of the article's runs, at the end. What is done
+already is skipped: start it again with the same work folder ($BERTMON_VALIDATION, by default one in the temporary
+directory) to continue. Parts named on the command line are done again.
+
+Without a network: data.data_home=FOLDER model.tokenizer=FOLDER. --rehearse runs every part at tiny sizes on whatever
+device is here, without a claim: what needs CUDA is skipped. Exits with 1 if a part did not give what was expected.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PARTS = {
+    "environment": "what the numbers below stand on",
+    "twins": "20 steps on the CPU and on the GPU: the same losses",
+    "waits": "no wait of the host in a step that is not monitored, at the article's shapes",
+    "resume": "a resumed run is bit for bit the undisturbed one (train.deterministic)",
+    "out_of_memory": "a sweep goes on after a run without enough memory",
+    "monitoring": "what monitoring costs every 30 steps and every step; goals 1.02 and 1.05",
+    "floor": "a step beside its floor by the measured matrix rate and bandwidth; goal 50 % in bf16",
+    "trainer": "tokens/s beside transformers' Trainer; goals 4 at its defaults, 1.3 at its best",
+    "compile": "the compiled step: the eager one's losses, its time, its graphs",
+    "memory": "most memory of the article's run beside what fake tensors foretold",
+    "article": "640 steps with both warm-ups, from process start; goal 30 s a run",
+    "seeds": "the same with further seeds, as many as fit",
+}
+"""In order of value, with what each shows."""
+RESULTS = "results.json"
+_LEAST_SECONDS = 5
+"""Too little time left to start a part."""
+
+Outcome = dict[str, Any]
+
+
+def run_parts(
+    folder: Path, work: Path, names: Sequence[str], *, again: bool, seconds: float, arguments: Sequence[str]
+) -> dict[str, Outcome]:
+    """Run the parts that have no outcome yet, until the time is over; returns all outcomes by part."""
+    end = time.monotonic() + seconds
+    outcomes: dict[str, Outcome] = json.loads(_read(work / RESULTS, "{}"))
+    for name in names:
+        if name in outcomes and not again:
+            continue
+        left = end - time.monotonic()
+        if left < _LEAST_SECONDS:
+            print(f"{name}: no time left", flush=True)
+            break
+        outcome = _run_part(name, work, left, arguments)
+        if outcome.get("timed_out"):
+            print(f"{name}: broken off, {left:.0f} s were left", flush=True)
+            break
+        outcomes[name] = outcome
+        print(f"{name}: {json.dumps(outcome)}", flush=True)
+        _replace(work / RESULTS, json.dumps(outcomes, indent=1) + "\n")
+        _publish(folder, outcomes)
+    _publish(folder, outcomes)
+    return outcomes
+
+
+def _run_part(name: str, work: Path, seconds: float, arguments: Sequence[str]) -> Outcome:
+    """What the part's process prints last; `ok` is False if it fails."""
+    script = Path(__file__).with_name("cuda_parts.py")
+    environment = os.environ | {"PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(script.parent), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, str(script), name, str(work), f"{seconds:.0f}", *arguments]
+    started = time.monotonic()
+    log = work / f"{name}.log"
+    with log.open("w") as stderr:
+        try:
+            done = subprocess.run(
+                command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False, timeout=seconds
+            )
+        except subprocess.TimeoutExpired:
+            return {"timed_out": True}
+    lines = done.stdout.splitlines()
+    outcome: Outcome = json.loads(lines[-1]) if done.returncode == 0 and lines else {"ok": False}
+    if done.returncode:
+        outcome["error"] = _read(log, "").strip()[-2000:]
+    return outcome | {"took_seconds": round(time.monotonic() - started, 1)}
+
+
+def _publish(folder: Path, outcomes: Mapping[str, Outcome]) -> None:
+    _replace(folder / RESULTS, json.dumps(outcomes, indent=1) + "\n")
+    _replace(folder / "report.md", "".join(report_lines(outcomes)))
+
+
+def report_lines(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
+    """The outcomes as Markdown: a table of the parts, then what each measured."""
+    yield "| part | shows | as expected | seconds |\n|---|---|---|---|\n"
+    words = {True: "yes", False: "**no**", None: "skipped"}
+    for name, outcome in outcomes.items():
+        yield f"| {name} | {PARTS[name]} | {words[outcome.get('ok')]} | {outcome['took_seconds']} |\n"
+    for name, outcome in outcomes.items():
+        yield f"\n## {name}\n\n"
+        for key, value in outcome.items():
+            if key not in ("ok", "took_seconds"):
+                yield f"- {key}: {value}\n"
+
+
+def pack_runs(folder: Path, work: Path) -> None:
+    """Put results and histories of the article's runs into one file."""
+    paths = sorted(path for path in (work / "article").rglob("*") if path.name in ("result.json", "history.npz"))
+    if paths:
+        with tarfile.open(folder / "runs.tar.gz", "w:gz") as archive:
+            for path in paths:
+                archive.add(path, str(path.relative_to(work)))
+
+
+def _read(path: Path, otherwise: str) -> str:
+    return path.read_text() if path.exists() else otherwise
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def main(words: Sequence[str]) -> int:
+    """See the module's docstring."""
+    flags = [word for word in words if word.startswith("--")]
+    overrides = [word for word in words if "=" in word and word not in flags]
+    names = [word for word in words if word not in flags and word not in overrides]
+    minutes = float(next((flag.split("=")[1] for flag in flags if flag.startswith("--minutes=")), "24"))
+    unknown = [flag for flag in flags if flag != "--rehearse" and not flag.startswith("--minutes=")]
+    unknown += [name for name in names[1:] if name not in PARTS]
+    if not names or unknown:
+        sys.exit(f"{__doc__}\nunknown: {', '.join(unknown) or 'no folder was given'}; parts: {', '.join(PARTS)}")
+    rehearsal = [flag for flag in flags if flag == "--rehearse"]
+    default = Path(tempfile.gettempdir(), "bertmon_cuda_rehearsal" if rehearsal else "bertmon_cuda_validation")
+    folder, work = Path(names[0]), Path(os.environ.get("BERTMON_VALIDATION", default))
+    folder.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
+    outcomes = run_parts(
+        folder,
+        work,
+        names[1:] or list(PARTS),
+        again=len(names) > 1,
+        seconds=60 * minutes,
+        arguments=rehearsal + overrides,
+    )
+    pack_runs(folder, work)
+    failed = [name for name, outcome in outcomes.items() if outcome["ok"] is False]
+    missing = [name for name in PARTS if name not in outcomes]
+    print(f"not as expected: {', '.join(failed) or 'nothing'}; not done: {', '.join(missing) or 'nothing'}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
