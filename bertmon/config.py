@@ -94,6 +94,11 @@ class Keep(StrEnum):
     all = "all"
 
 
+class OnBehind(StrEnum):
+    ignore = "ignore"
+    stop = "stop"
+
+
 class OnDoomed(StrEnum):
     warn = "warn"
     stop = "stop"
@@ -569,6 +574,9 @@ class MonitorConfig:
     """What happens to a run whose verdict is collapsed or not learning: warn (it continues) or stop (after a last
     evaluation, with status "stopped"; a verdict that would have been withdrawn later is final then). A run that
     diverged always ends."""
+    on_behind: OnBehind = OnBehind.ignore
+    """What happens to a run that learns, but cannot catch up with the best run of its sweep that has ended, at its pace
+    times two: ignore, or stop (status "stopped"). Scored in docs/verdicts.md."""
     thresholds: VerdictThresholds = field(default_factory=VerdictThresholds)
 
     def __post_init__(self) -> None:

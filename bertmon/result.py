@@ -48,7 +48,7 @@ class Status(StrEnum):
     failed = "failed"
     interrupted = "interrupted"
     finished = "finished"
-    stopped = "stopped"  # it was doomed, and monitor.on_doomed=stop
+    stopped = "stopped"  # it was doomed (monitor.on_doomed=stop) or behind (monitor.on_behind=stop)
     diverged = "diverged"  # a loss or gradient became infinite or nan
 
     @property

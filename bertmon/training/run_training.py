@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from bertmon import distributed
-from bertmon.config import RunConfig, SaveModel, require_same_run, run_identity
+from bertmon.config import OnBehind, RunConfig, SaveModel, require_same_run, run_identity
 from bertmon.data import Corpus
 from bertmon.errors import InputError, storage_errors
 from bertmon.model import missing_features, save_model
@@ -23,6 +23,7 @@ from bertmon.monitor.tensorboard import RunWriter
 from bertmon.notation import format_percent
 from bertmon.result import MODEL_DIR, DataSummary, RunResult, recording
 from bertmon.storage import atomic_write
+from bertmon.training.behind_check import SweepComparison
 from bertmon.training.checkpoint import (
     CHECKPOINT_FILE,
     Checkpoint,
@@ -48,10 +49,7 @@ def run_training(
     With config.resume a run that has ended is skipped, and one that was interrupted resumes from its checkpoint. Of
     several processes only the first one writes. Raises InputError, and whatever training raises.
     """
-    if config.resume and (ended := RunResult.read_ended(run_dir)) and ended.final:
-        log.info(
-            f"{name}: already finished ({ended.status}, accuracy/test {format_percent(ended.final.accuracy)}), skipped"
-        )
+    if config.resume and (ended := _ended_before(run_dir, name)):
         return ended
     with _writable_dir(run_dir) as home, recording(home, resume=config.resume is not None) as result:
         result.experiment, result.seed, result.config = config.experiment, config.seed, asdict(config)
@@ -67,8 +65,8 @@ def run_training(
             _describe(result, task)
             state, monitor = _start_or_resume(checkpoint, task, config, home, writer, name, result)
             del checkpoint  # its tensors take as much memory as the model and its optimizer
-            savers = _Savers(config, task, state, monitor, writer, home, result, name)
-            trainer = Trainer(task, config, monitor, state, log_scalars=writer.scalars, name=name, **savers.enabled())
+            hooks = _Hooks(config, task, state, monitor, writer, home, result, name).enabled()
+            trainer = Trainer(task, config, monitor, state, log_scalars=writer.scalars, name=name, **hooks)
             try:
                 trainer.fit()
             finally:
@@ -80,6 +78,15 @@ def run_training(
         (home / CHECKPOINT_FILE).unlink(missing_ok=True)
         log.info(_last_line(name, result))
     return result
+
+
+def _ended_before(run_dir: Path, name: str) -> RunResult | None:
+    """The result of a run that has come to its end, which is not trained again."""
+    ended = RunResult.read_ended(run_dir)
+    if ended and ended.final:
+        accuracy = format_percent(ended.final.accuracy)
+        log.info(f"{name}: already finished ({ended.status}, accuracy/test {accuracy}), skipped")
+    return ended
 
 
 @contextmanager
@@ -150,8 +157,8 @@ def _start_or_resume(
 
 
 @dataclass(frozen=True, slots=True)
-class _Savers:
-    """What the trainer calls to write a checkpoint or the model."""
+class _Hooks:
+    """What the trainer calls: to write a checkpoint or the model, and to compare the run with its sweep."""
 
     config: RunConfig
     task: Task
@@ -162,14 +169,20 @@ class _Savers:
     result: RunResult
     name: str
 
-    def enabled(self) -> dict[str, Callable[[], None]]:
-        """Arguments of Trainer: the savers that the config asks for."""
-        train, savers = self.config.train, {}
+    def enabled(self) -> dict[str, Any]:
+        """Arguments of Trainer: the hooks that the config asks for."""
+        train = self.config.train
+        hooks: dict[str, Any] = {}
         if train.checkpoint_every is not None or train.checkpoint_minutes is not None:
-            savers["save_checkpoint"] = self.save_checkpoint
+            hooks["save_checkpoint"] = self.save_checkpoint
         if train.save_model is not SaveModel.none:
-            savers["save_model"] = self.save_model
-        return savers
+            hooks["save_model"] = self.save_model
+        alone = distributed.world_size() == 1  # several processes would have to agree
+        if self.config.monitor.on_behind is OnBehind.stop and alone and self.home.match(self.name):
+            assert self.result.data is not None
+            sweep_dir = self.home.parents[len(Path(self.name).parts) - 1]
+            hooks["find_behind"] = SweepComparison(sweep_dir, self.home, self.result.data.fingerprint).find_behind
+        return hooks
 
     def save_checkpoint(self) -> None:
         """Failing is logged: training is worth more than the chance to resume it."""

@@ -25,6 +25,7 @@ from bertmon.metrics import EvalResult
 from bertmon.monitor.monitor import Monitor
 from bertmon.notation import format_percent
 from bertmon.result import Status, Terminated
+from bertmon.training.behind_check import BehindCheck
 from bertmon.training.signals import deferred_signals
 from bertmon.training.state import TrainState
 from bertmon.training.step import GuardedUpdate, compute_logits, forward_backward, maybe_compile
@@ -41,7 +42,8 @@ class Trainer:
 
     log_scalars: where evaluations are written. save_checkpoint: called between two steps, when a checkpoint is due and
     when a signal has come, which then ends training by its exception. None: no checkpoints. save_model: called after an
-    evaluation, when config.train.save_model asks for the model; None: models are not saved.
+    evaluation, when config.train.save_model asks for the model; None: models are not saved. find_behind: whether the
+    run cannot catch up with its sweep, which stops it; None: not asked.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Trainer:
         name: str,
         save_checkpoint: Callable[[], None] | None = None,
         save_model: Callable[[], None] | None = None,
+        find_behind: BehindCheck | None = None,
     ) -> None:
         self.state = state
         self._task = task
@@ -66,6 +69,7 @@ class Trainer:
         self._name = name
         self._save_checkpoint = save_checkpoint
         self._save_model = save_model
+        self._find_behind = find_behind
         self._total_steps = len(task.plan)
         self._replica = distributed.wrap_ddp(maybe_compile(task.classifier, config.train.compile))
         self._compiled_shapes: set[torch.Size] = set()
@@ -142,7 +146,17 @@ class Trainer:
             return Status.diverged
         if step + 1 == self._total_steps:
             return Status.finished
-        return Status.stopped if self._stop_doomed and self._monitor.doomed else Status.running
+        if (self._stop_doomed and self._monitor.doomed) or self._is_behind(step):
+            return Status.stopped
+        return Status.running
+
+    def _is_behind(self, step: int) -> bool:
+        if self._find_behind is None or self._monitor.diagnosis is None or not self._monitor.due(step):
+            return False
+        finding = self._find_behind(self._monitor.history, self._monitor.diagnosis)
+        if finding:
+            log.info(f"{self._name}: step {step}: behind - {finding.text}; stopping")
+        return finding is not None
 
     def _evaluate(self) -> None:
         begin = time.perf_counter()
