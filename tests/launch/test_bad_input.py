@@ -96,7 +96,7 @@ VALUES = [  # an override, part of the message
     ("model.model_type=''", "model.model_type: expected a name, or null, got ''."),
     ("model.tokenizer=''", "model.tokenizer: expected a name, or null, got ''."),
     ("model.name=''", "model.name: expected a name, or null, got ''."),
-    ("model.tokenizer=../../etc", "model.tokenizer=../../etc: could not load a tokenizer (Couldn't instantiate"),
+    ("model.tokenizer=../../etc", "model.tokenizer=../../etc: could not load a tokenizer ("),
     ("model.tokenizer=train.csv", "model.tokenizer=train.csv"),
     ("model.init=maybe", "Invalid value 'maybe', expected one of [random, pretrained]"),
     # groups and keys
@@ -117,13 +117,13 @@ VALUES = [  # an override, part of the message
     ("~optimizer.lr", "does not support deletion"),
     ("+hack.__class__=1", "hack: no such key; there are experiment, name, seed, device, cache_dir, res"),
     ("+data._target_=os.system", "data._target_: no such key; did you mean data.test?"),
-    ("hydra.callbacks.preflight._target_=os.system", "Could not override 'hydra.callbacks.bertmon._target_'."),
+    ("hydra.callbacks.preflight._target_=os.system", "'os.system' is blocklisted"),
     ("=5", "Could not start: ValueError: Config group override must be a string or a li"),
     ("seed==5", "Error parsing override 'seed==5'"),
     ("justaword", "Error parsing override 'justaword'"),
     ("--nonsense", "unrecognized arguments: --nonsense"),
     (f"{LONG}=1", "Could not start: OSError: [Errno 36] File name too long"),
-    (f"schedule.decay={LONG}", "expected one of [linear, cosine, constant]"),
+    (f"schedule.decay={LONG}", "expected one of [linear, cosine, constant, "),
     (f"data.text_column='{LONG}'", "data.train: train.csv, line 1 has no 'xxxx"),
     # interpolations
     ("seed=${seed}", "Recursive interpolation"),
@@ -145,7 +145,7 @@ VALUES = [  # an override, part of the message
     ("data.train=''", "data.train: expected a file that ends in .csv, .tsv, .jsonl, .json, .parque"),
     ("data.train='~nobody-here/x.csv'", "data.train: expected an existing file"),
     ("cache_dir='~nobody-here'", "cache_dir: expected a folder of an existing user, got ~nobody-here."),
-    (f"model.tokenizer={LONG}", "could not load a tokenizer"),
+    (f"model.tokenizer={LONG}", "or a local folder with tokenizer.json or vocab.txt"),
     (f"resume={LONG}", "run folder: expected names of at most 255 bytes without control characters"),
     ("data.label_column=text", "data.label_column: expected another column than data.text_column=text, got "),
     ("resume=''", "resume: expected the folder of an earlier launch, or null, got ''."),
@@ -342,7 +342,7 @@ def test_unreadable_texts_are_one_error(monkeypatch, name, make, message):
 )
 def test_model_larger_than_memory_is_one_error(monkeypatch, overrides):
     message = error_of(monkeypatch, "experiment=quickstart", *FILES, *TINY, *overrides)
-    assert re.search(r"bert cannot be built so: its weights take [\d,]+ GB, and this machine has \d+ GB", message)
+    assert re.search(r"model: cannot build bert: its weights take [\d,]+ GB, and this machine has \d+ GB", message)
 
 
 # --- folders to resume --------------------------------------------------------------------------
@@ -425,4 +425,4 @@ def test_command_line_as_a_process(folder):
     )
     assert "hydra.sweep.dir: expected a folder for runs alone, got ..." in ends(*quickstart, "-m", "hydra.sweep.dir=..")
     assert "x/\\x1b[31m: not a sweep folder" in ends("resume", "x/\x1b[31m")
-    assert {path.name for path in folder.iterdir()} == {"train.csv", "test.csv", "cache"}
+    assert {path.name for path in folder.iterdir()} == {"train.csv", "test.csv"}
