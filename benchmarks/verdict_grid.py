@@ -79,8 +79,6 @@ def setting(number: int) -> list[str]:
 
 def train(run_dir: Path, setting: list[str], seed: int) -> str:
     """Train one run into the folder, unless it is there; returns a line about it."""
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
     if RunResult.read_ended(run_dir) and (run_dir / HISTORY_FILE).exists():
         return f"{run_dir}: finished before"
     work = run_dir.with_name(f"{run_dir.name}.unfinished")
@@ -124,10 +122,16 @@ def advised(folder: Path) -> Iterator[tuple[Path, list[str], int]]:
                 yield folder / "advice" / f"{run.setting:03d},{flag.verdict},{advice}", [*others, advice], 0
 
 
+def prepare_process() -> None:
+    """One thread, and errors alone are logged."""
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+
+
 def main(folder: Path, what: str, processes: int) -> None:
     """See the module's docstring."""
     tasks = list(advised(folder) if what == "advice" else grid(folder, int(what)))
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), prepare_process) as pool:
         for finished in as_completed([pool.submit(train, *task) for task in tasks]):
             print(finished.result(), flush=True)
 

@@ -83,12 +83,8 @@ def compare(arguments: Sequence[str]) -> None:
 
 def predict(arguments: Sequence[str]) -> None:
     """label new texts with a trained model"""
-    try:
-        from bertmon.predict import main as predict_main  # type: ignore[import-not-found,unused-ignore]
-    except ModuleNotFoundError as error:
-        if error.name != "bertmon.predict":
-            raise
-        sys.exit("bertmon predict: this version of bertmon cannot predict yet.")
+    from bertmon.predict import main as predict_main
+
     predict_main(list(arguments))
 
 

@@ -182,6 +182,10 @@ class DocstringsConfig(DataConfig):
             _require_int(f"data.{name}", getattr(self, name))
 
 
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
+"""By names that need no quoting on a command line."""
+
+
 @dataclass(kw_only=True, slots=True)
 class FilesConfig(DataConfig):
     """Your own texts, in files: .csv, .tsv, .jsonl, .json (an array) or .parquet; all but the last may be .gz."""
@@ -203,8 +207,8 @@ class FilesConfig(DataConfig):
     label_column: str = "label"
     """Column, or JSON key, that holds the label: a string, a whole number, true or false."""
     delimiter: str | None = None
-    """Character between the columns of .csv and .tsv. null: a tab for .tsv; for .csv a comma, or the semicolon or tab
-    of a header that has no comma."""
+    """What is between the columns of .csv and .tsv: comma, semicolon, tab, pipe, or another character. null: a tab for
+    .tsv; for .csv a comma, or the semicolon or tab of a header that has no comma."""
     encoding: str | None = None
     """Encoding of the files, by its name in Python, such as cp1252. null: UTF-8, or what a byte order mark says."""
     quoted: bool | None = None
@@ -223,8 +227,10 @@ class FilesConfig(DataConfig):
             conflict = "null or 0 with data.validation"
             require(not self.validation_frac, "data.validation_frac", self.validation_frac, conflict)
         sign = self.delimiter
-        ok = sign is None or (len(sign) == 1 and sign not in '"\r\n\0')
-        require(ok, "data.delimiter", sign, "one character, no quote or line end, or null")
+        ok = sign is None or sign in DELIMITERS or (len(sign) == 1 and sign not in '"\r\n\0')
+        require(
+            ok, "data.delimiter", sign, f"{', '.join(DELIMITERS)}, one character that is no quote or line end, or null"
+        )
         expected = "the name of a text encoding in Python, such as cp1252, or null"
         require(self.encoding is None or _is_encoding(self.encoding), "data.encoding", self.encoding, expected)
 

@@ -3,11 +3,14 @@
 import math
 
 
-def format_rate(value: float, digits: int = 3) -> str:
-    """A number that may live on a logarithmic scale, such as a learning rate: 5.5e-4, 0.02, 1e-3."""
+def format_rate(value: float, digits: int = 3, *, plain_from: float = 0.1) -> str:
+    """A number that may live on a logarithmic scale, such as a learning rate: 5.5e-4, 2e-2, 0.3.
+
+    plain_from: from there on, up to 10,000, without an exponent.
+    """
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    if 0.01 <= abs(value) < 10_000:
+    if plain_from <= abs(value) < 10_000:
         return f"{value:.{digits if abs(value) < 100 else max(digits, 5)}g}"
     mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
     return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
@@ -18,7 +21,7 @@ def format_value(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float):
-        return format_rate(value, 6)
+        return format_rate(value, 6, plain_from=0.01)
     if isinstance(value, list | tuple):
         return ", ".join(map(format_value, value))
     text = str(value)

@@ -202,7 +202,9 @@ def _predict(given: argparse.Namespace) -> None:
     text_columns = (first, second) if second else (first,)
     label_column = given.label_column or data.get("label_column") or "label"
     classifier = load_classifier(given.model, resolve_device(Device(given.device)))
-    form = TableFormat(given.delimiter or data.get("delimiter"), given.encoding or data.get("encoding"))
+    form = TableFormat(
+        given.delimiter or data.get("delimiter"), given.encoding or data.get("encoding"), data.get("quoted")
+    )
     examples = read_examples(given.file, text_columns, label_column, form)
     with ExitStack() as stack:
         out: IO[str] = sys.stdout

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bertmon.compare.layer_plots import gradient_depth
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
@@ -22,6 +21,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.wait import WebDriverWait
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bertmon.compare.layer_plots import gradient_depth
 from bertmon.compare.plots import to_png
 from bertmon.compare.results import read_sweep
 from bertmon.compare.selection import select_curves

@@ -3,8 +3,11 @@
 Test modules import constants and functions with `from conftest import ...` and get fixtures by name.
 """
 
+import contextlib
 import dataclasses
+import io
 import json
+import logging
 import os
 import random
 import signal
@@ -406,3 +409,40 @@ def interrupt_run(settings: RunConfig, run_dir: Path, monkeypatch, at: int) -> N
         patch.setattr(trainer, "evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_training(settings, run_dir, name="run")
+
+
+# --- the command line in this process -------------------------------------------------------------
+
+
+@pytest.fixture
+def bertmon_here(tmp_path: Path, tmp_path_factory, monkeypatch: pytest.MonkeyPatch):
+    """Run `bertmon ARGUMENT...` in tmp_path in this process, which saves the seconds of a start.
+
+    Returns a CompletedProcess. Log handlers and signal handlers are those of before afterwards.
+    """
+    from bertmon.cli import main
+
+    root, numbers = logging.getLogger(), (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    handlers, signals = list(root.handlers), {number: signal.getsignal(number) for number in numbers}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", ["bertmon", *arguments])
+        stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            try:
+                main()
+            except SystemExit as end:
+                code = end.code
+        if isinstance(code, str):
+            stderr.write(f"{code}\n")
+            code = 1
+        return subprocess.CompletedProcess(list(arguments), code or 0, stdout.getvalue(), stderr.getvalue())
+
+    yield run
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    for number, handler in signals.items():
+        signal.signal(number, handler)

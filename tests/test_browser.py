@@ -6,9 +6,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bertmon.compare import report, summary
 from bertmon.run import run_training
 
-pictures = pytest.importorskip("pictures", reason="selenium is not installed")
+screenshots = pytest.importorskip("make_screenshots", reason="selenium is not installed")
 pytestmark = pytest.mark.skipif(
-    not (pictures.CHROMIUM and pictures.DRIVER), reason="Debian's chromium and chromium-driver are not installed"
+    not (screenshots.CHROMIUM and screenshots.DRIVER), reason="Debian's chromium and chromium-driver are not installed"
 )
 
 NAMES = ["warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0"]
@@ -47,8 +47,8 @@ def loaded_images(driver):
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_report(sweep, dark):
     said = summary.conclusions(report.read_sweep([sweep]))
-    with pictures.browser(dark=dark) as driver:
-        text = pictures.shows(driver, (sweep / "report.html").as_uri(), "training loss", *said)
+    with screenshots.browser(dark=dark) as driver:
+        text = screenshots.shows(driver, (sweep / "report.html").as_uri(), "training loss", *said)
         for word in ("spread of the logits", "depth profile of the gradients", "enc.l.1.output.dense", *NAMES):
             assert word in text
         boxes = driver.execute_script(
@@ -70,22 +70,22 @@ def test_the_report(sweep, dark):
 
 def test_tensorboard(sweep):
     tags = EventAccumulator(str(sweep / NAMES[0])).Reload().Tags()
-    with pictures.browser(1500, 3000) as driver, pictures.board(sweep) as address:
+    with screenshots.browser(1500, 3000) as driver, screenshots.board(sweep) as address:
         assert "localhost" in address
-        text = pictures.shows(driver, f"{address}#custom_scalars", *NAMES, "depth profile of the gradients")
+        text = screenshots.shows(driver, f"{address}#custom_scalars", *NAMES, "depth profile of the gradients")
         for chart in ("loss", "accuracy", "learning rate, nominal and effective", "spread of the logits"):
             assert chart in text.splitlines()
-        pictures.shows(driver, f"{address}#images", *NAMES, "side by side", "gradient_flow", "update_ratio")
+        screenshots.shows(driver, f"{address}#images", *NAMES, "side by side", "gradient_flow", "update_ratio")
 
         def drawn(_):
             widths = loaded_images(driver)  # TensorBoard loads what is in view
             return widths.count(1050) >= 2 and widths.count(1100) >= 2  # each run's own, and those beside each other
 
-        pictures.WebDriverWait(driver, 40).until(drawn)
+        screenshots.WebDriverWait(driver, 40).until(drawn)
         columns = ("schedule.warmup_frac", "seed", "verdict", "verdict_step", "accuracy/test", "loss/test")
-        pictures.shows(driver, f"{address}#hparams", *columns)
-        pictures.shows(driver, f"{address}#text", *NAMES, "config")
+        screenshots.shows(driver, f"{address}#hparams", *columns)
+        screenshots.shows(driver, f"{address}#text", *NAMES, "config")
         groups = {tag.split("/")[0] for tag in tags["scalars"]}
         assert groups >= {"loss", "accuracy", "grad_mean", "update_ratio", "weight_rms", "logit_std"}
-        pictures.shows(driver, f"{address}#timeseries", *NAMES, *groups)
+        screenshots.shows(driver, f"{address}#timeseries", *NAMES, *groups)
         assert complaints(driver) == []

@@ -1,10 +1,16 @@
-"""TensorBoard on the newest sweep."""
+"""The command `bertmon`: subcommands, help, and commands that can be pasted."""
 
 import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
-from bertmon import board
+import pytest
+from conftest import completed
+
+from bertmon import cli
+from bertmon.launch.command_line import program
 
 
 def launch(folder, age):
@@ -14,32 +20,160 @@ def launch(folder, age):
     return folder
 
 
-def test_the_newest_is_the_one_that_was_started_last_whatever_its_name(tmp_path):
-    assert board.latest_sweep(tmp_path) is None
-    assert board.latest_sweep(tmp_path / "nowhere") is None
+def test_latest_sweep_is_the_one_started_last_whatever_its_name(tmp_path):
+    assert cli.latest_sweep(tmp_path) is None
+    assert cli.latest_sweep(tmp_path / "nowhere") is None
     (tmp_path / "zzz").mkdir()
     newer = launch(tmp_path / "2026-11-23_07-17-49", age=10)
     launch(tmp_path / "study", age=20)
-    assert board.latest_sweep(tmp_path) == newer
+    assert cli.latest_sweep(tmp_path) == newer
 
 
-def test_it_becomes_tensorboard_on_this_machine_alone(tmp_path, monkeypatch, capsys):
+def test_tensorboard_listens_on_this_machine_only(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = launch(tmp_path / "multirun/monday", age=0)
     started = []
     monkeypatch.setattr(os, "execv", lambda path, command: started.append(command))
-    board.main([])
-    board.main([str(folder), "--port", "7000"])
+    cli.main(["tensorboard"])
+    cli.main(["tensorboard", str(folder), "--port", "7000"])
     common = ["--samples_per_plugin", "images=100", "--host", "localhost"]
     assert started[0][3:] == ["--logdir", "multirun/monday", *common]
     assert started[1][3:] == ["--logdir", str(folder), *common, "--port", "7000"]
     assert capsys.readouterr().out.startswith("TensorBoard on multirun/monday\n")
 
 
-def test_without_a_launch_it_says_so(tmp_path):
-    command = [sys.executable, "-m", "bertmon", "board"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (
-        1,
-        "multirun holds no launch: give its folder, such as multirun/2026-11-23_07-17-49.\n",
+def test_tensorboard_without_a_sweep_names_what_is_expected(start_process):
+    done = completed(start_process([sys.executable, "-m", "bertmon", "tensorboard"]))
+    message = (
+        "bertmon tensorboard: expected the folder of a sweep, such as multirun/2026-11-23_07-17-49, got multirun.\n"
     )
+    assert (done.returncode, done.stderr) == (1, message)
+
+
+def test_bertmon_alone_and_help_print_all_commands(capsys):
+    for words in ([], ["--help"], ["-h"]):
+        cli.main(words)
+        overview = capsys.readouterr().out
+        for name in ("run", "resume", "rerun", "compare", "predict", "tensorboard", "--version"):
+            assert name in overview
+        assert max(map(len, overview.splitlines())) <= 110
+
+
+def test_version_is_that_of_the_package(capsys):
+    from importlib import metadata
+
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"bertmon {metadata.version('bertmon')}\n"
+
+
+@pytest.mark.parametrize("command", ["resume", "rerun", "compare", "tensorboard"])
+def test_help_of_a_subcommand_names_its_arguments(capsys, command):
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert end.value.code == 0
+    assert f"usage: bertmon {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tensorbord"], "bertmon tensorbord: no such command; did you mean tensorboard?"),
+        (["comprae", "x"], "bertmon comprae: no such command; did you mean compare?"),
+        (["xyz"], "bertmon xyz: no such command; there are run, resume, rerun, compare, predict, tensorboard."),
+    ],
+)
+def test_mistyped_subcommand_gets_a_suggestion(words, message):
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == message
+
+
+def test_console_script_shows_configs_from_any_directory(start_process):
+    script = Path(sys.executable).with_name("bertmon")
+    done = completed(start_process([str(script), "run", "--cfg", "job"]))
+    assert done.returncode == 0, done.stderr
+    assert "warmup_frac: 0.1" in done.stdout
+
+
+def test_help_imports_neither_torch_nor_transformers_nor_sklearn(start_process):
+    code = (
+        "import sys; sys.argv = ['bertmon', 'run', '--help']\n"
+        "from bertmon.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('LOADED', sorted({'torch', 'transformers', 'sklearn', 'matplotlib'} & set(sys.modules)))\n"
+    )
+    done = completed(start_process([sys.executable, "-c", code]))
+    assert done.stdout.splitlines()[-1] == "LOADED []", done.stderr
+    assert "bertmon resume multirun/<sweep>" in done.stdout
+
+
+def test_program_names_what_started_this_process(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["/x/bertmon/__main__.py"])
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-m", "bertmon"])
+    assert program() == [sys.executable, "-m", "bertmon"]
+    monkeypatch.setattr(sys, "orig_argv", ["python-of-nowhere", "-m", "bertmon"])
+    assert program() == [sys.executable, "-m", "bertmon"]
+    short = Path(sys.executable).name
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    monkeypatch.setattr(sys, "orig_argv", [short, "-m", "bertmon"])
+    assert program() == [short, "-m", "bertmon"]
+    script = tmp_path / "bertmon"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    assert program() == [str(script)]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program() == ["bertmon"]
+
+
+def test_program_runs_when_pasted(tmp_path, start_process):
+    command = shlex.join([*program(), "--version"])
+    done = completed(start_process(["sh", "-c", command]))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("bertmon ")
+
+
+def test_resume_from_another_folder_prints_paths_that_are_right_there(tmp_path, monkeypatch):
+    from bertmon.launch.run_dirs import resume_argv
+    from bertmon.result import SweepFile
+
+    started, sweep = tmp_path / "started here", tmp_path / "started here" / "multirun" / "now"
+    sweep.mkdir(parents=True)
+    SweepFile(("x/seed=0",), ("seed=1,2", "-m"), str(started)).write(sweep)
+    monkeypatch.chdir(started)
+    assert resume_argv(Path("multirun/now")) == [str(started), "seed=1,2", "-m", "resume=multirun/now"]
+    monkeypatch.chdir(tmp_path)
+    directory, *arguments = resume_argv(sweep.relative_to(tmp_path))
+    assert (directory, arguments[:2]) == (str(started), ["seed=1,2", "-m"])
+    assert arguments[2] == f"resume='{sweep}'"  # absolute: right from both
+
+
+def test_predict_is_called_with_its_arguments(monkeypatch):
+    from bertmon import predict
+
+    calls = []
+    monkeypatch.setattr(predict, "main", calls.append)
+    cli.main(["predict", "model", "texts.csv"])
+    assert calls == [["model", "texts.csv"]]
+
+
+def test_run_is_called_with_its_arguments(monkeypatch):
+    import bertmon.run
+
+    calls = []
+    monkeypatch.setattr(bertmon.run, "main", lambda: calls.append(sys.argv[1:]))
+    monkeypatch.setattr(sys, "argv", ["bertmon"])
+    cli.main(["run", "seed=1"])
+    cli.main(["schedule.warmup_frac=0.1", "-m"])
+    cli.main(["-m", "seed=1,2"])
+    assert calls == [["seed=1"], ["schedule.warmup_frac=0.1", "-m"], ["-m", "seed=1,2"]]
+
+
+def test_modules_that_only_unix_has_are_not_imported_at_the_top(tmp_path):
+    blocked = "import sys\nfor name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'): sys.modules[name] = None\n"
+    code = (
+        f"{blocked}import bertmon.cli, bertmon.launch.hydra_setup, bertmon.launch.command_line, bertmon.launch.ending"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bertmon.compare.results import RunSummary, Setting, Sweep, short_names
+from bertmon.config import MAX_INT
 from bertmon.monitor.diagnosis import Verdict
 from bertmon.notation import format_rate, format_value
 from bertmon.schedule import lr_factor
@@ -43,7 +44,7 @@ def advise(sweep: Sweep, setting: Setting, *, brief: bool = False) -> str:
         return ""
     sentences = []
     if worked := _nearest_that_worked(sweep, setting):
-        sentences.append(_named(setting, worked))
+        sentences.append(_named(sweep, setting, worked))
     if flagged[0].verdict in (Verdict.collapsed, Verdict.diverged):
         untried = [remedy for remedy in remedies(flagged[0]) if not _was_tried(sweep, setting, remedy)]
         if untried and not worked:
@@ -58,7 +59,7 @@ def advise(sweep: Sweep, setting: Setting, *, brief: bool = False) -> str:
 def remedies(run: RunSummary) -> list[Remedy]:
     """Single changes that at least halve the run's peak effective rate; a smaller rate if no other does."""
     values, steps = run.values, run.result.total_steps if run.result else None
-    if not steps or not _is_adam(values):
+    if not steps or steps > MAX_INT or not _is_adam(values):
         return []
     peak = peak_effective_lr(values, steps)
     lowered = [Remedy(key, value, peak_effective_lr({**values, key: value}, steps)) for key, value in _REMEDIES]
@@ -107,10 +108,10 @@ def _changes(setting: Setting, other: Setting) -> list[str]:
     return [key for key in other.values if other.values[key] != setting.values.get(key)]
 
 
-def _named(setting: Setting, worked: Setting) -> str:
+def _named(sweep: Sweep, setting: Setting, worked: Setting) -> str:
     changes = _changes(setting, worked)
     short = short_names(worked.values)
-    change = ", ".join(f"{short[key]}={format_value(worked.values[key])}" for key in changes) or worked.name
+    change = ", ".join(f"{short[key]}={sweep.label(key, worked.values[key])}" for key in changes) or worked.name
     n = len(worked.ended)
     text = f"With {change} {('the run', 'both runs')[n - 1] if n < 3 else f'all {n} runs'} learned"
     here, there = format_rate(setting.peak_effective_lr), format_rate(worked.peak_effective_lr)

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bertmon import plot_style
-from bertmon.compare.plots import COLOR_SCALE, Titles, escape_mathtext, label_level, legend_on_top, rate_axis
+from bertmon.compare.plots import COLOR_SCALE, Titles, escape_mathtext, label_level, legend_on_top, rate_axis, wrap
 from bertmon.compare.results import RunSummary, Sweep, short_names
-from bertmon.notation import format_percent, format_rate, format_value
+from bertmon.notation import format_percent, format_rate
 
 _MAX_VALUES = 12  # of a key on an axis
 _MAX_FACETS = 4  # values of a third key
@@ -63,8 +63,8 @@ def accuracy_over_key(sweep: Sweep) -> tuple[Figure, Titles] | None:
     runs = [run for setting in settings for run in setting.ended]
     if not runs or len(order) > _MAX_VALUES:
         return None
-    labels = [format_value(value) for value in order]
-    x = [format_value(setting.values[key]) for setting in settings for _ in setting.ended]
+    labels = [_label(sweep, key, value) for value in order]
+    x = [_label(sweep, key, setting.values[key]) for setting in settings for _ in setting.ended]
     y = [100 * run.final("accuracy") for run in runs]
     words = [_verdict_word(run) for run in runs]
     with plot_style.theme():
@@ -137,7 +137,7 @@ def _heat_map(sweep: Sweep, rows: str, columns: str, third: str | None, facet: A
         texts[1][y][x] = f"{len(setting.did_not_learn)}/{len(setting.ended)}"
     height = 1.15 + 0.52 * len(ys)
     short = short_names(sweep.swept)
-    where = f" ({short[third]}={format_value(facet)})" if third else ""
+    where = escape_mathtext(f" ({short[third]}={sweep.label(third, facet)})") if third else ""
     scales = [
         (
             accuracy,
@@ -162,8 +162,8 @@ def _heat_map(sweep: Sweep, rows: str, columns: str, third: str | None, facet: A
                 linewidths=1.5,
                 linecolor="none",
                 annot_kws={"fontsize": 9},
-                xticklabels=list(map(format_value, xs)),
-                yticklabels=list(map(format_value, ys)),
+                xticklabels=[_label(sweep, columns, value) for value in xs],
+                yticklabels=[_label(sweep, rows, value) for value in ys],
                 ax=axes,
                 **limits,
             )
@@ -199,6 +199,11 @@ def _verdict_word(run: RunSummary) -> str:
 
 def _word_color(word: str) -> str:
     return plot_style.verdict_color(None if word == "not watched" else word)
+
+
+def _label(sweep: Sweep, key: str, value: Any) -> str:
+    """Of a tick."""
+    return escape_mathtext(wrap(sweep.label(key, value), 30))
 
 
 def _run_title(run: RunSummary) -> str:

@@ -151,6 +151,8 @@ def _finish(axes: Axes, panel: Panel, curves: Sequence[RunWithHistory]) -> None:
     else:
         data = [curve.run.result.data for curve in curves if curve.run.result and curve.run.result.data]
         _chance(axes, {100 * each.majority_share for each in data}, "most frequent class")
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(min(low, high - 20), 0), max(high, min(low + 20, 100)))
 
 
 def _chance(axes: Axes, levels: set[float], label: str) -> None:

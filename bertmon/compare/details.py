@@ -55,7 +55,7 @@ def details(sweep: Sweep) -> list[tuple[str, str]]:
 
 def _swept(sweep: Sweep, key: str, name: str) -> str:
     """A swept key with its values, of many with their number."""
-    values = dict.fromkeys(format_value(setting.values[key]) for setting in sweep.settings if key in setting.values)
+    values = dict.fromkeys(sweep.label(key, setting.values[key]) for setting in sweep.settings if key in setting.values)
     return f"{name} = {', '.join(values)}" if len(values) <= 6 else f"{len(values)} values of {name}"
 
 

@@ -4,6 +4,7 @@ A setting has one color in all figures: up to eight have one each, more are colo
 """
 
 import io
+import logging
 import math
 import re
 import warnings
@@ -76,7 +77,7 @@ def rate_axis(axes: Axes) -> None:
     """Ticks of a logarithmic x-axis of learning rates: 1e-3, 2e-3, 5e-3."""
     low, high = axes.get_xlim()
     decades = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-    factors = (1, 2, 5) if len(decades) < 4 else (1,)
+    factors = (1, 2, 5) if high / low < 300 else (1,)
     ticks = [factor * 10.0**decade for decade in decades for factor in factors]
     axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_rate(value)))
@@ -142,11 +143,17 @@ def wrap(name: str, width: int) -> str:
 
 @contextmanager
 def suppress_plot_warnings() -> Iterator[None]:
-    """Without warnings about characters that a font lacks, and about numbers at the end of floats."""
+    """Without warnings of missing glyphs, of numbers at the end of floats, and of labels that are numbers."""
+    categories = logging.getLogger("matplotlib.category")
+    level = categories.level
+    categories.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph|Data has no positive values", category=UserWarning)
         warnings.filterwarnings("ignore", category=RuntimeWarning)
-        yield
+        try:
+            yield
+        finally:
+            categories.setLevel(level)
 
 
 def to_svg(figure: Figure, titles: Titles | None = None) -> str:
@@ -163,6 +170,7 @@ def to_svg(figure: Figure, titles: Titles | None = None) -> str:
         text = text.replace("<svg ", f'<svg style="min-width: {0.95 * float(width[1]):.0f}px" ', 1)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"font: ([^;\"']*?)'[^;\"]*", r"font: \1system-ui, sans-serif", text)
+    text = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", text)
     for gid, lines in (titles or {}).items():
         text = _add_titles(text, gid, lines)
     return text.replace(plot_style.TEXT, "currentColor").replace(plot_style.GRID, "var(--grid)")

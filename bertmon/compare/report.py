@@ -180,7 +180,7 @@ def _links(run: RunSummary, target: Path) -> dict[str, str]:
     """Relative addresses of the run's folder and log, where they exist."""
     if not run.run_dir.is_dir():
         return {}
-    folder = quote(os.path.relpath(run.run_dir.resolve(), target.resolve()))
+    folder = quote(os.fsencode(os.path.relpath(run.run_dir.resolve(), target.resolve())))
     return {"folder": f"./{folder}/", "log": f"./{folder}/run.log" if (run.run_dir / "run.log").is_file() else ""}
 
 

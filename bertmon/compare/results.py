@@ -225,6 +225,14 @@ class Sweep:
         """Dotted keys that differ between settings, those that were swept first, in their order."""
         return list(dict.fromkeys(key for setting in self.settings for key in setting.values))
 
+    def label(self, key: str, value: Any) -> str:
+        """How a value of a swept key is written."""
+        return self._labels[key].get(value, format_value(value))
+
+    @cached_property
+    def _labels(self) -> dict[str, dict[Any, str]]:
+        return {key: _value_labels([s.values[key] for s in self.settings if key in s.values]) for key in self.swept}
+
     @cached_property
     def min_test_texts(self) -> tuple[int, int] | None:
         """Test texts of the run that has fewest for its classes, and how many it would need, if that is more."""
@@ -291,7 +299,8 @@ def _settings(groups: Sequence[Sequence[RunSummary]]) -> Iterable[Setting]:
         {key: _frozen(run.overrides.get(key, run.values.get(key))) for key in keys} if run else {} for run in known
     ]
     short = short_names(keys)
-    names = [", ".join(f"{short[key]}={format_value(value)}" for key, value in each.items()) for each in values]
+    labels = {key: _value_labels([each[key] for each in values if key in each]) for key in keys}
+    names = [", ".join(f"{short[key]}={labels[key][value]}" for key, value in each.items()) for each in values]
     folders = [min({str(Path(run.name).parent) for run in runs}) for runs in groups]
     folders = [name if name != "." else runs[0].name for name, runs in zip(folders, groups, strict=True)]
     alike = {name for name, count in Counter(names).items() if count > 1 or not name}
@@ -315,9 +324,17 @@ def _differing_keys(runs: Sequence[RunSummary]) -> list[str]:
     return [*swept, *differing]
 
 
+def _value_labels(values: Sequence[Any]) -> dict[Any, str]:
+    """Paths by their last part, where that tells them apart."""
+    short = {value: format_value(value) for value in values}
+    return short if len(set(short.values())) == len(short) else {value: str(value) for value in short}
+
+
 def _frozen(value: Any) -> Any:
     """A value that can be the key of a dict."""
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
+    return json.dumps(value) if isinstance(value, dict) else value
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from bertmon.compare.advice import advise
 from bertmon.compare.rates import LR_KEY, rate_windows
 from bertmon.compare.results import UNREADABLE, WAITING, RunSummary, Setting, Sweep, short_names
 from bertmon.metrics import wilson_interval
-from bertmon.notation import format_duration, format_percent, format_rate, format_value
+from bertmon.notation import format_duration, format_percent, format_rate
 from bertmon.result import RESULT_FILE, Status
 from bertmon.sanitize import sanitize_line
 
@@ -103,7 +103,7 @@ def rates_table(sweep: Sweep) -> Table:
     header = [*(short[key] for key in keys), "all runs learned at rates", "of rates", "learning-rate sensitivity"]
     rows = [
         (
-            *(format_value(window.values[key]) for key in keys),
+            *(sweep.label(key, window.values[key]) for key in keys),
             window.text(),
             f"{len(window.all_learned)} of {len(window.rates)}",
             "" if math.isnan(window.sensitivity) else f"{window.sensitivity:.3f}",
@@ -224,16 +224,29 @@ def _failures(sweep: Sweep) -> list[str]:
     else:
         wholly = sum(len(setting.did_not_learn) == len(setting.ended) for setting in failing)
         verdicts = count_verdicts([run for setting in failing for run in setting.did_not_learn])
-        sentences.append(
-            f"In {len(failing)} of {sum(bool(setting.ended) for setting in sweep.settings)} settings some runs did not "
-            f"learn, in {wholly} none did; verdicts on those that did not: {verdicts}."
-        )
+        which = "no run learned" if wholly == len(failing) else f"some runs did not learn, in {wholly} none did"
+        ended = sum(bool(setting.ended) for setting in sweep.settings)
+        sentences.append(f"In {len(failing)} of {ended} settings {which}; verdicts on those that did not: {verdicts}.")
+        sentences += _cliff(sweep)
     if not failing and len(sweep.ended) == len(sweep.runs) > 1:
         sentences.append("All runs learned.")
     wrong = [run.name for run in sweep.ended if run.flagged_step is not None and not run.did_not_learn]
     if wrong:
         sentences.append(f"False alarms (flagged as doomed but learned): {_join(wrong)}.")
     return sentences
+
+
+def _cliff(sweep: Sweep) -> list[str]:
+    """The peak effective rate that separates the settings, if there is one."""
+    known = [setting for setting in sweep.settings if setting.ended and not math.isnan(setting.peak_effective_lr)]
+    learned = max((setting.peak_effective_lr for setting in known if not setting.did_not_learn), default=math.inf)
+    failed = min((setting.peak_effective_lr for setting in known if setting.did_not_learn), default=0.0)
+    if not learned < failed:
+        return []
+    return [
+        f"The peak effective rate tells them apart: up to {format_rate(learned)} all runs learned, from "
+        f"{format_rate(failed)} on some or all did not."
+    ]
 
 
 def _failure(setting: Setting) -> str:
@@ -262,7 +275,7 @@ def _windows(sweep: Sweep) -> list[str]:
         return []
     short = short_names(windows[0].values)
     named = [
-        f"{', '.join(f'{short[key]}={format_value(value)}' for key, value in window.values.items())}: "
+        f"{', '.join(f'{short[key]}={sweep.label(key, value)}' for key, value in window.values.items())}: "
         f"{len(window.all_learned)} of {len(window.rates)}"
         for window in windows
     ]
@@ -286,7 +299,7 @@ def _setting_row(sweep: Sweep, setting: Setting, intervals: bool) -> tuple[str, 
     if needs_names(sweep):
         named = [setting.name]
     elif setting.values:
-        named = [format_value(setting.values[key]) for key in sweep.swept]
+        named = [sweep.label(key, setting.values[key]) for key in sweep.swept]
     else:  # none of its runs has started
         named = [setting.name, *[""] * (len(sweep.swept) - 1)]
     peak = "" if math.isnan(setting.peak_effective_lr) else format_rate(setting.peak_effective_lr)

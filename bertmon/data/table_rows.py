@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
+from bertmon.config import DELIMITERS
+
 _MAX_LINE_BYTES = 10_000_000  # and characters of a field: a model reads the first few thousand tokens at most
 _MAX_BYTES_IN_MEMORY = 2_000_000_000  # of a file that has to be decompressed or re-encoded as a whole
 _HEAD_BYTES = 1_000_000
@@ -31,7 +33,8 @@ class TableFormat:
     """How to read a text file. None: as its first bytes, its header and its suffix say."""
 
     delimiter: str | None = None
-    """Of .csv and .tsv. None: a tab for .tsv; for .csv a comma, or what a header without commas has instead."""
+    """Of .csv and .tsv: a name of config.DELIMITERS or a character. None: a tab for .tsv; for .csv a comma, or what a
+    header without commas has instead."""
     encoding: str | None = None
     """None: UTF-8, or what a byte order mark says."""
     quoted: bool | None = None
@@ -176,7 +179,8 @@ def _read_table(
     tabs: bool,
 ) -> Iterator[Row]:
     quoted = not tabs if table_format.quoted is None else table_format.quoted
-    delimiter = table_format.delimiter or ("\t" if tabs else _sniff_delimiter(file))
+    named = table_format.delimiter
+    delimiter = DELIMITERS.get(named, named) if named else "\t" if tabs else _sniff_delimiter(file)
     read_fields = _quoted_fields if quoted else _plain_fields
     rows = read_fields(file, delimiter)
     header = next(rows, None)
@@ -200,8 +204,8 @@ def _check_header(names: list[str], columns: Collection[str], delimiter: str) ->
     if not any(names):
         raise BadRowError(1, "is empty: expected a header with column names")
     if missing := [column for column in columns if column not in names]:
-        other = next((sign for sign in ";\t|," if sign != delimiter and sign in names[0]), None)
-        hint = f". Set data.delimiter='{other}' if that separates the columns" if other and len(names) == 1 else ""
+        other = next((name for name, sign in DELIMITERS.items() if sign != delimiter and sign in names[0]), None)
+        hint = f". Set data.delimiter={other} if that separates the columns" if other and len(names) == 1 else ""
         raise MissingColumnsError(1, missing, [name for name in names if name], hint)
     for column in columns:
         if names.count(column) > 1:

@@ -88,7 +88,7 @@ def propose_columns(missing: MissingColumnsError, config: Columns) -> str:
             usual = next((free[name] for name in (column.lower(), *_USUAL_NAMES[key]) if name in free), None)
             if usual is not None:
                 taken.add(usual)
-                proposals.append(f"{key}={usual}")
+                proposals.append(_as_argument(key, usual))
     if proposals:
         return f" Set {' '.join(proposals)}."
     return "" if len(missing.names) < 2 else " Set data.text_column and data.label_column to the names of columns."
@@ -132,3 +132,11 @@ def _indexed(path: Path, table_format: TableFormat, reader: ExampleReader, cache
         offsets, hashes = stored["byte_offsets"], stored["hashes"]
         texts = LazyTexts(path, reader.text_columns, table_format, stamp, offsets, hashes, metadata["digest"])
         return PartContent(texts, metadata["label_names"], stored["labels"], metadata["notes"])
+
+
+def _as_argument(key: str, value: str) -> str:
+    """As a shell and Hydra take it: quoted twice unless it is a plain word."""
+    if re.fullmatch(r"(?!(null|true|false)$)[a-z_][\w.-]*", value, re.ASCII | re.IGNORECASE):
+        return f"{key}={value}"
+    escaped = value.replace("'", "\\'")
+    return f"\"{key}='{escaped}'\""

@@ -41,7 +41,7 @@ def run_job(composed: DictConfig) -> RunResult:
     subdir = str(job.sweep.subdir)
     sweep_dir = sweep_dir_of_run(run_dir, subdir)
     if distributed.rank() == 0:
-        _log_progress(sweep_dir, 0 if OmegaConf.is_missing(job.job, "num") else job.job.num)
+        log_progress(sweep_dir, 0 if OmegaConf.is_missing(job.job, "num") else job.job.num)
     error: Exception
     try:
         with _report_refreshed(sweep_dir), launcher_context(job, subdir):
@@ -108,7 +108,7 @@ def _refresh(sweep_dir: Path) -> None:
         report.refresh_report(sweep_dir)
 
 
-def _log_progress(sweep_dir: Path, number: int) -> None:
+def log_progress(sweep_dir: Path, number: int) -> None:
     """One line on how far the sweep is when its run of that number begins. An error in it harms no run."""
     if number % (1 + len(run_names(sweep_dir)) // 500):
         return  # it reads all runs: in a large sweep, only some of them do that

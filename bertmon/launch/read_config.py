@@ -77,17 +77,13 @@ def explain_unknown_key(key: str) -> str:
     last = key.rpartition(".")[2]
     if choices := [f"data={name}" for name, schema in DATA_SCHEMAS.items() if key in _keys_of(schema, "data.")]:
         return f"{key}: no such key with the chosen data; it belongs to {' and '.join(choices)}."
-    known = _all_keys()
-    guesses = [
-        _SYNONYMS.get(last),
-        *difflib.get_close_matches(key, known, n=1, cutoff=0.6),
-        *(full for full in known if full.rpartition(".")[2] == last),
-    ]
-    if guess := next(filter(None, guesses), None):
+    group = f"{key.rpartition('.')[0]}." if "." in key else ""
+    siblings = [full for full in _all_keys() if full.startswith(group)] or _all_keys()
+    by_last_part = {full.rpartition(".")[2]: full for full in reversed(siblings)}
+    close = difflib.get_close_matches(last, by_last_part, n=1, cutoff=0.6)
+    if guess := _SYNONYMS.get(last) or (by_last_part[close[0]] if close else None):
         return f"{key}: no such key; did you mean {guess}?"
-    group = f"{key.partition('.')[0]}." if "." in key else ""
-    siblings = [full for full in known if full.startswith(group)] if group else [f.name for f in fields(RunConfig)]
-    return f"{key}: no such key; there are {', '.join(siblings or [f.name for f in fields(RunConfig)])}."
+    return f"{key}: no such key; there are {', '.join(siblings if group else (f.name for f in fields(RunConfig)))}."
 
 
 def _all_keys() -> list[str]:

@@ -17,7 +17,7 @@ from bertmon.config import OnBehind, RunConfig, SaveModel, require_same_run, run
 from bertmon.data import Corpus
 from bertmon.errors import InputError, storage_errors
 from bertmon.model import missing_features, save_model
-from bertmon.monitor.history import HISTORY_FILE, History
+from bertmon.monitor.history import HISTORY_FILE, History, RunPlan
 from bertmon.monitor.monitor import Monitor
 from bertmon.monitor.tensorboard import RunWriter
 from bertmon.notation import format_percent
@@ -74,7 +74,7 @@ def run_training(
                 with storage_errors(home / HISTORY_FILE):
                     atomic_write(home / HISTORY_FILE, monitor.history.to_bytes())
             result.status = state.status
-            writer.hparams(*_hparams(result))
+            writer.hparams(*_hparams(result, monitor.history.plan))
         (home / CHECKPOINT_FILE).unlink(missing_ok=True)
         log.info(_last_line(name, result))
     return result
@@ -245,17 +245,15 @@ def _fill(result: RunResult, state: TrainState, monitor: Monitor, task: Task) ->
         result.device["max_memory_bytes"] = torch.cuda.max_memory_allocated(task.device)
 
 
-def _hparams(result: RunResult) -> tuple[dict[str, Any], dict[str, float]]:
+def _hparams(result: RunResult, plan: RunPlan) -> tuple[dict[str, Any], dict[str, float]]:
     """Columns and metrics of TensorBoard's HPARAMS table."""
     assert result.final is not None
     columns: dict[str, Any] = {**result.overrides, "seed": result.seed}
     if result.diagnosis:
-        columns |= {
-            "verdict": result.diagnosis.verdict,
-            "verdict_step": result.diagnosis.since_step,
-            "findings": result.diagnosis.findings_text(),
-        }
-    return columns, {"accuracy/test": result.final.accuracy, "loss/test": result.final.loss}
+        columns |= {"verdict": result.diagnosis.verdict, "verdict_step": result.diagnosis.since_step}
+    metrics = {"accuracy/test": result.final.accuracy, "loss/test": result.final.loss}
+    metrics |= {"peak_effective_lr": float(plan.effective_lr.max()), "did_not_learn": float(bool(result.did_not_learn))}
+    return columns, metrics
 
 
 def _last_line(name: str, result: RunResult) -> str:

@@ -72,7 +72,7 @@ def test_training_curves_of_seeds_are_a_mean_and_a_band(tmp_path):
 def test_training_curves_shade_thresholds_and_mark_verdicts(tmp_path):
     _, _, _, depth, logits, steps = training_curves(comparison(tmp_path))
     words = [[text.get_text() for text in panel.texts] for panel in (depth, logits, steps)]
-    assert words == [["gradients vanish (< 0.03)"], ["ignores the text (< 3e-5)"], ["weights have stopped (< 0.01)"]]
+    assert words == [["gradients vanish (< 3e-2)"], ["ignores the text (< 3e-5)"], ["weights have stopped (< 1e-2)"]]
     marks = [line for line in depth.lines if line.get_linestyle() == ":"]
     assert [list(mark.get_xdata()) for mark in marks] == [[20, 20]]  # of the setting that collapsed
     legend = [text.get_text() for text in depth.figure.legends[0].get_texts()]

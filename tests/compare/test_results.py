@@ -206,6 +206,17 @@ def test_setting_names_have_short_keys_and_the_last_part_of_paths(tmp_path):
     assert names == [f"train={name}.csv, schedule.lr=1, optimizer.lr=2e-4" for name in ("a", "b")]
 
 
+def test_setting_names_have_whole_paths_where_the_last_part_is_the_same(tmp_path):
+    for name in ("a", "b"):
+        leave_run(tmp_path / f"{name}/seed=0", overrides={"data.train": f"{name}/train.csv"})
+    sweep = read_sweep([tmp_path])
+    assert [setting.name for setting in sweep.settings] == ["train=a/train.csv", "train=b/train.csv"]
+    assert [sweep.label("data.train", setting.values["data.train"]) for setting in sweep.settings] == [
+        "a/train.csv",
+        "b/train.csv",
+    ]
+
+
 def test_did_not_learn_is_what_the_test_set_cannot_tell_from_guessing(tmp_path):
     for seed, accuracy in enumerate([0.25, 123 / 400, 124 / 400, 0.9]):  # 123: 99.5 % quantile of Binomial(400, 1/4)
         leave_run(tmp_path / f"a/seed={seed}", accuracy=accuracy, seed=seed)

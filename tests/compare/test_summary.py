@@ -5,11 +5,12 @@ import json
 import math
 
 import pytest
-from conftest import comparison, leave_run
+from conftest import comparison, leave_run, synthetic_history
 
 from bertmon import notation
 from bertmon.compare import summary
 from bertmon.compare.results import read_sweep
+from bertmon.monitor.history import HISTORY_FILE
 from bertmon.result import Status
 
 
@@ -108,8 +109,20 @@ def test_conclusions_of_one_run_of_none_and_of_many(tmp_path):
     for number in range(5):
         leave_run(tmp_path / f"three/{number}/seed=0", learns=number == 0, overrides={"n": number})
     assert summary.conclusions(read_sweep([tmp_path / "three"]))[1] == (
-        "In 4 of 5 settings some runs did not learn, in 4 none did; verdicts on those that did not: collapsed."
+        "In 4 of 5 settings no run learned; verdicts on those that did not: collapsed."
     )
+
+
+def test_conclusions_name_the_peak_rate_that_separates_settings(tmp_path):
+    for number, peak in enumerate([1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 4e-3]):
+        folder = leave_run(tmp_path / f"{number}/seed=0", learns=number < 2, overrides={"n": number}, measured=False)
+        history = synthetic_history(learns=number < 2)
+        history.plan.effective_lr[:] = peak
+        (folder / HISTORY_FILE).write_bytes(history.to_bytes())
+    sentence = (
+        "The peak effective rate tells them apart: up to 2e-4 all runs learned, from 5e-4 on some or all did not."
+    )
+    assert sentence in summary.conclusions(read_sweep([tmp_path]))
 
 
 def test_conclusions_of_a_single_run_that_crashed_say_why(tmp_path):
@@ -232,7 +245,15 @@ def test_format_duration_has_two_units(seconds, text):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        *[(1e-3, "1e-3"), (5.5e-4, "5.5e-4"), (0.1, "0.1"), (2.128e-3, "2.13e-3"), (-2e-5, "-2e-5"), (1e12, "1e12")],
+        *[
+            (1e-3, "1e-3"),
+            (5.5e-4, "5.5e-4"),
+            (0.1, "0.1"),
+            (0.02, "2e-2"),
+            (2.128e-3, "2.13e-3"),
+            (-2e-5, "-2e-5"),
+            (1e12, "1e12"),
+        ],
         *[(0.0, "0"), (999.5, "999.5"), (1234.0, "1234"), (math.inf, "inf")],
     ],
 )
@@ -241,9 +262,9 @@ def test_format_rate_has_one_notation(value, text):
 
 
 def test_format_value_is_as_it_is_typed():
-    values = [True, None, 1e-4, 16, "data/a.csv", "google/bert/", ["numpy", "torch"], "linear"]
+    values = [True, None, 1e-4, 0.05, 16, "data/a.csv", "google/bert/", ["numpy", "torch"], "linear"]
     assert [notation.format_value(value) for value in values] == [
-        "true", "null", "1e-4", "16", "a.csv", "bert", "numpy, torch", "linear"
+        "true", "null", "1e-4", "0.05", "16", "a.csv", "bert", "numpy, torch", "linear"
     ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import gzip
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,7 @@ BAD_FILES = [  # name, content, what the message says
         "line 2 is not UTF-8 (invalid continuation byte at byte 3",
     ),
     ("train.csv", b"text;label,more\nx;sea,y\n", "has no 'text' and no 'label'; it has 'text;label', 'more'"),
-    ("train.csv", b"text|label\nx|sea\n", "it has 'text|label'. Set data.delimiter='|' if that separates the columns"),
+    ("train.csv", b"text|label\nx|sea\n", "it has 'text|label'. Set data.delimiter=pipe if that separates the columns"),
     ("train.tsv", b'text\tlabel\n"two\nlines"\tsea\n', "line 2 has 1 fields where the header has 2. Set data.quoted"),
     ("train.csv", b"text,label\n" + 25 * b",sea\n", "25 of 25 rows have no text: lines 2, 3, 4, 5, 6,"),
     ("train.csv", b"text,label\n" + 25 * b",sea\n" + b"x,\n", "20, 21 and 5 more; 1 of 26 rows has no label: line 27"),
@@ -195,6 +196,15 @@ TABLE_TEXTS = ["a boat", "a bird", "naïve fish"]
         (TABLE.replace(",", ";").encode(), {}),
         (TABLE.replace(",", "\t").encode(), {}),
         (TABLE.replace(",", "|").encode(), {"delimiter": "|"}),
+        (TABLE.replace(",", "|").encode(), {"delimiter": "pipe"}),
+        (
+            TABLE.replace("label", "label,x")
+            .replace(",", "\t")
+            .encode()
+            .replace(b"a\n", b"a\t\n")
+            .replace(b"y\n", b"y\t\n"),
+            {"delimiter": "tab"},
+        ),
         (TABLE.encode("utf-8-sig"), {}),
         (TABLE.encode("utf-16"), {}),
         (TABLE.encode("utf-32"), {}),
@@ -383,8 +393,8 @@ def test_text_files_with_unknown_labels_in_the_validation_file_are_refused(tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"delimiter": ";;"}, r"data\.delimiter: expected one character"),
-        ({"delimiter": '"'}, r"data\.delimiter: expected one character"),
+        ({"delimiter": ";;"}, r"data\.delimiter: expected comma, semicolon, tab, pipe, one character .*, got ;;"),
+        ({"delimiter": '"'}, r'data\.delimiter: expected comma, semicolon, tab, pipe, one character .*, got "'),
         ({"encoding": "klingon"}, r"data\.encoding: expected the name of a text encoding .*, got klingon"),
         ({"encoding": "base64"}, r"data\.encoding: expected the name of a text encoding"),
         ({"test_frac": 1.0}, r"data\.test_frac: expected a number above 0 and below 1, got 1.0"),
@@ -418,3 +428,11 @@ def test_read_rows_with_optional_columns_has_those_of_the_file(tmp_path, suffix)
         "label": "sea",
         "absent": None,
     }
+
+
+@pytest.mark.parametrize("name", ["text", "Review Text", "it's", "Größe", "a=b", "5", "Null"])
+def test_as_argument_of_a_column_is_one_that_shell_and_hydra_take(name):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    (argument,) = shlex.split(text_files._as_argument("data.text_column", name))
+    assert OverridesParser.create().parse_override(argument).value() == name

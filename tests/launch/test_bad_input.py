@@ -8,20 +8,15 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from conftest import LEARNS, comparison, write_texts
+from conftest import write_texts
 
 from bertmon.cli import main as program
-from bertmon.compare import plots, selection
-from bertmon.compare.__main__ import main as compare
-from bertmon.monitor.history import HISTORY_FILE
 
 Make = Callable[[], object]
 
@@ -101,7 +96,7 @@ VALUES = [  # an override, part of the message
     ("model.model_type=''", "model.model_type: expected a name, or null, got ''."),
     ("model.tokenizer=''", "model.tokenizer: expected a name, or null, got ''."),
     ("model.name=''", "model.name: expected a name, or null, got ''."),
-    ("model.tokenizer=../../etc", "model.tokenizer=../../etc: could not load a tokenizer (Couldn't instantiate"),
+    ("model.tokenizer=../../etc", "model.tokenizer=../../etc: could not load a tokenizer ("),
     ("model.tokenizer=train.csv", "model.tokenizer=train.csv"),
     ("model.init=maybe", "Invalid value 'maybe', expected one of [random, pretrained]"),
     # groups and keys
@@ -122,13 +117,13 @@ VALUES = [  # an override, part of the message
     ("~optimizer.lr", "does not support deletion"),
     ("+hack.__class__=1", "hack: no such key; there are experiment, name, seed, device, cache_dir, res"),
     ("+data._target_=os.system", "data._target_: no such key; did you mean data.test?"),
-    ("hydra.callbacks.preflight._target_=os.system", "Could not override 'hydra.callbacks.bertmon._target_'."),
+    ("hydra.callbacks.preflight._target_=os.system", "'os.system' is blocklisted"),
     ("=5", "Could not start: ValueError: Config group override must be a string or a li"),
     ("seed==5", "Error parsing override 'seed==5'"),
     ("justaword", "Error parsing override 'justaword'"),
     ("--nonsense", "unrecognized arguments: --nonsense"),
     (f"{LONG}=1", "Could not start: OSError: [Errno 36] File name too long"),
-    (f"schedule.decay={LONG}", "expected one of [linear, cosine, constant]"),
+    (f"schedule.decay={LONG}", "expected one of [linear, cosine, constant, "),
     (f"data.text_column='{LONG}'", "data.train: train.csv, line 1 has no 'xxxx"),
     # interpolations
     ("seed=${seed}", "Recursive interpolation"),
@@ -150,7 +145,7 @@ VALUES = [  # an override, part of the message
     ("data.train=''", "data.train: expected a file that ends in .csv, .tsv, .jsonl, .json, .parque"),
     ("data.train='~nobody-here/x.csv'", "data.train: expected an existing file"),
     ("cache_dir='~nobody-here'", "cache_dir: expected a folder of an existing user, got ~nobody-here."),
-    (f"model.tokenizer={LONG}", "could not load a tokenizer"),
+    (f"model.tokenizer={LONG}", "or a local folder with tokenizer.json or vocab.txt"),
     (f"resume={LONG}", "run folder: expected names of at most 255 bytes without control characters"),
     ("data.label_column=text", "data.label_column: expected another column than data.text_column=text, got "),
     ("resume=''", "resume: expected the folder of an earlier launch, or null, got ''."),
@@ -347,162 +342,10 @@ def test_unreadable_texts_are_one_error(monkeypatch, name, make, message):
 )
 def test_model_larger_than_memory_is_one_error(monkeypatch, overrides):
     message = error_of(monkeypatch, "experiment=quickstart", *FILES, *TINY, *overrides)
-    assert re.search(r"bert cannot be built so: its weights take [\d,]+ GB, and this machine has \d+ GB", message)
+    assert re.search(r"model: cannot build bert: its weights take [\d,]+ GB, and this machine has \d+ GB", message)
 
 
-# --- foreign and corrupt files in folders ----------------------------------------------------------
-
-
-def result(**changes) -> Make:
-    def make() -> None:
-        path = Path("sweep/warmup_frac=0.7/seed=0/result.json")
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return make
-
-
-def instead(name: str, make: Callable[[str], Make]) -> Make:
-    """Replaces a file of the sweep by something else."""
-
-    def both() -> None:
-        Path("sweep", name).unlink(missing_ok=True)
-        make(f"sweep/{name}")()
-
-    return both
-
-
-def plan(content: object) -> Make:
-    return lambda: Path("sweep/sweep.json").write_text(json.dumps(content))
-
-
-def measured(**changes) -> Make:
-    """The history of a run with other arrays; None deletes one."""
-
-    def make() -> None:
-        with np.load(io.BytesIO(LEARNS)) as stored:
-            arrays = dict(stored) | changes
-        with Path("sweep", RUN, HISTORY_FILE).open("wb") as file:
-            np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
-
-    return make
-
-
-def about(**changes) -> Make:
-    with np.load(io.BytesIO(LEARNS)) as stored:
-        return measured(about=np.array(json.dumps(json.loads(str(stored["about"])) | changes)))
-
-
-RUN = "warmup_frac=0.7/seed=0"
-UNREADABLE = "Not in the numbers: 1 unreadable."
-NO_CURVES = f"sweep/{RUN}/{HISTORY_FILE} cannot be read"
-LABELS = ["$\\frac{\x1b[31m", "<script>alert(1)</script>", "a\nb", "x" * 9000, "\x07", "\u6f22"]
-
-FOREIGN = [  # id, change to a complete sweep, part of what `bertmon compare` prints about it and the rest
-    ("result is a pipe", instead(f"{RUN}/result.json", pipe), UNREADABLE),
-    ("result is a folder", instead(f"{RUN}/result.json", lambda name: lambda: os.mkdir(name)), UNREADABLE),
-    ("result links to itself", instead(f"{RUN}/result.json", loop), "warmup_frac=0.1: failed to learn"),
-    ("result is memory", instead(f"{RUN}/result.json", lambda n: lambda: os.symlink("/proc/self/mem", n)), UNREADABLE),
-    ("result of a gigabyte", instead(f"{RUN}/result.json", sparse), UNREADABLE),
-    ("result in UTF-16", instead(f"{RUN}/result.json", lambda n: holds(n, "{}".encode("utf-16"))), UNREADABLE),
-    ("result is deep", instead(f"{RUN}/result.json", lambda n: holds(n, b'{"a":' * 100_000)), UNREADABLE),
-    ("seconds are huge", result(seconds=10**400), UNREADABLE),
-    ("steps are huge", result(steps=10**400, steps_planned=10**401), UNREADABLE),
-    ("steps are negative", result(steps=-5), UNREADABLE),
-    ("step of an evaluation is huge", result(evaluations=[{"step": 10**400}]), UNREADABLE),
-    ("best is a word", result(metrics={"final": {}, "best": "x"}), UNREADABLE),
-    ("best accuracy is a word", result(metrics={"final": {}, "best": {"accuracy": "x"}}), UNREADABLE),
-    ("more than all are of one class", result(data={"majority": 5, "test_texts": 3}), UNREADABLE),
-    ("status is an escape", result(status="\x1b[31m"), "Not in the numbers: 1 \\x1b[31m."),
-    ("status is long", result(status=LONG), "1 xxxx"),
-    ("error is an escape", result(status="failed", error="\x1b[2J<script>"), "Not in the numbers: 1 failed."),
-    ("cause is an escape", result(verdict="collapsed", metrics={"final": {}}, cause="\x1b[2J\n# x"), "\\x1b[2J\\n# x"),
-    ("swept is an escape", result(differs={"a\x1b[31m": "\x1b]0;x\x07\n"}), "a\\x1b[31m=\\x1b]0;x\\x07\\n"),
-    ("swept is a formula", result(differs={"text_column": "a$\\frac{b$"}), "text_column=a$\\frac{b$"),
-    ("swept is long", result(differs={"text_column": LONG * 20}), "xxx...xxx"),
-    ("swept is deep", result(differs={"x": {"y": [1]}}), "x={'y': [1]}"),
-    ("seed is huge", result(seed=10**4000), "Best: "),
-    ("plan is a pipe", instead("sweep.json", pipe), "Best: "),
-    ("plan links to itself", instead("sweep.json", loop), "Best: "),
-    ("plan leaves the folder", plan({"runs": ["../../etc", "x"]}), "Best: "),
-    ("plan is absolute", plan({"runs": ["/etc"]}), "Best: "),
-    ("plan has a NUL", plan({"runs": ["a\0b"]}), "Best: "),
-    ("plan has a long name", plan({"runs": [LONG]}), "Best: "),
-    ("plan has an escape", plan({"runs": ["a\x1b[31m/b"]}), "Best: "),
-    ("folder has an escape", lambda: Path("sweep/warmup_frac=0.7").rename("sweep/\x1b[31m"), "Best: "),
-    ("folder is not UTF-8", lambda: os.rename("sweep/warmup_frac=0.7", b"sweep/caf\xe9"), "Best: "),
-    ("history is a pipe", instead(f"{RUN}/{HISTORY_FILE}", pipe), f"{NO_CURVES} (it is no file)"),
-    ("history is a folder", instead(f"{RUN}/{HISTORY_FILE}", lambda n: lambda: os.mkdir(n)), NO_CURVES),
-    ("history has pickles", measured(lr=np.array([{}], dtype=object)), "Object arrays cannot be loaded"),
-    ("history has words", measured(lr=np.array(["a"] * 100)), "its parts do not fit together"),
-    ("history has no rates", measured(lr=None), NO_CURVES),
-    ("history has no steps", measured(lr=np.ones(0)), NO_CURVES),
-    ("history goes too far", measured(step=np.array([0, 1, 2, 3, 4000])), NO_CURVES),
-    ("history is bent", measured(lr=np.ones((100, 2))), "its parts do not fit together"),
-    ("rates are not finite", measured(lr=np.full(100, np.nan), effective_lr=np.full(100, np.inf)), "Best: "),
-    ("losses are huge", measured(loss=np.full(100, 1e308)), "Best: "),
-    ("spread is huge", measured(logit_std=np.full(5, 1e300)), "Best: "),
-    ("values are negative", measured(values=np.full((5, 6, 6), -1.0)), "Best: "),
-    ("labels are odd", about(labels=LABELS), "Best: "),
-    ("labels are no list", about(labels=7), NO_CURVES),
-    ("depths are words", about(depths=["x"] * 6), "its parts do not fit together"),
-    ("chance is a word", about(chance_loss="x"), "its parts do not fit together"),
-]
-
-
-def compared(capfd, *arguments) -> tuple[object, str]:
-    """Exit code and everything that `bertmon compare` prints."""
-    try:
-        compare(list(arguments))
-        code = None
-    except SystemExit as end:
-        code = end.code
-    said = capfd.readouterr()
-    everything = f"{said.out}{said.err}{code or ''}"
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\udc80-\udcff]", everything), ascii(everything)
-    return code, everything
-
-
-@pytest.mark.parametrize(("name", "make", "message"), FOREIGN, ids=[each[0] for each in FOREIGN])
-def test_compare_skips_foreign_and_corrupt_files(folder, capfd, caplog, monkeypatch, name, make, message):
-    comparison(folder / "sweep", seeds=1, measured=False)
-    if name.split()[0] not in ("result", "plan", "status", "error"):
-        Path("sweep", RUN, HISTORY_FILE).write_bytes(LEARNS)
-    make()
-    # Slow, and drawn like the others.
-    monkeypatch.setattr(plots, "heat_map", lambda *arguments: plots.Figure())
-    monkeypatch.setattr(selection, "steps", lambda beside: [0] if beside else [])
-    code, said = compared(capfd, "sweep")
-    assert code is None, said
-    assert message in said + caplog.text
-    assert len(caplog.records) <= 1
-    page = Path("sweep/report.html").read_text()
-    assert "<script" not in page
-    assert "\x1b" not in page + Path("sweep/report.md").read_text()
-    assert {path.name for path in Path().iterdir()} == {"sweep", "train.csv", "test.csv"}
-
-
-COMMANDS = [  # arguments of `bertmon compare`, part of the message
-    (["nowhere"], "nowhere is no folder"),
-    (["train.csv"], "train.csv is no folder"),
-    (["."], ". holds no run: there is no result.json in it, nor below it"),
-    (["\x1b[31m"], "\\x1b[31m is no folder"),
-    ([LONG], "cannot be read or written: File name too long"),
-    (["sweep", "--out", "train.csv"], "train.csv cannot be read or written: File exists"),
-    (["sweep", "--out", "train.csv/x"], "train.csv/x cannot be read or written: Not a directory"),
-    (["sweep", "--out", LONG], "cannot be read or written: File name too long"),
-    (["sweep", "--out", "taken"], "taken/report.html cannot be read or written: Is a directory"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "message"), COMMANDS, ids=[" ".join(each)[:30] for each, _ in COMMANDS])
-def test_compare_with_invalid_arguments_is_one_error(folder, capfd, arguments, message):
-    comparison(folder / "sweep", seeds=1, measured=False)
-    Path("taken/report.html").mkdir(parents=True)
-    if arguments == ["."]:
-        shutil.rmtree("sweep")
-    code, said = compared(capfd, *arguments)
-    assert code == 1 or isinstance(code, str)
-    assert message in said
+# --- folders to resume --------------------------------------------------------------------------
 
 
 RESUMED = [  # id, content of the folder's sweep.json, part of the message
@@ -582,4 +425,4 @@ def test_command_line_as_a_process(folder):
     )
     assert "hydra.sweep.dir: expected a folder for runs alone, got ..." in ends(*quickstart, "-m", "hydra.sweep.dir=..")
     assert "x/\\x1b[31m: not a sweep folder" in ends("resume", "x/\x1b[31m")
-    assert {path.name for path in folder.iterdir()} == {"train.csv", "test.csv", "cache"}
+    assert {path.name for path in folder.iterdir()} == {"train.csv", "test.csv"}

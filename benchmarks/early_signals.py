@@ -1,0 +1,137 @@
+"""What free signals and the plan alone say, compared with the verdict: scored on the labelled runs, in seconds.
+
+    python benchmarks/early_signals.py
+
+- eps floor: the median over linear weights of mean |gradient| over Adam's eps, 1e-6 (the stored histories have no root
+  mean square, which is larger; of a normal distribution by 1.25).
+- update_per_lr: the median over linear weights of Adam's step in units of the effective learning rate.
+
+Each is a rule "doomed once below the threshold". A threshold is chosen on the calibration part, the highest with at
+most 1 % false alarms, and then scored once on the runs that are held out; marks from the literature and from single
+runs are scored as they are. A lead is how many steps before the verdict `collapsed` the rule is met, with a snapshot
+every 10 steps; negative: after it. The last table is what became of runs by the peak of their planned effective rates.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from labelled_runs import Label, LabelledRun, unpack
+from verdicts import verdicts
+
+from bertmon.monitor.diagnosis import Verdict
+from bertmon.monitor.history import Snapshot
+from bertmon.monitor.plan_check import STUDIED_PEAKS
+from bertmon.notation import format_rate
+
+EPS = 1e-6
+MAX_FALSE_ALARMS = 0.01
+GRID = [round(mantissa * 10.0**exponent, 6) for exponent in range(-3, 4) for mantissa in (1, 2, 3, 5, 7)]
+
+Signal = Callable[[Snapshot], float]
+
+
+def eps_floor(snapshot: Snapshot) -> float:
+    """Median over linear weights of mean |gradient| over eps."""
+    linear = [kind == "linear" for kind in snapshot.layers.kinds]
+    return float(np.median(snapshot["grad_mean"][linear]) / EPS)
+
+
+def update_per_lr(snapshot: Snapshot) -> float:
+    """nan where no learning rate was used."""
+    return snapshot.signals.get("update_per_lr/linear", np.nan)
+
+
+MARKS = {"eps floor": (1.0, 0.1), "update_per_lr/linear": (0.23, 0.01)}
+"""0.23 is sqrt((1 - beta1) / (1 + beta1)), the step that pure noise gives (Ma & Yarats 2019); 0.01 is today's rule."""
+
+SIGNALS: dict[str, Signal] = {"eps floor": eps_floor, "update_per_lr/linear": update_per_lr}
+
+
+@dataclass(frozen=True)
+class SignalScore:
+    """How a rule does on some runs."""
+
+    collapsed: int  # runs that did not learn and whose first doomed verdict is `collapsed`
+    leads: tuple[int, ...]  # of those that the rule flags
+    learned: int
+    false_alarms: int
+
+    @property
+    def false_alarm_share(self) -> float:
+        return self.false_alarms / self.learned
+
+
+def first_below(run: LabelledRun, signal: Signal, threshold: float) -> int | None:
+    """The first watched step at which the signal is below the threshold."""
+    return next((shot.step for shot in run.history.snapshots if signal(shot) < threshold), None)
+
+
+def collapse_step(run: LabelledRun) -> int | None:
+    """The step at which the run is called collapsed, if that is its first doomed verdict."""
+    doomed = (item for item in verdicts(run.history, 10) if item[1].verdict.doomed)
+    step, diagnosis = next(doomed, (None, None))
+    return step if diagnosis is not None and diagnosis.verdict is Verdict.collapsed else None
+
+
+def score(runs: Sequence[LabelledRun], signal: Signal, threshold: float) -> SignalScore:
+    """The rule "doomed once below the threshold" on these runs."""
+    learned = [run for run in runs if run.label is Label.learned]
+    lost = [
+        (run, step) for run in runs if run.label is Label.did_not_learn and (step := collapse_step(run)) is not None
+    ]
+    flags = [(first_below(run, signal, threshold), step) for run, step in lost]
+    return SignalScore(
+        len(lost),
+        tuple(step - flag for flag, step in flags if flag is not None),
+        len(learned),
+        sum(first_below(run, signal, threshold) is not None for run in learned),
+    )
+
+
+def choose_threshold(runs: Sequence[LabelledRun], signal: Signal) -> float:
+    """The highest of GRID with at most 1 % false alarms."""
+    learned = [run for run in runs if run.label is Label.learned]
+    lowest = [np.nanmin([signal(shot) for shot in run.history.snapshots]) for run in learned]
+    allowed = [at for at in GRID if np.mean([value < at for value in lowest]) <= MAX_FALSE_ALARMS]
+    return max(allowed)
+
+
+def rows(runs: Sequence[LabelledRun]) -> Iterator[str]:
+    """A row a signal and part."""
+    parts = {
+        "calibration": [run for run in runs if run.calibration],
+        "held out": [run for run in runs if not run.calibration],
+    }
+    for name, signal in SIGNALS.items():
+        thresholds = (choose_threshold(parts["calibration"], signal), *MARKS[name])
+        for threshold, (part, members) in itertools.product(thresholds, parts.items()):
+            result = score(members, signal, threshold)
+            early = sum(lead > 0 for lead in result.leads)
+            yield (
+                f"| {name} < {threshold:g} | {part} | {len(result.leads)} of {result.collapsed} "
+                f"| {result.false_alarms} of {result.learned} | {np.median(result.leads):+.0f} "
+                f"| {early} of {result.collapsed} |"
+            )
+
+
+def peak_table(runs: Sequence[LabelledRun]) -> Iterator[tuple[float, float, int, int]]:
+    """Peak effective rate from, below; runs that did not learn; runs."""
+    for low, high, *_ in STUDIED_PEAKS:
+        inside = [run.label for run in runs if low <= run.history.plan.effective_lr.max() < high]
+        yield low, high, inside.count(Label.did_not_learn), len(inside)
+
+
+def main() -> None:
+    """See the module's docstring."""
+    print("| rule | part | collapsed: flagged | learned: flagged | median lead, steps | before the verdict |")
+    print("|---|---|---|---|---|---|")
+    print("\n".join(rows(unpack())))
+    print("\n| peak effective rate | did not learn |\n|---|---|")
+    for low, high, lost, count in peak_table(unpack()):
+        print(f"| {format_rate(low, 2)} to {format_rate(high, 2)} | {lost} of {count} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What can be said of a run before its first step, from its planned learning rates alone. Pure, numpy only."""
+
+import math
+
+import numpy as np
+
+from bertmon.monitor.history import RunPlan
+from bertmon.notation import format_rate
+
+STUDIED_PEAKS = (
+    (0.0, 1.5e-4, 33, 63),
+    (1.5e-4, 1e-3, 3, 123),
+    (1e-3, 1.9e-3, 9, 55),
+    (1.9e-3, 4e-3, 32, 46),
+    (4e-3, math.inf, 79, 87),
+)
+"""Peak effective rate from, below; runs that did not learn; runs. The labelled runs of docs/verdicts.md: post-LN BERTs
+of 2 to 12 layers and width 64 and 128 from random weights. benchmarks/early_signals.py prints the table."""
+
+_MIN_BOOST = 1.5  # of the peak by a missing bias correction, to be worth a line
+_MIN_DECAY = 0.01  # by which weights shrink in all steps, to be worth having
+_MIN_SHARE = 0.5  # of the studied runs at such a peak that did not learn
+
+
+def check_plan(plan: RunPlan, *, beta2: float, weight_decay: float, pretrained: bool) -> list[str]:
+    """Sentences about what is unusual in the plan; empty if nothing is.
+
+    beta2, weight_decay: of Adam. pretrained: the studies that peaks are compared with trained from random weights.
+    """
+    if not len(plan) or not plan.effective_lr.any():
+        return ["the learning rate is 0 at every step: no weight will move"] if len(plan) else []
+    checks = [_check_boost(plan, beta2), _check_schedule(plan), _check_decay(plan, weight_decay)]
+    if not pretrained:
+        checks.append(_check_peak(plan))
+    return [sentence for sentence in checks if sentence]
+
+
+def _check_boost(plan: RunPlan, beta2: float) -> str:
+    """The peak is a multiple of the nominal rate, since bias correction is missing and warm-up does not cover it."""
+    peak, nominal = int(plan.effective_lr.argmax()), float(plan.lr.max())
+    largest = float(plan.effective_lr[peak])
+    if plan.bias_correction or largest < _MIN_BOOST * nominal:
+        return ""
+    return (
+        f"without bias correction the effective learning rate peaks at {format_rate(largest, 2)} (step {peak}), "
+        f"{largest / nominal:.1f}x the nominal {format_rate(nominal, 2)}: warm-up is shorter than the "
+        f"{round(2 / (1 - beta2))} steps, 2 / (1 - beta2), in which the boost fades"
+    )
+
+
+def _check_schedule(plan: RunPlan) -> str:
+    """The rate still rises at the end of the run."""
+    if len(plan) < 2 or not np.all(np.diff(plan.lr) > 0):
+        return ""
+    return f"the learning rate rises until the last step and is largest there ({format_rate(float(plan.lr[-1]), 2)})"
+
+
+def _check_decay(plan: RunPlan, weight_decay: float) -> str:
+    """Weight decay multiplies weights by 1 - lr * weight_decay in a step."""
+    shrinkage = -math.expm1(-float(plan.lr.sum()) * weight_decay)
+    if not 0 < shrinkage < _MIN_DECAY:
+        return ""
+    return (
+        f"weight_decay={weight_decay:g} shrinks weights by {100 * shrinkage:.2g} % in all {len(plan)} steps: "
+        "it has next to no effect"
+    )
+
+
+def _check_peak(plan: RunPlan) -> str:
+    """What became of the studied runs with such a peak."""
+    peak = float(plan.effective_lr.max())
+    lost, runs = next((lost, runs) for low, high, lost, runs in STUDIED_PEAKS if low <= peak < high)
+    if lost < _MIN_SHARE * runs:
+        return ""
+    size = "so small a" if peak < STUDIED_PEAKS[0][1] else "such a"
+    return (
+        f"the effective learning rate peaks at {format_rate(peak, 2)}: of {runs} small BERTs from random weights with "
+        f"{size} peak {lost} did not learn"
+    )

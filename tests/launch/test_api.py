@@ -1,0 +1,91 @@
+"""The Python API: bertmon.train and the public names."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+from conftest import results
+
+import bertmon
+
+
+def test_all_public_names_exist_and_are_imported_on_first_use():
+    assert bertmon.__all__ == sorted(bertmon.__all__)
+    for name in bertmon.__all__:
+        assert getattr(bertmon, name) is not None
+        assert name in dir(bertmon)
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = bertmon.nonsense
+
+
+def test_import_of_the_package_loads_nothing_heavy():
+    code = "import bertmon, sys; print(sorted({'torch', 'hydra', 'numpy', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, tmp_path_factory):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    return tmp_path
+
+
+def test_train_returns_the_result_and_leaves_the_folder_of_the_command_line(here, files, bertmon_here, capsys):
+    overrides = ["experiment=quickstart", "train.epochs=1", "schedule.warmup_frac=0.3", *files]
+    root = logging.getLogger()
+    before = list(root.handlers)
+    result = bertmon.train([*overrides, "hydra.run.dir=python"])
+    assert root.handlers == before
+    assert isinstance(result, bertmon.RunResult)
+    assert (result.status, result.steps, result.experiment) == ("finished", 5, "quickstart")
+    printed = capsys.readouterr().out
+    assert printed.startswith("experiment=quickstart, as given")
+    assert printed.rstrip().endswith("tensorboard python")
+    done = bertmon_here("run", *overrides, "hydra.run.dir=shell")
+    assert done.returncode == 0, done.stderr
+
+    def names(folder):
+        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        return {name for name in found if "tfevents" not in name}
+
+    assert names(here / "python") == names(here / "shell")
+    python, shell = results(here / "python")["."], results(here / "shell")["."]
+    assert python["evaluations"] == shell["evaluations"]
+    assert python["config"] == shell["config"]
+
+
+def test_train_takes_a_config_directory(here, files):
+    experiment = here / "my_conf" / "experiment" / "mine.yaml"
+    experiment.parent.mkdir(parents=True)
+    experiment.write_text("# @package _global_\nexperiment: mine\ntrain: {epochs: 1}\n")
+    result = bertmon.train(["experiment=mine", *files], config_dir="my_conf")
+    assert (result.experiment, result.steps) == ("mine", 5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.learning_rate=1"], "optimizer.learning_rate: no such key; did you mean optimizer.lr?"),
+        (["train.epochs=0"], "train.epochs: expected a whole number"),
+        (["-m"], "train: expected overrides, got -m"),
+        (["seed=1,2"], "Ambiguous value for argument 'seed=1,2'"),
+        (["data=files", "data.train=nowhere.csv"], "data.train: expected an existing file"),
+    ],
+)
+def test_train_raises_input_error_for_a_mistake(here, overrides, message):
+    with pytest.raises(bertmon.InputError) as caught:
+        bertmon.train(["experiment=quickstart", *overrides])
+    assert message in str(caught.value)
+    assert not (here / "multirun").exists()
+
+
+def test_train_raises_what_the_run_raises(here, files, monkeypatch, capsys):
+    def fail(*arguments):
+        raise ZeroDivisionError("in the middle")
+
+    monkeypatch.setattr("bertmon.training.run_training.build_task", fail)
+    with pytest.raises(ZeroDivisionError, match="in the middle"):
+        bertmon.train(["experiment=quickstart", "hydra.run.dir=run", *files])
+    assert results(here / "run")["."]["status"] == "failed"
