@@ -234,11 +234,8 @@ def test_arguments_out_of_range_are_refused_before_anything_is_written(linear, t
     assert not (tmp_path / "run").exists()
 
 
-def test_model_scheduler_folder_and_logits_that_do_not_fit_are_refused(linear, tmp_path):
+def test_model_folder_and_logits_that_do_not_fit_are_refused(linear, tmp_path):
     made, adamw = linear
-    plateau = lr_scheduler.ReduceLROnPlateau(adamw)
-    with pytest.raises(InputError, match=r"scheduler: expected one whose .* got ReduceLROnPlateau"):
-        linear_watch(linear, tmp_path, scheduler=plateau)
     with (
         linear_watch(linear, tmp_path) as watch,
         pytest.raises(InputError, match=r"expected gradients, got none"),

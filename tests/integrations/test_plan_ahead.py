@@ -7,8 +7,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from bertmon.config import OptimizerConfig
-from bertmon.errors import InputError
-from bertmon.integrations.plan_ahead import adam_config, current_lr, planned_learning_rates
+from bertmon.integrations.plan_ahead import adam_config, current_lr, past_learning_rates, planned_learning_rates
 
 
 @pytest.mark.parametrize(
@@ -44,10 +43,28 @@ def test_planned_learning_rates_without_a_scheduler_are_constant():
     assert current_lr(adamw) == 0.4
 
 
-def test_planned_learning_rates_that_depend_on_what_happens_are_refused():
+def test_planned_learning_rates_that_depend_on_what_happens_are_unknown():
     adamw = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
-    with pytest.raises(InputError, match=r"scheduler: expected one whose .* in advance, .* got ReduceLROnPlateau"):
-        planned_learning_rates(adamw, lr_scheduler.ReduceLROnPlateau(adamw), 3)
+    assert planned_learning_rates(adamw, lr_scheduler.ReduceLROnPlateau(adamw), 3) is None
+
+
+@pytest.mark.parametrize(("calls", "steps"), [(2, 1), (1, 3)])
+def test_planned_learning_rates_follow_how_often_the_scheduler_is_stepped(calls, steps):
+    adamw = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=1.0)
+    scheduler = lr_scheduler.ExponentialLR(adamw, 0.5)
+    planned = planned_learning_rates(adamw, scheduler, 7, calls_per_step=calls, steps_per_call=steps)
+    assert planned.tolist() == [0.5 ** (calls * (step // steps)) for step in range(7)]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_past_learning_rates_of_a_lambda_schedule_are_computed_and_others_are_0(known):
+    parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    adamw = torch.optim.AdamW([{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:], "lr": 0.4}])
+    scheduler = (
+        lr_scheduler.LambdaLR(adamw, lambda step: 1 / (1 + step)) if known else lr_scheduler.ExponentialLR(adamw, 0.5)
+    )
+    expected = [0.4, 0.2, 0.4 / 3] if known else [0.0] * 3
+    assert past_learning_rates(scheduler, 3).tolist() == pytest.approx(expected)
 
 
 def test_adam_config_has_the_constants_of_the_optimizer():

@@ -1,7 +1,5 @@
 """Watching in transformers' Trainer: gradients before clipping, the loss, the verdict that stops."""
 
-import types
-
 import pytest
 import torch
 from conftest import flat_parameters
@@ -126,16 +124,17 @@ def test_compiled_model_has_the_losses_of_the_trainer(tmp_path):
     assert callback.watch.history.losses == pytest.approx(logged(trainer, "loss"), rel=1e-5)
 
 
-def test_training_that_cannot_be_watched_is_refused(tmp_path):
-    with pytest.raises(InputError, match="WatchCallback needs the labels among the model's inputs"):
-        trained(tmp_path / "a", label_smoothing_factor=0.1)
-    with pytest.raises(InputError, match="on_doomed: expected warn or stop, got panic"):
-        WatchCallback(tmp_path / "b", labels=[0, 1], on_doomed="panic")
-    callback = WatchCallback(tmp_path / "b", labels=[0, 1])
-    for given, message in (
-        ({"world_size": 2, "n_gpu": 1, "fp16": False}, "devices: expected one.*, got 2"),
-        ({"world_size": 1, "n_gpu": 4, "fp16": False}, "devices: expected one.*, got 4"),
-        ({"world_size": 1, "n_gpu": 1, "fp16": True}, "fp16: expected bf16, or neither.*, got True"),
-    ):
-        with pytest.raises(InputError, match=message):
-            callback.on_train_begin(types.SimpleNamespace(**given), None, None)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_doomed": "panic"}, "on_doomed: expected warn or stop, got panic"),
+        ({"on_error": "ignore"}, "on_error: expected log or raise, got ignore"),
+        ({"report_to": "me"}, "report_to: expected auto, trainer or none, got me"),
+        ({"every": 0}, r"monitor\.every: expected .*, got 0"),
+        ({"labels": [1, 1]}, r"labels: expected .*, got 2 labels of 1 classes"),
+    ],
+)
+def test_arguments_of_the_callback_out_of_range_are_refused(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        WatchCallback(tmp_path / "b", **{"labels": [0, 1]} | options)
+    assert not (tmp_path / "b").exists()

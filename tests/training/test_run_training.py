@@ -105,9 +105,8 @@ def test_interrupted_run_when_resumed_leaves_what_an_undisturbed_one_leaves(
 
     before = (broken / RESULT_FILE).read_bytes()
     assert run_training(settings, broken, name="run") == result
-    assert caplog.messages[-1] == (
-        f"run: already finished (finished, accuracy/test {result.final.accuracy:.1%}), skipped"
-    )
+    accuracy = f"{100 * result.final.accuracy:.1f} %"
+    assert caplog.messages[-1] == f"run: already finished (finished, accuracy/test {accuracy}), skipped"
     assert (broken / RESULT_FILE).read_bytes() == before
 
 
@@ -147,7 +146,7 @@ def test_full_disk_costs_the_checkpoint_alone(settings, whole, monkeypatch, capl
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
     assert run_training(settings, whole, name="run").status is Status.finished
     warnings = [message for message in caplog.messages if "could not write" in message]
-    assert [message.split(":")[0] for message in warnings] == ["step 5", "step 10"]
+    assert [message.split(":")[:2] for message in warnings] == [["run", " step 5"], ["run", " step 10"]]
     assert "No space left on device" in warnings[0]
     assert warnings[0].endswith("the previous checkpoint is kept")
 
