@@ -13,12 +13,13 @@ import torch
 from omegaconf import OmegaConf
 
 from bertmon import distributed
-from bertmon.config import OnBehind, RunConfig, SaveModel, require_same_run, run_identity
+from bertmon.config import Init, OnBehind, RunConfig, SaveModel, require_same_run, run_identity
 from bertmon.data import Corpus
 from bertmon.errors import InputError, storage_errors
 from bertmon.model import missing_features, save_model
 from bertmon.monitor.history import HISTORY_FILE, History, RunPlan
 from bertmon.monitor.monitor import Monitor
+from bertmon.monitor.plan_check import check_plan
 from bertmon.monitor.tensorboard import RunWriter
 from bertmon.notation import format_percent
 from bertmon.result import MODEL_DIR, DataSummary, RunResult, recording
@@ -136,11 +137,7 @@ def _start_or_resume(
     if checkpoint is None:
         writer.text("config", OmegaConf.to_yaml(OmegaConf.structured(config)))
         log.info(summary)
-        unwatched = missing_features(task.classifier) if config.monitor.enabled else []
-        for line in (*task.description.lines, *unwatched):
-            log.info(line)
-        for warning in task.description.warnings:
-            log.warning(warning)
+        _log_first_lines(config, task)
         seed_dropout(config.seed, 0)
         return TrainState(), build_monitor(config, task, History(task.plan), writer, name=name)
     assert result.data is not None
@@ -154,6 +151,19 @@ def _start_or_resume(
     checkpoint.restore(task.classifier, task.optimizer)
     seed_dropout(config.seed, state.steps)
     return state, monitor
+
+
+def _log_first_lines(config: RunConfig, task: Task) -> None:
+    """What the data are, what the model cannot show, and what is unusual in the plan, before the first step."""
+    lines = list(task.description.lines)
+    if config.monitor.enabled:
+        adam, pretrained = config.optimizer, config.model.init is Init.pretrained
+        lines += missing_features(task.classifier)
+        lines += check_plan(task.plan, beta2=adam.beta2, weight_decay=adam.weight_decay, pretrained=pretrained)
+    for line in lines:
+        log.info(line)
+    for warning in task.description.warnings:
+        log.warning(warning)
 
 
 @dataclass(frozen=True, slots=True)
