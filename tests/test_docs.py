@@ -54,7 +54,7 @@ def commands(page: Path) -> Iterator[list[str]]:
             yield words
 
 
-RUNS = {(page.name, *words): words for page in PAGES for words in commands(page) if page.name != "LOG.md"}
+RUNS = {tuple(words): page.name for page in PAGES for words in commands(page) if page.name != "LOG.md"}
 
 
 def one_value(word: str, which: int) -> str:
@@ -63,7 +63,7 @@ def one_value(word: str, which: int) -> str:
     return f"{key}{equals}{value if set('[({') & set(value) else value.split(',')[which]}"
 
 
-@pytest.mark.parametrize("words", RUNS.values(), ids=[f"{name}: {' '.join(words)}" for name, *words in RUNS])
+@pytest.mark.parametrize("words", RUNS, ids=[f"{name}: {' '.join(words)}" for words, name in RUNS.items()])
 def test_command_composes(words, monkeypatch):
     from bertmon.launch.compose import load_config
 
@@ -72,8 +72,8 @@ def test_command_composes(words, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     is_override = re.compile(r"[\w/.]+=(?!(tag|choice|interval|range)\()")  # a search's ranges are its sweeper's
     overrides = [word for word in words if is_override.match(word)]
-    for which in (0, -1):
-        load_config([one_value(word, which) for word in overrides])
+    for values in {tuple(one_value(word, which) for word in overrides) for which in (0, -1)}:
+        load_config(values)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -45,7 +45,7 @@ class Split:
         return np.bincount(self.labels, minlength=n_classes)
 
     def text_hashes(self) -> npt.NDArray[np.uint64]:
-        """64 bits of each text [N]: two that are equal have equal ones, and hardly ever any others."""
+        """64-bit hash of each text [N]; two different texts share one with a probability of 2**-64."""
         if isinstance(self.texts, LazyTexts):
             return self.texts.hashes
         return np.fromiter(map(text_hash, self.texts), dtype=np.uint64, count=len(self.texts))

@@ -20,7 +20,7 @@ def with_validation(corpus: Corpus, fraction: float, seed: int) -> Corpus:
 def split_off(
     split: Split, fraction: float, seed: int, label_names: tuple[str, ...], *, key: str
 ) -> tuple[Split, Split]:
-    """(the rest, `fraction` of the texts), both with the classes' shares of the whole, each in its former order.
+    """(the rest, `fraction` of the texts), both with the same share of every class as `split`, in its order.
 
     Raises InputError, naming `key`, if that leaves a class without texts in one of the two.
     """

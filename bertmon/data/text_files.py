@@ -80,9 +80,9 @@ def _read_file(key: str, name: str, config: FilesConfig, cache: Path) -> PartCon
 
 def propose_columns(missing: MissingColumnsError, config: Columns) -> str:
     """Names the keys to set, as far as the file's own column names let one guess."""
-    asked = {"data.text_column": config.text_column, "data.label_column": config.label_column}
-    proposals, taken = [], {column for column in asked.values() if column not in missing.missing}
-    for key, column in asked.items():
+    columns = {"data.text_column": config.text_column, "data.label_column": config.label_column}
+    proposals, taken = [], {column for column in columns.values() if column not in missing.missing}
+    for key, column in columns.items():
         if column in missing.missing:
             free = {name.strip().lower(): name for name in missing.names if name not in taken}
             usual = next((free[name] for name in (column.lower(), *_USUAL_NAMES[key]) if name in free), None)

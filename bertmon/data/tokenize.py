@@ -189,7 +189,7 @@ def _train_wordpiece(texts: Sequence[str], vocab_size: int) -> bytes:
     same vocabulary everywhere.
 
     A word of more than 100 characters, such as a text in a language without blanks, is cut into words of 100: the
-    library turns it into [UNK] as a whole, and takes time that grows with the cube of its length otherwise.
+    library turns it into [UNK] as a whole, or with a higher limit takes 0.2 s for one of 2,000 characters.
     """
     normalizer = normalizers.BertNormalizer(lowercase=True)
     splitter = pre_tokenizers.Sequence(

@@ -16,7 +16,6 @@ from bertmon.config import Device, ModelConfig, Precision
 from bertmon.data.batches import Batch
 from bertmon.errors import InputError
 from bertmon.model import build_model
-from bertmon.monitor.monitor import PendingScalars
 from bertmon.training import step
 from bertmon.training.task import build_task
 
@@ -195,20 +194,6 @@ def test_step_that_is_not_watched_does_what_a_step_with_monitor_off_does(setting
         assert len(off[number]) > 100
         assert watched[number] == off[number]
     assert len(watched[3]) > len(off[3])
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("precision", list(Precision))
-def test_cuda_step_that_is_not_watched_makes_the_host_wait_for_nothing(settings, precision):
-    task = build_task(settings, torch.device("cuda"))
-    guarded, scalars = step.GuardedUpdate(task.classifier, task.optimizer, 1.0), PendingScalars()
-    for number, batch in enumerate(task.train.epoch_batches(0, 0)):
-        loss, _ = step.forward_backward(task.classifier, [batch], precision)
-        scalars.add(loss, guarded.update(loss, 1e-4))
-        if number == 1:  # the first steps allocate, and choose kernels
-            torch.cuda.synchronize()
-            torch.cuda.set_sync_debug_mode("error")
-    torch.cuda.set_sync_debug_mode("default")
 
 
 # --- torch.compile, devices, kernels -------------------------------------------------------------
