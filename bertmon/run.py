@@ -32,7 +32,7 @@ def main() -> None:
             signal.signal(number, _terminate)
     hydra_setup.register()
     _join_processes()
-    sys.argv[1:] = command_line.flags_first(sys.argv[1:])
+    sys.argv[1:] = command_line.flags_first(command_line.with_own_data_defaults(sys.argv[1:]))
     traceback_wanted = os.environ.setdefault("HYDRA_FULL_ERROR", "")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print itself, control characters and all
     with ending.last_words():

@@ -38,6 +38,7 @@ def train(overrides: Sequence[str] = (), *, config_dir: Path | str | None = None
         if word.startswith("-"):
             raise InputError(f"train: expected overrides, got {word}; a sweep is started by `bertmon run ... -m`.")
     command_line.check_arguments(arguments)
+    arguments = command_line.with_own_data_defaults(arguments)
     if config_dir is not None:
         folder = f"file://{Path(config_dir).absolute()}"
         arguments.append(f"hydra.searchpath=[{quote_override(folder)}]")

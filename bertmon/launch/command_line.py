@@ -42,6 +42,21 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
     return sorted(arguments, key=lambda word: not word.startswith("-") and ("=" in word or word[:1] in ("~", "+")))
 
 
+def with_own_data_defaults(arguments: Sequence[str]) -> list[str]:
+    """The arguments, and the experiment that suits your own texts unless one is given.
+
+    data=files and data=hf are fine-tuned (experiment=finetune); with a model from random weights, such as
+    model=bert_small, they take bertmon's plain defaults (experiment=custom). The experiment of a machine, which
+    shows a run that fails, is for the demonstration's texts alone.
+    """
+    given = dict(word.lstrip("+").split("=", 1) for word in arguments if "=" in word)
+    if given.get("data") not in ("files", "hf") or "experiment" in given or "--config-name" in arguments:
+        return list(arguments)
+    pretrained = given.get("model", "pretrained") in ("pretrained", "bert_base_pretrained")
+    random = given.get("model.init") == "random"
+    return [*arguments, f"experiment={'finetune' if pretrained and not random else 'custom'}"]
+
+
 def check_arguments(arguments: Sequence[str]) -> None:
     """Raise InputError where Hydra would end in an assertion, give wrong advice, or run something else."""
     for argument in arguments:

@@ -160,4 +160,6 @@ def _experiment_line(config: DictConfig) -> str:
     if choice == "auto":
         why = "a CUDA device was found" if config.experiment == "article" else "no CUDA device was found"
         return f"experiment={config.experiment}, since {why}; choose another with {others}"
+    if str(config.hydra.runtime.choices.get("data")) in ("files", "hf") and choice in ("finetune", "custom"):
+        return f"experiment={choice}, the one for your own texts unless another is given; others are {others}"
     return f"experiment={choice}, as given; others are {others}"
