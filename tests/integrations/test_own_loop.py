@@ -235,7 +235,7 @@ def test_arguments_out_of_range_are_refused_before_anything_is_written(linear, t
 
 
 def test_model_folder_and_logits_that_do_not_fit_are_refused(linear, tmp_path):
-    made, adamw = linear
+    made, _ = linear
     with (
         linear_watch(linear, tmp_path) as watch,
         pytest.raises(InputError, match=r"expected gradients, got none"),
