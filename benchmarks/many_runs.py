@@ -65,7 +65,7 @@ def main(runs: int, overrides: Sequence[str]) -> None:
     assert len(holdings) == runs
     second = np.arange(runs // 2, runs)
     print(f"| after run | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
-    for run in sorted({1, *range(runs // 5, runs, max(runs // 5, 1)), runs}):
+    for run in sorted({1, *range(max(runs // 5, 1), runs, max(runs // 5, 1)), runs}):
         print(f"| {run} | {' | '.join(f'{value:.0f}' for value in holdings[run - 1])} |")
     slopes = [np.polyfit(second, column, 1)[0] for column in holdings[second].T]
     print(f"| per further run | {' | '.join(f'{slope:+.3f}' for slope in slopes)} |")
