@@ -12,10 +12,17 @@ from bertmon.monitor.history import HISTORY_FILE, History
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.mark.parametrize("name", ["own_loop", "transformers_trainer"])
-def test_example_at_a_large_learning_rate_stops_as_collapsed(name, tmp_path, caplog):
-    if name == "transformers_trainer":
-        pytest.importorskip("accelerate")
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [
+        ("own_loop", "torch"),
+        ("transformers_trainer", "accelerate"),
+        ("accelerate_loop", "accelerate"),
+        pytest.param("lightning_trainer", "lightning", marks=pytest.mark.filterwarnings("ignore")),
+    ],
+)
+def test_example_at_a_large_learning_rate_stops_as_collapsed(name, needs, tmp_path, caplog):
+    pytest.importorskip(needs)
     caplog.set_level(logging.INFO)
     trained = importlib.import_module(name).train(tmp_path / "run", lr=1e-2, steps=300)
     watch = getattr(trained, "watch", trained)

@@ -235,6 +235,11 @@ class Watch:
         if isinstance(self._writer, RunWriter):
             resume.save_resume_point(self._folder, self._step if steps is None else steps, self._monitor, self._writer)
 
+    def wait_for_figures(self) -> None:
+        """Until the figures of everything measured so far are written."""
+        if isinstance(self._writer, RunWriter) and not self._closed:
+            self._writer.wait_for_figures()
+
     def close(self) -> None:
         """Write what is not written yet, history.npz among it."""
         if self._closed:

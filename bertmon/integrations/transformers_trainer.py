@@ -133,6 +133,12 @@ class WatchCallback(Guarded, TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._checkpoint(state.global_step)
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if control.should_training_stop or state.global_step >= state.max_steps:
+            self._finish_figures()  # other callbacks end their runs before on_train_end comes here
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -263,6 +269,11 @@ class WatchCallback(Guarded, TrainerCallback):
     @guarded
     def _on_figure(self, step: int, tag: str, png: bytes) -> None:
         log_figure(step + 1, tag, png)  # the Trainer counts the updates that are done
+
+    @guarded
+    def _finish_figures(self) -> None:
+        if self._watching:
+            self.watch.wait_for_figures()
 
     @guarded
     def _checkpoint(self, steps: int) -> None:

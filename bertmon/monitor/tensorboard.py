@@ -141,8 +141,12 @@ class RunWriter:
 
     def positions(self) -> Positions:
         """Of all event files of the run, once the figures of every snapshot so far are written."""
-        self._write_figures(wait=True)
+        self.wait_for_figures()
         return {**self._earlier, self._file.path.name: self._file.position()}
+
+    def wait_for_figures(self) -> None:
+        """Until the figures of every snapshot so far are written."""
+        self._write_figures(wait=True)
 
     def close(self) -> None:
         """Write the figures that are not drawn yet; nothing can be written after that."""

@@ -1,0 +1,166 @@
+"""bertmon.integrations.lightning with the real Lightning."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from watched_training import examples, labels, scalar_steps, tiny_bert
+
+from bertmon.monitor.history import HISTORY_FILE, History
+
+pytest.importorskip("lightning")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of Lightning's own imports
+    import lightning.pytorch as pl
+    from lightning.pytorch.loggers import CSVLogger
+
+    from bertmon.integrations.lightning import WatchCallback
+    from bertmon.integrations.own_loop import Watch
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning has many
+ROWS = examples()
+
+
+class Classifier(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.model = tiny_bert()
+
+    def training_step(self, batch, index):
+        return self.model(**batch).loss
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3)
+        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=6)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def fit(folder, callback=None, *, ckpt_path=None, callbacks=(), **options):
+    module = Classifier()
+    loader = DataLoader(ROWS, batch_size=8)
+    trainer = pl.Trainer(
+        **{
+            "max_epochs": 1,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": folder,
+        }
+        | options,
+        callbacks=[*([callback] if callback else []), *callbacks],
+    )
+    torch.manual_seed(1)
+    trainer.fit(module, loader, ckpt_path=ckpt_path)
+    return trainer, torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def watching(folder, **options):
+    return WatchCallback(folder, labels=labels(ROWS), **{"every": 2, "figures": False, "on_error": "raise"} | options)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3}, {"gradient_clip_val": 0.05}])
+def test_lightning_trains_the_same_bit_for_bit_with_and_without_watching(tmp_path, options):
+    callback = watching(tmp_path / "watched")
+    trainer, watched = fit(tmp_path, callback, **options)
+    _, alone = fit(tmp_path, **options)
+    assert torch.equal(watched, alone)
+    history = callback.watch.history
+    assert len(history.losses) == len(history.plan) == trainer.global_step
+    assert history.losses[0] == pytest.approx(np.log(3), abs=0.05)
+    assert history.plan.lr[0] == pytest.approx(1e-4)
+    assert history.plan.lr.max() == pytest.approx(1e-3 if not options.get("accumulate_grad_batches") else 5.5e-4)
+    assert min(history.grad_norms) > 0.05  # before clipping
+    assert history.snapshots[0].layers.labels[0] == "embeddings.word_embeddings"
+    assert history.snapshots[0].logit_std > 0
+    assert History.load(tmp_path / "watched" / HISTORY_FILE).snapshots == history.snapshots
+
+
+def test_lightning_has_the_gradients_of_a_plain_loop(tmp_path):
+    callback = watching(tmp_path / "watched")
+    fit(tmp_path, callback)
+    module = Classifier()
+    settings = module.configure_optimizers()
+    optimizer, scheduler = settings["optimizer"], settings["lr_scheduler"]["scheduler"]
+    module.train()
+    torch.manual_seed(1)
+    with Watch(
+        module.model,
+        optimizer,
+        tmp_path / "plain",
+        total_steps=12,
+        labels=labels(ROWS),
+        scheduler=scheduler,
+        every=2,
+        figures=False,
+    ) as watch:
+        for batch in DataLoader(ROWS, batch_size=8):
+            loss = module.model(**batch).loss
+            loss.backward()
+            with watch.step(loss, batch):
+                optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+    assert np.array_equal(callback.watch.history.plan.lr, watch.history.plan.lr)
+    first, expected = callback.watch.history.snapshots[0], watch.history.snapshots[0]
+    assert first.layers == expected.layers
+    assert first["weight_rms"] == pytest.approx(expected["weight_rms"])
+
+
+def test_lightning_resumes_in_the_same_folder(tmp_path):
+    saving = {"enable_checkpointing": True, "max_epochs": 2}
+
+    def checkpoints():
+        return [pl.callbacks.ModelCheckpoint(tmp_path / "saved", every_n_train_steps=5, save_top_k=-1)]
+
+    fit(tmp_path, watching(tmp_path / "watched"), callbacks=checkpoints(), **saving)
+    callback = watching(tmp_path / "watched")
+    saved = next((tmp_path / "saved").glob("*step=15.ckpt"))
+    fit(tmp_path, callback, ckpt_path=saved, callbacks=checkpoints(), **saving)
+    assert callback.watch.folder == tmp_path / "watched"
+    assert [shot.step for shot in callback.watch.history.snapshots] == list(range(0, 24, 2))
+    assert len(callback.watch.history.losses) == 24
+    assert scalar_steps(tmp_path / "watched", "depth_ratio") == list(range(0, 24, 2))
+
+
+def test_lightning_loggers_get_the_signals(tmp_path):
+    logger = CSVLogger(tmp_path, name="log")
+    fit(tmp_path, watching(tmp_path / "watched"), logger=logger, log_every_n_steps=1)
+    logger.save()
+    table = (tmp_path / "log" / "version_0" / "metrics.csv").read_text().splitlines()
+    columns = table[0].split(",")
+    assert {"bertmon/depth_ratio", "bertmon/logit_std", "bertmon/update_per_lr/linear", "bertmon/doomed"} <= {*columns}
+    assert [line.split(",")[columns.index("step")] for line in table[1:]] == ["1", "3", "5", "7", "9", "11"]
+
+
+class Interrupt(pl.Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 6:
+            raise ZeroDivisionError
+
+
+def test_lightning_training_that_ends_by_an_exception_has_its_history(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path, watching(tmp_path / "watched"), callbacks=[Interrupt()])
+    assert len(History.load(tmp_path / "watched" / HISTORY_FILE).losses) == 7
+
+
+def test_lightning_error_in_watching_ends_watching_and_not_training(tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise ZeroDivisionError("no number")
+
+    monkeypatch.setattr(Watch, "after_update", fail)
+    trainer, _ = fit(tmp_path, watching(tmp_path / "watched", on_error="log"))
+    assert trainer.global_step == 12
+    assert [message for message in caplog.messages if "no number" in message] == [
+        "Monitoring stops here, training continues: no number"
+    ]
+
+
+def test_lightning_doomed_training_is_stopped_if_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(Watch, "doomed", True)
+    trainer, _ = fit(tmp_path, watching(tmp_path / "watched", on_doomed="stop"), min_epochs=0)
+    assert trainer.global_step < 12
