@@ -157,15 +157,16 @@ class RunResult:
     def objective(self) -> float:
         """What a sweeper maximizes: the metric of the last evaluation, or of the best one if that model was saved.
 
-        On the validation split if there is one. Of a run that did not finish at most what guessing gives: the majority
-        share for the accuracy, 0 for the others.
+        On the validation split if there is one. Of a run that diverged, or was stopped as doomed, at most what guessing
+        gives: the majority share for the accuracy, 0 for the others.
         """
         assert self.data is not None
         evaluations = self.validations or self.evaluations
         chosen = best_evaluation(evaluations, self.metric) if self.saves_best else None
         value = float(getattr(chosen or evaluations[-1], self.metric))
         guessing = self.data.majority_share if self.metric == "accuracy" else 0.0
-        return value if self.status is Status.finished else min(value, guessing)
+        lost = self.status is Status.diverged or (self.status is Status.stopped and self.flagged_step is not None)
+        return min(value, guessing) if lost else value
 
     @property
     def saves_best(self) -> bool:

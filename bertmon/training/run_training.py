@@ -17,6 +17,7 @@ from bertmon.config import Init, OnBehind, RunConfig, SaveModel, require_same_ru
 from bertmon.data import Corpus
 from bertmon.errors import InputError, storage_errors
 from bertmon.model import missing_features, save_model
+from bertmon.monitor.behind import find_behind
 from bertmon.monitor.history import HISTORY_FILE, History, RunPlan
 from bertmon.monitor.monitor import Monitor
 from bertmon.monitor.plan_check import check_plan
@@ -24,7 +25,6 @@ from bertmon.monitor.tensorboard import RunWriter
 from bertmon.notation import format_percent
 from bertmon.result import MODEL_DIR, DataSummary, RunResult, recording
 from bertmon.storage import atomic_write
-from bertmon.training.behind_check import SweepComparison
 from bertmon.training.checkpoint import (
     CHECKPOINT_FILE,
     Checkpoint,
@@ -34,6 +34,7 @@ from bertmon.training.checkpoint import (
 )
 from bertmon.training.state import TrainState
 from bertmon.training.step import resolve_device
+from bertmon.training.sweep_runs import SweepRuns
 from bertmon.training.task import Task, build_monitor, build_task, seed_dropout
 from bertmon.training.trainer import Trainer
 
@@ -187,11 +188,14 @@ class _Hooks:
             hooks["save_checkpoint"] = self.save_checkpoint
         if train.save_model is not SaveModel.none:
             hooks["save_model"] = self.save_model
-        alone = distributed.world_size() == 1  # several processes would have to agree
-        if self.config.monitor.on_behind is OnBehind.stop and alone and self.home.match(self.name):
+        if (
+            self.config.monitor.on_behind is OnBehind.stop and distributed.world_size() == 1
+        ):  # several would have to agree
             assert self.result.data is not None
-            sweep_dir = self.home.parents[len(Path(self.name).parts) - 1]
-            hooks["find_behind"] = SweepComparison(sweep_dir, self.home, self.result.data.fingerprint).find_behind
+            others = SweepRuns(self.home, self.result.data.fingerprint)
+            hooks["find_behind"] = lambda history, diagnosis: find_behind(
+                history, diagnosis, others.best_loss_reduction()
+            )
         return hooks
 
     def save_checkpoint(self) -> None:

@@ -22,16 +22,20 @@ from bertmon import distributed
 from bertmon.config import OnDoomed, Precision, RunConfig, SaveModel
 from bertmon.data.batches import Batch, BatchLoader
 from bertmon.metrics import EvalResult
+from bertmon.monitor.diagnosis import Diagnosis, Finding
+from bertmon.monitor.history import History
 from bertmon.monitor.monitor import Monitor
 from bertmon.notation import format_percent
 from bertmon.result import Status, Terminated
-from bertmon.training.behind_check import BehindCheck
 from bertmon.training.signals import deferred_signals
 from bertmon.training.state import TrainState
 from bertmon.training.step import GuardedUpdate, compute_logits, forward_backward, maybe_compile
 from bertmon.training.task import Task
 
 log = logging.getLogger(__name__)
+
+FindBehind = Callable[[History, Diagnosis], Finding | None]
+"""The finding that a run cannot catch up with the best of its sweep; None if it can."""
 
 LogScalars = Callable[[int, Mapping[str, float]], None]
 """Takes a step and its scalars by tag."""
@@ -57,7 +61,7 @@ class Trainer:
         name: str,
         save_checkpoint: Callable[[], None] | None = None,
         save_model: Callable[[], None] | None = None,
-        find_behind: BehindCheck | None = None,
+        find_behind: FindBehind | None = None,
     ) -> None:
         self.state = state
         self._task = task
