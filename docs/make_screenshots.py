@@ -1,7 +1,7 @@
 """Draw the pictures of README and docs from a finished sweep: python docs/make_screenshots.py multirun/<sweep> [step]
 
-docs/depth.png is the report's figure of gradients by depth at that step (60 by default), the gradient_flow figures come
-from the event files, the others are what Chromium shows of the report and of TensorBoard (Debian's chromium and
+docs/depth.png is the report's figure of gradients by depth at that step (60 by default), the gradient_flow figures are
+those that TensorBoard shows, the others are what Chromium shows of the report and of TensorBoard (Debian's chromium and
 chromium-driver; `pip install selenium`).
 """
 
@@ -19,12 +19,13 @@ from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.wait import WebDriverWait
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bertmon.compare.layer_plots import gradient_depth
+from bertmon.compare.layer_plots import gradient_depth, nearest_snapshot
 from bertmon.compare.plots import to_png
 from bertmon.compare.results import read_sweep
-from bertmon.compare.selection import select_curves
+from bertmon.compare.selection import select_layer_runs
+from bertmon.monitor.figure_canvas import png
+from bertmon.monitor.figures import gradient_flow
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -87,17 +88,14 @@ def shows(driver: webdriver.Chrome, address: str, *words: str, seconds: float = 
 
 def main(sweep_dir: Path, step: int) -> None:
     here = Path(__file__).parent
-    curves = select_curves(read_sweep([sweep_dir]))
-    if figure := gradient_depth(curves, step):
-        (here / "depth.png").write_bytes(to_png(figure))
-    first_seeds = {path.parent.parent: path.parent for path in sorted(sweep_dir.rglob("result.json"), reverse=True)}
-    for run in first_seeds.values():
-        images = EventAccumulator(str(run), size_guidance={"images": 0}).Reload().Images("gradient_flow")
-        image = min(images, key=lambda image: abs(image.step - step))
-        warmup = run.parent.name.removeprefix("warmup_frac=")
-        target = here / f"gradient_flow_warmup_{warmup}.png"
-        target.write_bytes(image.encoded_image_string)
-        print(f"{target}: step {image.step} of {run}")
+    runs = select_layer_runs(read_sweep([sweep_dir]))
+    if depth := gradient_depth(runs, step):
+        (here / "depth.png").write_bytes(to_png(depth))
+    for run in runs:
+        warmup = run.setting.values["schedule.warmup_frac"]
+        snapshot = nearest_snapshot(run, step)
+        (here / f"gradient_flow_warmup_{warmup}.png").write_bytes(png(gradient_flow(snapshot)))
+        print(f"gradient_flow_warmup_{warmup}.png: step {snapshot.step} of {run.run.name}")
     with browser(1250, 1480) as driver, board(sweep_dir) as address:
         driver.get((sweep_dir / "report.html").absolute().as_uri())
         _save(driver, here / "report.png")

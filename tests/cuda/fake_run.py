@@ -120,7 +120,7 @@ class Run:
             "device": self.result.device,
             "steps": self.result.steps,
             "parameters": self.result.parameters,
-            "steps_per_epoch": len(task.train),
+            "steps_per_epoch": task.steps_per_epoch,
             "waits": ledger.waits,
             "kernels": {f"{number} {phase}": count for (number, phase), count in ledger.kernels.items()},
             "peaks": ledger.peaks,
@@ -239,10 +239,12 @@ def article_config(folder: Path, *overrides: str) -> RunConfig:
 
 
 def tiny(folder: Path) -> dict[str, Any]:
-    """A quiet run, a monitored one that is interrupted, and its end after a resume."""
+    """Quiet runs, also with accumulation, class weights and rates by layer; an interrupted one, and its resumed end."""
     answers = {"quiet": Run(tiny_config(folder, *QUIET), _new(folder, "quiet")).summary()}
     fp32 = tiny_config(folder, *QUIET, "train.precision=fp32")
     answers["quiet fp32"] = Run(fp32, _new(folder, "fp32")).summary()
+    options = ["train.accumulate=2", "train.class_weights=balanced", "optimizer.layer_decay=0.9"]
+    answers["options"] = Run(tiny_config(folder, *QUIET, *options), _new(folder, "options")).summary()
     config = tiny_config(folder, "monitor.every=1", "train.checkpoint_every=3")
     run_dir = _new(folder, "monitored")
     original, calls = trainer.evaluate, []
