@@ -1,8 +1,8 @@
-"""One run on several processes, as torchrun starts them: who is who, and what they tell each other.
+"""One run on several processes, as torchrun starts them: ranks, and collective operations.
 
 Each process has every R-th text of a batch and the whole model; gradients are averaged by DistributedDataParallel, so
-that weights, statistics and verdicts are the same everywhere. The first process alone writes. Without torchrun there is
-one process, and every function here gives back what it was given.
+that weights, statistics and verdicts are the same everywhere. Only rank 0 writes. Without torchrun there is one process,
+and every function here returns its argument.
 Shapes: B texts of a batch, over all R processes.
 """
 
@@ -17,23 +17,23 @@ T = TypeVar("T")
 
 
 def init() -> None:
-    """Meet the other processes, if torchrun has started any."""
+    """Initialise the process group, if torchrun has started several processes."""
     if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 def world_size() -> int:
-    """R."""
+    """The number of processes R."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0 on; the first one writes."""
+    """The number of this process, from 0; only rank 0 writes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def local_rank() -> int:
-    """Its number on its machine, and that of its GPU."""
+    """The number of this process on its machine, and of its GPU."""
     return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
 
 
@@ -73,9 +73,9 @@ def all_gather_rows(rows: Tensor, texts: int) -> Tensor:
 
 
 def broadcast(value: T) -> T:
-    """What the first process has."""
+    """The value of rank 0."""
     if world_size() == 1:
         return value
-    told = [value]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]

@@ -227,7 +227,7 @@ def _not_learning(history: History, rules: VerdictThresholds, before: Diagnosis 
     plan, shots = history.plan, history.snapshots
     step, expected = shots[-1].step, _predict_final_spread(plan, shots, rules)
     if not plan.effective_lr[: step + 1].any():
-        return None  # no weight has moved yet, and what moves it cannot be told
+        return None  # no weight has moved yet: nothing can be said of the growth
     stay = _HYSTERESIS if before is not None and before.verdict is Verdict.not_learning else 1.0
     if not expected < rules.min_final_logit_std * stay:
         return None

@@ -47,11 +47,11 @@ class WeightTable:
     @cached_property
     def matrix_groups(self) -> dict[str, list[int]]:
         """Rows of the matrices that every encoder layer has one of, from the first layer to the last, by name."""
-        found: dict[str, list[int]] = {}
+        groups: dict[str, list[int]] = {}
         for row, (label, kind, depth) in enumerate(zip(self.labels, self.kinds, self.depths, strict=True)):
             if kind == "linear" and depth is not None:
-                found.setdefault(re.sub(rf"\b{depth}\b", "*", label, count=1), []).append(row)
-        return {name: rows for name, rows in found.items() if len(rows) > 1}
+                groups.setdefault(re.sub(rf"\b{depth}\b", "*", label, count=1), []).append(row)
+        return {name: rows for name, rows in groups.items() if len(rows) > 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class Snapshot:
     def depth_ratio(self) -> tuple[float, str]:
         """Mean |gradient| of the first encoder layer over that of the last, and the first one's label.
 
-        Of the family of matrices where it is least; nan where no layer has a sister. Far below 1 it says that the
+        Of the kind of matrix for which it is smallest; nan if no kind occurs in several layers. Far below 1 it says that the
         gradient dies on its way to the input.
         """
         mean, least = self["grad_mean"], (np.nan, "")
@@ -91,12 +91,12 @@ class Snapshot:
 
     @cached_property
     def signals(self) -> dict[str, float]:
-        """What is told of the run as a whole, by tag; what does not exist at this step is left out.
+        """Signals of the run as a whole, by tag; those that do not exist at this step are left out.
 
         update_per_lr is the root mean square of what the step changed in a weight over the effective learning rate,
-        the middle one of all weights of a kind: Adam's step in units of the one that a constant gradient would give.
+        median over all weights of a kind: Adam's step in units of the one that a constant gradient would give.
         """
-        found = {"depth_ratio": self.depth_ratio[0], "logit_std": self.logit_std}
+        signals = {"depth_ratio": self.depth_ratio[0], "logit_std": self.logit_std}
         if self.effective_lr > 0:
             with np.errstate(invalid="ignore", over="ignore"):  # in a run that has diverged
                 steps = self["update_ratio"] * self["weight_rms"] / self.effective_lr
@@ -105,8 +105,8 @@ class Snapshot:
             for kind in ("embedding", "linear", "norm"):
                 of_kind = steps[[row for row, other in enumerate(self.layers.kinds) if other == kind]]
                 of_kind = of_kind[~np.isnan(of_kind)]
-                found[f"update_per_lr/{kind}"] = float(np.median(of_kind)) if len(of_kind) else np.nan
-        return {tag: value for tag, value in found.items() if not np.isnan(value)}
+                signals[f"update_per_lr/{kind}"] = float(np.median(of_kind)) if len(of_kind) else np.nan
+        return {tag: value for tag, value in signals.items() if not np.isnan(value)}
 
     def __eq__(self, other: Any) -> bool:
         return (
@@ -147,15 +147,15 @@ class History:
     snapshots: list[Snapshot] = field(default_factory=list)  # [K]
 
     def mean_since(self, since: int, clip: float | None = None) -> dict[str, float]:
-        """What is told of the last step, by tag; loss, gradient norm and clipping are means over steps from `since`."""
+        """Scalars of the last step, by tag; loss, gradient norm and clipping are means over the steps from `since` on."""
         last, norms = len(self.losses) - 1, np.array(self.grad_norms[since:])
-        found = {
+        means = {
             "loss/train": float(np.mean(self.losses[since:])),
             "learning_rate": float(self.plan.lr[last]),
             "effective_learning_rate": float(self.plan.effective_lr[last]),
             "grad_norm": float(norms.mean()),
         }
-        return found if clip is None else found | {"clipped": float((norms > clip).mean())}
+        return means if clip is None else means | {"clipped": float((norms > clip).mean())}
 
     def rewind(self, steps: int) -> None:
         """Forget everything after the first `steps` steps."""
@@ -184,31 +184,31 @@ class History:
 
     @classmethod
     def load(cls, path: Path) -> "History":
-        """What `to_bytes` made, from a file. Raises OSError and ValueError."""
-        if not path.is_file():  # a pipe would never end
-            raise OSError("it is no file")
+        """Read a file that holds `to_bytes`. Raises OSError and ValueError."""
+        if not path.is_file():  # reading a FIFO would block
+            raise OSError("not a file")
         return cls.from_bytes(path.read_bytes())
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "History":
-        """What `to_bytes` made. Raises ValueError for anything else."""
+        """The inverse of `to_bytes`. Raises ValueError for anything else."""
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as packed:
                 if sum(part.file_size for part in packed.infolist()) > _LARGEST:
                     raise ValueError(f"more than {_LARGEST} bytes")
             history = cls._from_bytes(content)
             history._check()
-        except Exception as error:  # whatever numpy and its zip make of what is no history
-            raise ValueError(f"no whole history ({type(error).__name__}: {error})") from None
+        except Exception as error:  # numpy and zipfile raise a dozen kinds of errors for other files
+            raise ValueError(f"corrupt history file ({type(error).__name__}: {error})") from None
         return history
 
     def _check(self) -> None:
-        """Raise ValueError unless what was read can be a run's."""
+        """Raise ValueError unless the parts of a file can be those of a run."""
         plan, shots, done = self.plan, self.snapshots, len(self.losses)
         rows = [plan.lr, plan.effective_lr, np.array(self.losses), np.array(self.grad_norms)]
         numbers = [plan.chance_loss, plan.warmup_frac, *(shot.logit_std for shot in shots)]
         layers = shots[0].layers if shots else WeightTable((), (), ())
-        whole = (
+        consistent = (
             all(row.ndim == 1 and row.dtype.kind == "f" for row in rows)
             and len(plan.lr) == len(plan.effective_lr) >= done == len(self.grad_norms)
             and all(isinstance(number, int | float) for number in numbers)
@@ -216,8 +216,8 @@ class History:
             and all(depth is None or isinstance(depth, int) for depth in layers.depths)
             and all(shot.values.dtype.kind == "f" and 0 <= shot.step < len(plan) for shot in shots)
         )
-        if not whole:
-            raise ValueError("its parts do not fit together")
+        if not consistent:
+            raise ValueError("inconsistent shapes")
 
     @classmethod
     def _from_bytes(cls, content: bytes) -> "History":
@@ -232,8 +232,8 @@ class History:
                 about["bias_correction"],
             )
             shots = [
-                Snapshot(step, plan.lr[step], plan.effective_lr[step], spread, layers, values)
-                for step, spread, values in zip(
+                Snapshot(step, plan.lr[step], plan.effective_lr[step], logit_std, layers, values)
+                for step, logit_std, values in zip(
                     stored["step"].tolist(),
                     stored["logit_std" if "logit_std" in stored else "logit_spread"].tolist(),
                     stored["values"],

@@ -133,19 +133,19 @@ FOREIGN = [  # id, change to a complete sweep, part of what `bertmon compare` pr
     ("history is a pipe", instead(f"{RUN}/{HISTORY_FILE}", pipe), f"{NO_CURVES} ("),
     ("history is a folder", instead(f"{RUN}/{HISTORY_FILE}", lambda n: lambda: os.mkdir(n)), NO_CURVES),
     ("history has pickles", measured(lr=np.array([{}], dtype=object)), "Object arrays cannot be loaded"),
-    ("history has words", measured(lr=np.array(["a"] * 100)), "its parts do not fit together"),
+    ("history has words", measured(lr=np.array(["a"] * 100)), "inconsistent shapes"),
     ("history has no rates", measured(lr=None), NO_CURVES),
     ("history has no steps", measured(lr=np.ones(0)), NO_CURVES),
     ("history goes too far", measured(step=np.array([0, 1, 2, 3, 4000])), NO_CURVES),
-    ("history is bent", measured(lr=np.ones((100, 2))), "its parts do not fit together"),
+    ("history is bent", measured(lr=np.ones((100, 2))), "inconsistent shapes"),
     ("rates are not finite", measured(lr=np.full(100, np.nan), effective_lr=np.full(100, np.inf)), "Best: "),
     ("losses are huge", measured(loss=np.full(100, 1e308)), "Best: "),
     ("logit_std is huge", measured(logit_std=np.full(5, 1e300)), "Best: "),
     ("values are negative", measured(values=np.full((5, 6, 6), -1.0)), "Best: "),
     ("labels are odd", about(labels=LABELS), "Best: "),
     ("labels are no list", about(labels=7), NO_CURVES),
-    ("depths are words", about(depths=["x"] * 6), "its parts do not fit together"),
-    ("chance is a word", about(chance_loss="x"), "its parts do not fit together"),
+    ("depths are words", about(depths=["x"] * 6), "inconsistent shapes"),
+    ("chance is a word", about(chance_loss="x"), "inconsistent shapes"),
 ]
 
 
