@@ -94,6 +94,7 @@ class Watch:
     scaler: the GradScaler of a loop in float16; updates that it skips are not counted.
     first_step: updates that the model has had. The folder's history is continued if `checkpoint` was called then;
     otherwise the steps before stay unknown.
+    facts: what the callbacks of this package know beside.
 
     Objects that accelerate has prepared, and models in DataParallel or DistributedDataParallel, are taken as they are;
     of several processes the first one writes. Use it as a context manager, or call `close` at the end. Raises

@@ -1,0 +1,209 @@
+"""What watching costs in other people's training programs: whole runs, in turns, on the same small BERT.
+
+python benchmarks/integrations_overhead.py [--steps 600] [--turns 5] [--device cpu]
+
+Prints a table: the median wall time of each program, and of its ratio to the same program without watching in the same
+turn. Each run includes what comes before the first step and after the last one; each program is warmed up by a run that
+does not count. wandb.watch (offline) and Lightning's own gradient norms are there for comparison.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+
+from bertmon.integrations.own_loop import Watch
+from bertmon.integrations.transformers_trainer import WatchCallback
+
+BATCH, LENGTH, CLASSES = 16, 64, 4
+Program = Callable[[Path, int, str], None]
+
+
+def build_model() -> BertForSequenceClassification:
+    """Six layers of width 128."""
+    torch.manual_seed(0)
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=8000,
+            hidden_size=128,
+            num_hidden_layers=6,
+            num_attention_heads=2,
+            intermediate_size=512,
+            max_position_embeddings=LENGTH,
+            num_labels=CLASSES,
+        )
+    )
+
+
+def random_rows(steps: int) -> list[dict[str, torch.Tensor]]:
+    """Texts for that many steps."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 8000, (steps * BATCH, LENGTH), generator=generator)
+    mask = torch.ones(LENGTH, dtype=torch.long)
+    return [
+        {"input_ids": row, "attention_mask": mask, "labels": torch.tensor(number % CLASSES)}
+        for number, row in enumerate(ids)
+    ]
+
+
+def labels_of(rows: list[dict[str, torch.Tensor]]) -> list[int]:
+    return [int(row["labels"]) for row in rows]
+
+
+def plain_loop(watching: str) -> Program:
+    """watching: none, bertmon or wandb."""
+
+    def run(folder: Path, steps: int, device: str) -> None:
+        rows, model = random_rows(steps), build_model().to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        watch = None
+        if watching == "bertmon":
+            watch = Watch(model, optimizer, folder / "watched", total_steps=steps, labels=labels_of(rows))
+        wandb_run = _wandb_watch(model, folder) if watching == "wandb" else None
+        model.train()
+        with watch or nullcontext():
+            for step, batch in enumerate(DataLoader(rows, batch_size=BATCH)):
+                batch = {name: tensor.to(device) for name, tensor in batch.items()}
+                loss = model(**batch).loss
+                loss.backward()
+                with watch.step(loss, batch) if watch else nullcontext():
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                    optimizer.step()
+                optimizer.zero_grad()
+                if wandb_run and step % 30 == 0:
+                    wandb_run.log({"loss": loss.item()}, step=step)
+        if wandb_run:
+            wandb_run.finish()
+
+    return run
+
+
+def _wandb_watch(model: torch.nn.Module, folder: Path):
+    import wandb
+
+    run = wandb.init(project="overhead", mode="offline", dir=str(folder))
+    run.watch(model, log="all", log_freq=30)
+    return run
+
+
+def trainer(watching: str) -> Program:
+    def run(folder: Path, steps: int, device: str) -> None:
+        rows = random_rows(steps)
+        callback = WatchCallback(folder / "watched", labels=labels_of(rows))
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            max_steps=steps,
+            per_device_train_batch_size=BATCH,
+            learning_rate=1e-4,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=30,
+            disable_tqdm=True,
+            use_cpu=device == "cpu",
+        )
+        callbacks = [callback] if watching == "bertmon" else []
+        Trainer(model=build_model(), args=arguments, train_dataset=rows, callbacks=callbacks).train()
+
+    return run
+
+
+def lightning(watching: str) -> Program:
+    """watching: none, bertmon or norms (Lightning's own grad_norm, every 30 steps)."""
+    import lightning.pytorch as pl
+    from lightning.pytorch.utilities import grad_norm
+
+    from bertmon.integrations.lightning import WatchCallback as LightningCallback
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = build_model()
+
+        def training_step(self, batch, index):
+            return self.model(**batch).loss
+
+        def on_before_optimizer_step(self, optimizer) -> None:
+            if watching == "norms" and self.global_step % 30 == 0:
+                self.log_dict(grad_norm(self.model, norm_type=2))
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=1e-4, fused=False)
+
+    def run(folder: Path, steps: int, device: str) -> None:
+        rows = random_rows(steps)
+        callbacks = [LightningCallback(folder / "watched", labels=labels_of(rows))] if watching == "bertmon" else []
+        pl.Trainer(
+            accelerator="cpu" if device == "cpu" else "gpu",
+            devices=1,
+            max_steps=steps,
+            gradient_clip_val=1.0,
+            logger=pl.loggers.CSVLogger(folder),
+            log_every_n_steps=30,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=callbacks,
+        ).fit(Module(), DataLoader(rows, batch_size=BATCH))
+
+    return run
+
+
+PROGRAMS: dict[str, tuple[str, Callable[[], Program]]] = {
+    "plain loop": ("plain loop", lambda: plain_loop("none")),
+    "plain loop, Watch": ("plain loop", lambda: plain_loop("bertmon")),
+    'plain loop, wandb.watch(log="all", log_freq=30)': ("plain loop", lambda: plain_loop("wandb")),
+    "Trainer": ("Trainer", lambda: trainer("none")),
+    "Trainer, WatchCallback": ("Trainer", lambda: trainer("bertmon")),
+    "Lightning": ("Lightning", lambda: lightning("none")),
+    "Lightning, WatchCallback": ("Lightning", lambda: lightning("bertmon")),
+    "Lightning, its grad_norm every 30 steps": ("Lightning", lambda: lightning("norms")),
+}
+"""Each with the program that it is compared with."""
+
+
+def measure(names: list[str], steps: int, turns: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each turn, by program; all programs in each turn, one after another."""
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(turns + 1):
+        for name in names:
+            program = PROGRAMS[name][1]()
+            with tempfile.TemporaryDirectory() as folder:
+                begin = time.perf_counter()
+                program(Path(folder), steps if turn else min(steps, 31), device)
+                if device != "cpu":
+                    torch.cuda.synchronize()
+                if turn:
+                    seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def print_table(seconds: dict[str, list[float]], steps: int) -> None:
+    print("| program | seconds | ms a step | times without watching (least to most) |\n|---|---|---|---|")
+    for name, own in seconds.items():
+        ratios = [mine / base for mine, base in zip(own, seconds[PROGRAMS[name][0]], strict=True)]
+        middle = statistics.median(own)
+        spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+        print(f"| {name} | {middle:.2f} | {1000 * middle / steps:.1f} | {spread} |")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    warnings.simplefilter("ignore")  # Lightning's
+    device_name = torch.cuda.get_device_name() if options.device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{device_name}, torch {torch.__version__}, {options.steps} steps of {BATCH} x {LENGTH} tokens\n")
+    print_table(measure(list(PROGRAMS), options.steps, options.turns, options.device), options.steps)
