@@ -1,8 +1,8 @@
 """One run on several processes, as torchrun starts them: ranks, and collective operations.
 
 Each process has every R-th text of a batch and the whole model; gradients are averaged by DistributedDataParallel, so
-that weights, statistics and verdicts are the same everywhere. Only rank 0 writes. Without torchrun there is one process,
-and every function here returns its argument.
+that weights, statistics and verdicts are the same everywhere. Only rank 0 writes. Without torchrun there is one
+process, and every function here returns its argument.
 Shapes: B texts of a batch, over all R processes.
 """
 

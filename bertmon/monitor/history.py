@@ -77,8 +77,8 @@ class Snapshot:
     def depth_ratio(self) -> tuple[float, str]:
         """Mean |gradient| of the first encoder layer over that of the last, and the first one's label.
 
-        Of the kind of matrix for which it is smallest; nan if no kind occurs in several layers. Far below 1 it says that the
-        gradient dies on its way to the input.
+        Of the kind of matrix for which it is smallest; nan if no kind occurs in several layers. Far below 1 the gradient
+        vanishes on its way to the input.
         """
         mean, least = self["grad_mean"], (np.nan, "")
         for rows in self.layers.matrix_groups.values():
@@ -147,7 +147,7 @@ class History:
     snapshots: list[Snapshot] = field(default_factory=list)  # [K]
 
     def mean_since(self, since: int, clip: float | None = None) -> dict[str, float]:
-        """Scalars of the last step, by tag; loss, gradient norm and clipping are means over the steps from `since` on."""
+        """Scalars of the last step, by tag; loss, gradient norm and clipping are means since step `since`."""
         last, norms = len(self.losses) - 1, np.array(self.grad_norms[since:])
         means = {
             "loss/train": float(np.mean(self.losses[since:])),
