@@ -77,8 +77,8 @@ class Snapshot:
     def depth_ratio(self) -> tuple[float, str]:
         """Mean |gradient| of the first encoder layer over that of the last, and the first one's label.
 
-        Of the kind of matrix for which it is smallest; nan if no kind occurs in several layers. Far below 1 the gradient
-        vanishes on its way to the input.
+        Of the kind of matrix for which it is smallest; nan if no kind occurs in several layers. Far below 1 the
+        gradient vanishes on its way to the input.
         """
         mean, least = self["grad_mean"], (np.nan, "")
         for rows in self.layers.matrix_groups.values():
