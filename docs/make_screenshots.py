@@ -106,7 +106,7 @@ def main(sweep_dir: Path, step: int) -> None:
 
 def _save(driver: webdriver.Chrome, target: Path) -> None:
     image = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
-    image.quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
+    image.quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
     print(f"{target}: {target.stat().st_size / 1000:.0f} kB")
 
 
