@@ -20,7 +20,7 @@ from conftest import LEARNS, comparison
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bertmon.compare import summary
+from bertmon.compare import summary, tables
 from bertmon.compare.results import read_sweep
 from bertmon.config import FilesConfig
 from bertmon.data import Corpus, load_corpus
@@ -287,8 +287,8 @@ def test_any_result_leaves_the_summary_readable(content):
     read = read_sweep([sweep()])
     text = (
         summary.console_summary(read)
-        + summary.runs_table(read).markdown()
-        + summary.unfinished_table(read).markdown()
+        + tables.runs_table(read).markdown()
+        + tables.unfinished_table(read).markdown()
         + summary.progress_line(read)
     )
     assert "warmup_frac=0.1" in text

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import seaborn
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bertmon import plot_style
 from bertmon.compare.plots import COLOR_SCALE, Titles, escape_mathtext, label_level, legend_on_top, rate_axis, wrap
 from bertmon.compare.results import RunSummary, Sweep, short_names
+from bertmon.monitor.history import FloatArray
 from bertmon.notation import format_percent, format_rate
 
 _MAX_VALUES = 12  # of a key on an axis
@@ -66,45 +67,13 @@ def accuracy_over_key(sweep: Sweep) -> tuple[Figure, Titles] | None:
     labels = [_label(sweep, key, value) for value in order]
     x = [_label(sweep, key, setting.values[key]) for setting in settings for _ in setting.ended]
     y = [100 * run.final("accuracy") for run in runs]
-    words = [_verdict_word(run) for run in runs]
     with plot_style.theme():
         figure = Figure(figsize=(5.4, 3.6))
         axes = figure.add_axes((0.115, 0.145, 0.865, 0.71))
-        seaborn.swarmplot(
-            x=x,
-            y=y,
-            order=labels,
-            hue=words,
-            palette={word: _word_color(word) for word in words},
-            size=6 if len(runs) < 100 else 3,
-            alpha=0.85,
-            linewidth=0.4,
-            legend=False,
-            warn_thresh=1.0,
-            ax=axes,
-        )
-        titles = {}
-        for column, points in enumerate(axes.collections):
-            members = [run for run, label in zip(runs, x, strict=True) if label == labels[column]]
-            points.set_gid(f"strip{column}")
-            titles[f"strip{column}"] = [_run_title(run) for run in members]
-        if len(runs) > len(order):
-            seaborn.pointplot(
-                x=x,
-                y=y,
-                order=labels,
-                errorbar="sd",
-                linestyle="none",
-                marker="_",
-                markersize=26,
-                color=plot_style.TEXT,
-                err_kws={"linewidth": 1.2, "color": plot_style.TEXT},
-                capsize=0.12,
-                ax=axes,
-            )
+        titles = _strips(axes, labels, x, y, runs)
         axes.set(xlabel=escape_mathtext(key), ylabel="test accuracy [%]")
         _finish(axes, "accuracy by setting: a point a run, mean and standard deviation", runs)
-        _verdict_legend(figure, words)
+        _verdict_legend(figure, [_verdict_word(run) for run in runs])
     return figure, titles
 
 
@@ -118,61 +87,105 @@ def heat_maps(sweep: Sweep) -> list[Figure]:
     sizes = [len(_ordered(sweep, key)) for key in (rows, columns)]
     if min(sizes) < 2 or max(sizes) > _MAX_VALUES or len(facets) > _MAX_FACETS:
         return []
-    return [_heat_map(sweep, rows, columns, third, value) for value in facets]
+    figures = [_heat_map(sweep, rows, columns, third, value) for value in facets]
+    return [figure for figure in figures if figure]
 
 
-def _heat_map(sweep: Sweep, rows: str, columns: str, third: str | None, facet: Any) -> Figure:
-    """Two panels with the same axes: mean accuracy, and k/n runs that did not learn."""
+def _heat_map(sweep: Sweep, rows: str, columns: str, third: str | None, facet: Any) -> Figure | None:
+    """Two panels with the same axes: mean accuracy, and k/n runs that did not learn. None if no run has ended."""
+    cells = [
+        setting
+        for setting in sweep.settings
+        if setting.ended and setting.values and (third is None or setting.values[third] == facet)
+    ]
+    if not cells:
+        return None
     ys, xs = _ordered(sweep, rows), _ordered(sweep, columns)
     accuracy, failed = np.full((2, len(ys), len(xs)), np.nan)
-    texts = [[["" for _ in xs] for _ in ys] for _ in range(2)]
-    for setting in sweep.settings:
-        if not setting.ended or not setting.values or (third and setting.values[third] != facet):
-            continue
-        y, x = ys.index(setting.values[rows]), xs.index(setting.values[columns])
+    texts = np.full((2, len(ys), len(xs)), "", dtype=object)
+    for setting in cells:
+        at = ys.index(setting.values[rows]), xs.index(setting.values[columns])
         mean, deviation, _ = setting.mean("accuracy")
-        accuracy[y, x] = 100 * mean
-        failed[y, x] = len(setting.did_not_learn) / len(setting.ended)
-        texts[0][y][x] = f"{100 * mean:.1f}" + ("" if math.isnan(deviation) else f"\n± {100 * deviation:.1f}")
-        texts[1][y][x] = f"{len(setting.did_not_learn)}/{len(setting.ended)}"
+        accuracy[at], failed[at] = 100 * mean, len(setting.did_not_learn) / len(setting.ended)
+        texts[0][at] = f"{100 * mean:.1f}" + ("" if math.isnan(deviation) else f"\n± {100 * deviation:.1f}")
+        texts[1][at] = f"{len(setting.did_not_learn)}/{len(setting.ended)}"
     height = 1.15 + 0.52 * len(ys)
-    short = short_names(sweep.swept)
-    where = escape_mathtext(f" ({short[third]}={sweep.label(third, facet)})") if third else ""
-    scales = [
-        (
-            accuracy,
-            COLOR_SCALE.with_extremes(bad=(0, 0, 0, 0)),
-            {"vmin": np.nanmin(accuracy), "vmax": np.nanmax(accuracy)},
-            "mean test accuracy [%]",
-        ),
-        (failed, _FAILED_SCALE, {"vmin": 0.0, "vmax": 1.0}, "runs that did not learn"),
-    ]
+    where = escape_mathtext(f" ({short_names(sweep.swept)[third]}={sweep.label(third, facet)})") if third else ""
+    means = [100 * setting.sort_key() for setting in sweep.settings if setting.ended]
     with plot_style.theme():
         figure = Figure(figsize=(11, height))
         grid = figure.add_gridspec(1, 2, left=0.09, right=0.99, bottom=0.52 / height, top=1 - 0.38 / height, wspace=0.1)
-        for axes, (values, scale, limits, title), text in zip(
-            grid.subplots(squeeze=False)[0], scales, texts, strict=True
-        ):
-            seaborn.heatmap(
-                values,
-                cmap=scale,
-                annot=np.array(text),
-                fmt="",
-                cbar=False,
-                linewidths=1.5,
-                linecolor="none",
-                annot_kws={"fontsize": 9},
-                xticklabels=[_label(sweep, columns, value) for value in xs],
-                yticklabels=[_label(sweep, rows, value) for value in ys],
-                ax=axes,
-                **limits,
-            )
-            axes.invert_yaxis()
+        left, right = grid.subplots(squeeze=False)[0]
+        colors = COLOR_SCALE.with_extremes(bad=(0, 0, 0, 0))
+        _cells(left, accuracy, texts[0], colors, (min(means), max(means)))
+        _cells(right, failed, texts[1], _FAILED_SCALE, (0.0, 1.0))
+        for axes, title in ((left, "mean test accuracy [%]"), (right, "runs that did not learn")):
             axes.set_title(title + where)
-            axes.set(xlabel=escape_mathtext(columns), ylabel="")
-            axes.tick_params(axis="y", rotation=0)
-        figure.axes[0].set_ylabel(escape_mathtext(rows))
+            axes.set_xticklabels([_label(sweep, columns, value) for value in xs])
+            axes.set_yticklabels([_label(sweep, rows, value) for value in ys], rotation=0)
+            axes.set_xlabel(escape_mathtext(columns))
+        left.set_ylabel(escape_mathtext(rows))
     return figure
+
+
+def _cells(axes: Axes, values: FloatArray, texts: Any, scale: Colormap, limits: tuple[float, float]) -> None:
+    """One heat map [rows, columns], the first row at the bottom; nan is left blank."""
+    seaborn.heatmap(
+        values,
+        cmap=scale,
+        vmin=limits[0],
+        vmax=limits[1],
+        annot=texts,
+        fmt="",
+        cbar=False,
+        linewidths=1.5,
+        linecolor="none",
+        annot_kws={"fontsize": 9},
+        xticklabels=True,
+        yticklabels=True,
+        ax=axes,
+    )
+    axes.invert_yaxis()
+
+
+def _strips(
+    axes: Axes, labels: Sequence[str], x: Sequence[str], y: Sequence[float], runs: Sequence[RunSummary]
+) -> dict[str, list[str]]:
+    """A column of points for each label, with mean and standard deviation; returns the points' titles."""
+    words = [_verdict_word(run) for run in runs]
+    seaborn.swarmplot(
+        x=x,
+        y=y,
+        order=labels,
+        hue=words,
+        palette={word: _word_color(word) for word in words},
+        size=6 if len(runs) < 100 else 3,
+        alpha=0.85,
+        linewidth=0.4,
+        legend=False,
+        warn_thresh=1.0,
+        ax=axes,
+    )
+    titles = {}
+    for column, points in enumerate(axes.collections):
+        members = [run for run, label in zip(runs, x, strict=True) if label == labels[column]]
+        points.set_gid(f"strip{column}")
+        titles[f"strip{column}"] = [_run_title(run) for run in members]
+    if len(runs) > len(labels):
+        seaborn.pointplot(
+            x=x,
+            y=y,
+            order=labels,
+            errorbar="sd",
+            linestyle="none",
+            marker="_",
+            markersize=26,
+            color=plot_style.TEXT,
+            err_kws={"linewidth": 1.2, "color": plot_style.TEXT},
+            capsize=0.12,
+            ax=axes,
+        )
+    return titles
 
 
 def _finish(axes: Axes, title: str, runs: Sequence[RunSummary]) -> None:

@@ -25,7 +25,7 @@ from bertmon.compare.plots import (
 )
 from bertmon.compare.results import Setting
 from bertmon.compare.selection import RunWithHistory
-from bertmon.compare.summary import count_verdicts, flagged_steps
+from bertmon.compare.tables import count_verdicts, flagged_steps
 from bertmon.monitor.history import FloatArray
 from bertmon.notation import format_rate
 

@@ -19,10 +19,10 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from bertmon.compare import selection, summary
+from bertmon.compare import selection, summary, tables
 from bertmon.compare.details import details, title
 from bertmon.compare.results import WAITING, RunSummary, Sweep, read_sweep
-from bertmon.compare.summary import Table
+from bertmon.compare.tables import Table
 from bertmon.plot_style import VERDICT_COLORS
 from bertmon.result import SWEEP_FILE, Status, run_names
 from bertmon.storage import atomic_write
@@ -84,11 +84,11 @@ def render_html(sweep: Sweep, target: Path) -> str:
         written=time.strftime("%Y-%m-%d %H:%M"),
         conclusions=summary.conclusions(sweep),
         verdict=summary.verdict_sentence(sweep.runs[0]) if len(sweep.runs) == 1 else "",
-        settings=summary.settings_table(sweep).without_empty_columns(),
-        note=summary.TABLE_NOTE,
-        rates=summary.rates_table(sweep),
-        unfinished=summary.unfinished_table(sweep),
-        runs=summary.runs_table(sweep).without_empty_columns(),
+        settings=tables.settings_table(sweep).without_empty_columns(),
+        note=tables.TABLE_NOTE,
+        rates=tables.rates_table(sweep),
+        unfinished=tables.unfinished_table(sweep),
+        runs=tables.runs_table(sweep).without_empty_columns(),
         links=[_links(run, target) for run in sweep.runs],
         script=Markup(source),
         script_hash=base64.b64encode(hashlib.sha256(source.encode()).digest()).decode(),
@@ -98,14 +98,14 @@ def render_html(sweep: Sweep, target: Path) -> str:
 
 def render_markdown(sweep: Sweep) -> str:
     parts = [f"# {title(sweep)}", *summary.conclusions(sweep)]
-    parts += [summary.settings_table(sweep).without_empty_columns().markdown(), summary.TABLE_NOTE]
-    rates = summary.rates_table(sweep)
+    parts += [tables.settings_table(sweep).without_empty_columns().markdown(), tables.TABLE_NOTE]
+    rates = tables.rates_table(sweep)
     if rates.rows:
         parts += ["## Window of learning rates", rates.markdown()]
-    unfinished = summary.unfinished_table(sweep)
+    unfinished = tables.unfinished_table(sweep)
     if unfinished.rows:
         parts += ["## Unfinished runs", unfinished.markdown()]
-    parts += ["## Runs", summary.runs_table(sweep).without_empty_columns().markdown()]
+    parts += ["## Runs", tables.runs_table(sweep).without_empty_columns().markdown()]
     parts += ["## Details", Table.of(("", ""), details(sweep)).markdown()]
     parts.append(f"Written by bertmon at {time.strftime('%Y-%m-%d %H:%M')}.")
     return "\n\n".join(parts) + "\n"
@@ -151,7 +151,7 @@ def _figures(sweep: Sweep) -> dict[str, Any]:
         depths = [(step, layer_plots.gradient_depth(side_by_side, step)) for step in steps]
         heat_maps = _HEAT_MAPS if side_by_side else ()
         return {
-            "colors": [colors[setting] for setting in summary.listed_settings(sweep)],
+            "colors": [colors[setting] for setting in tables.listed_settings(sweep)],
             "points": [_svg(*each) for each in points if each],
             "answers": [_svg(figure) for figure in answer_plots.heat_maps(sweep)],
             "curves": _svg(*curve_plots.training_curves(curves, colors)) if curves else "",

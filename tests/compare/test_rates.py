@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import comparison, leave_run
 
-from bertmon.compare import summary
+from bertmon.compare import summary, tables
 from bertmon.compare.rates import rate_windows
 from bertmon.compare.results import read_sweep
 
@@ -50,7 +50,7 @@ def test_rate_windows_are_one_for_each_value_of_other_keys(tmp_path):
     for warmup, losses in ((0.1, {1e-4: 0.5, 1e-3: 1.4}), (0.7, {1e-4: 0.5, 1e-3: 0.5})):
         leave_rates(tmp_path, losses, **{"schedule.warmup_frac": warmup})
     sweep = read_sweep([tmp_path])
-    table = summary.rates_table(sweep)
+    table = tables.rates_table(sweep)
     assert table.header == ("warmup_frac", "all runs learned at rates", "of rates", "learning-rate sensitivity")
     assert table.rows == (("0.1", "1e-4", "1 of 2", "0.450"), ("0.7", "1e-4, 1e-3", "2 of 2", "0.000"))
     assert "Learning rates at which all runs learned: warmup_frac=0.1: 1 of 2; warmup_frac=0.7: 2 of 2." in (
@@ -67,7 +67,7 @@ def test_sensitivity_without_a_chance_loss_is_unknown(tmp_path):
         leave_run(tmp_path / f"{lr}/seed=0", overrides={"optimizer.lr": lr}, measured=False)
     (window,) = rate_windows(read_sweep([tmp_path]))
     assert math.isnan(window.sensitivity)
-    assert summary.rates_table(read_sweep([tmp_path])).rows[0][-1] == ""
+    assert tables.rates_table(read_sweep([tmp_path])).rows[0][-1] == ""
 
 
 def test_article_study_of_warmups_gives_the_known_windows(tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import comparison, leave_run, synthetic_history
 
-from bertmon.compare import report, selection, summary
+from bertmon.compare import report, selection, summary, tables
 from bertmon.compare.__main__ import main
 from bertmon.compare.details import details, title
 from bertmon.compare.results import read_sweep
@@ -49,7 +49,7 @@ def test_report_needs_no_other_file(folder):
     for sentence in summary.conclusions(sweep):
         assert sentence in plain
     markdown = (folder / "report.md").read_text()
-    assert summary.settings_table(sweep).without_empty_columns().markdown() in markdown
+    assert tables.settings_table(sweep).without_empty_columns().markdown() in markdown
     assert summary.conclusions(sweep)[1] in markdown
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import comparison, leave_run, synthetic_history
 
 from bertmon import notation
-from bertmon.compare import summary
+from bertmon.compare import summary, tables
 from bertmon.compare.results import read_sweep
 from bertmon.monitor.history import HISTORY_FILE
 from bertmon.result import Status
@@ -18,7 +18,7 @@ def test_settings_table_has_a_row_for_each_setting(tmp_path):
     comparison(tmp_path, seeds=1)
     overrides = {"schedule.warmup_frac": 0.7}
     leave_run(tmp_path / "warmup_frac=0.7/seed=1", accuracy=0.6, seed=1, overrides=overrides, seconds=90.0)
-    table = summary.settings_table(read_sweep([tmp_path]))
+    table = tables.settings_table(read_sweep([tmp_path]))
     header = "warmup_frac, runs, test accuracy, did not learn, verdict, flagged at step, peak rate, best, macro F1"
     assert table.header == (*header.split(", "), "test loss", "time", "saved")
     assert table.rows == (
@@ -35,7 +35,7 @@ def test_settings_table_has_a_row_for_each_setting(tmp_path):
 def test_settings_table_of_two_sweeps_has_a_column_for_every_key_that_differs(tmp_path):
     for name, lr in (("a", 1e-3), ("b", 3e-3)):
         leave_run(tmp_path / f"{name}/x/seed=0", config={"optimizer": {"lr": lr}})
-    table = summary.settings_table(read_sweep([tmp_path / "a", tmp_path / "b"]))
+    table = tables.settings_table(read_sweep([tmp_path / "a", tmp_path / "b"]))
     assert table.header[0] == "lr"
     assert [row[0] for row in table.rows] == ["1e-3", "3e-3"]
 
@@ -45,7 +45,7 @@ def test_settings_table_counts_runs_that_have_not_ended(tmp_path):
     names = [f"warmup_frac={warmup}/seed={seed}" for warmup in (0.1, 0.7) for seed in (0, 1)]
     (tmp_path / "sweep.json").write_text(json.dumps({"runs": names}))
     sweep = read_sweep([tmp_path])
-    assert [row[1] for row in summary.settings_table(sweep).rows] == ["1 of 2", "1 of 2"]
+    assert [row[1] for row in tables.settings_table(sweep).rows] == ["1 of 2", "1 of 2"]
     assert summary.conclusions(sweep)[-1] == "Excluded: 2 not started."
 
 
@@ -56,10 +56,10 @@ def test_settings_table_means_over_fewer_runs_say_so(tmp_path):
         changes = {"status": "diverged", "evaluations": evaluations, "verdict": "diverged"}
         leave_run(tmp_path / f"a/seed={seed}", seed=seed, **changes)
         leave_run(tmp_path / f"b/a/seed={seed}", seed=seed, **changes)
-    (row,) = summary.settings_table(read_sweep([tmp_path / "a"])).rows
+    (row,) = tables.settings_table(read_sweep([tmp_path / "a"])).rows
     assert row[2:4] == ("43.3 ± 31.8 %", "2 of 3 (21 to 94 %)")
     assert (row[7], row[9]) == ("80.0 % (1 of 3)", "0.600 (1 of 3)")
-    (row,) = summary.settings_table(read_sweep([tmp_path / "b"])).rows
+    (row,) = tables.settings_table(read_sweep([tmp_path / "b"])).rows
     assert (row[2], row[7], row[9]) == ("25.0 ± 0.0 %", "", "")
 
 
@@ -69,24 +69,24 @@ def test_settings_table_separates_best_from_last_and_leaves_out_unfinished_time(
         leave_run(tmp_path / f"a/seed={seed}", seed=seed, evaluations=evaluations, seconds=seconds)
     leave_run(tmp_path / "a/seed=2", seed=2, status="interrupted", seconds=500.0)
     sweep = read_sweep([tmp_path])
-    (row,) = summary.settings_table(sweep).rows
+    (row,) = tables.settings_table(sweep).rows
     assert row == (
         "a", "2 of 3", "60.0 ± 14.1 %", "0 of 2 (0 to 66 %)", "healthy", "", "2e-3", "80.0 %", "", "1.000 ± 0.000",
         "15 s", "",
     )  # fmt: skip
-    assert [row[:2] for row in summary.unfinished_table(sweep).rows] == [("a/seed=2", "interrupted")]
+    assert [row[:2] for row in tables.unfinished_table(sweep).rows] == [("a/seed=2", "interrupted")]
 
 
 def test_settings_table_says_what_a_stopped_run_saved(tmp_path):
     leave_run(tmp_path / "a/seed=0", learns=False, status="stopped", steps=21)
-    assert summary.settings_table(read_sweep([tmp_path])).rows[0][-1] == "79 steps"
+    assert tables.settings_table(read_sweep([tmp_path])).rows[0][-1] == "79 steps"
 
 
 def test_unfinished_table_names_a_corrupt_file(tmp_path):
     corrupt = tmp_path / "a/seed=0"
     corrupt.mkdir(parents=True)
     (corrupt / "result.json").write_text("{")
-    ((name, status, why),) = summary.unfinished_table(read_sweep([tmp_path])).rows
+    ((name, status, why),) = tables.unfinished_table(read_sweep([tmp_path])).rows
     assert (name, status) == ("a/seed=0", "unreadable")
     assert why == f"{corrupt}/result.json is empty, corrupt, or not the result of a run"
 
@@ -172,12 +172,12 @@ def test_conclusions_of_too_few_test_texts_say_how_many_are_needed(tmp_path):
 
 
 def test_markdown_escapes_columns_and_markup():
-    assert summary.Table(("a|b",), (("<b>x",),)).markdown() == "| a\\|b |\n| --- |\n| &lt;b>x |"
+    assert tables.Table(("a|b",), (("<b>x",),)).markdown() == "| a\\|b |\n| --- |\n| &lt;b>x |"
 
 
 def test_fitted_table_drops_the_least_important_columns(tmp_path):
     comparison(tmp_path)
-    table = summary.settings_table(read_sweep([tmp_path])).without_empty_columns()
+    table = tables.settings_table(read_sweep([tmp_path])).without_empty_columns()
     assert "saved" not in table.header
     importance = ("runs", "test accuracy", "verdict", "did not learn", "flagged at step", "peak rate", "time", "best")
     fitted = table.fitted(80, (*importance, "test loss"))
