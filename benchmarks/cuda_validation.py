@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import Any
 
 PARTS = {
-    "environment": "what the numbers below stand on",
+    "environment": "what the numbers below depend on",
     "twins": "20 steps on the CPU and on the GPU: the same losses",
     "waits": "no wait of the host in a step that is not monitored, at the article's shapes",
     "resume": "a resumed run is bit for bit the undisturbed one (train.deterministic)",
-    "out_of_memory": "a sweep goes on after a run without enough memory",
+    "out_of_memory": "a sweep continues after a run without enough memory",
     "monitoring": "what monitoring costs every 30 steps and every step; goals 1.02 and 1.05",
-    "floor": "a step beside its floor by the measured matrix rate and bandwidth; goal 50 % in bf16",
-    "trainer": "tokens/s beside transformers' Trainer; goals 4 at its defaults, 1.3 at its best",
+    "floor": "a step next to its floor by the measured matrix rate and bandwidth; goal 50 % in bf16",
+    "trainer": "tokens/s next to transformers' Trainer; goals 4 at its defaults, 1.3 at its best",
     "compile": "the compiled step: the eager one's losses, its time, its graphs",
-    "memory": "most memory of the article's run beside what fake tensors foretold",
+    "memory": "most memory of the article's run next to what fake tensors predicted",
     "article": "640 steps with both warm-ups, from process start; goal 30 s a run",
     "seeds": "the same with further seeds, as many as fit",
 }

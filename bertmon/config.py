@@ -526,13 +526,13 @@ class VerdictThresholds:
 
     min_logit_std: float = 3e-5
     """Below this spread of the logits over a batch's texts the model ignores what it reads. Fresh models of width 64
-    and 128 stand at 5e-5 to 1e-3, those that learn at about 1, collapsed ones mostly at 1e-6 and less. Above 0."""
+    and 128 have 5e-5 to 1e-3, those that learn about 1, collapsed ones mostly 1e-6 and less. Above 0."""
     min_depth_ratio: float = 3e-2
     """Below this ratio of mean |gradient|, first over last encoder layer, gradients vanish towards the input. Runs
-    that learn stand between 0.1 and 10 but for one snapshot in a hundred, collapsed ones below 1e-2. Above 0."""
+    that learn have 0.1 to 10 but for one snapshot in a hundred, collapsed ones below 1e-2. Above 0."""
     min_update_per_lr: float = 1e-2
     """Below this size of Adam's step in units of the effective learning rate weights have stopped to move. Runs that
-    learn stand between 0.05 and 1. Above 0."""
+    learn have 0.05 to 1. Above 0."""
     learned_loss_ratio: float = 0.95
     """A smoothed training loss below this share of the entropy of the labels has used the texts. In (0, 1)."""
     min_final_logit_std: float = 3e-3

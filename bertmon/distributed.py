@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def init() -> None:
-    """Initialise the process group, if torchrun has started several processes."""
+    """Initialize the process group, if torchrun has started several processes."""
     if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 

@@ -1,7 +1,7 @@
 """Colors and theme of every figure, in TensorBoard and in the report.
 
 Knows no plotting library at import: the process that draws during training starts twice as fast without seaborn, whose
-"colorblind" palette stands here as constants (a test compares them).
+"colorblind" palette is copied here as constants (a test compares them).
 """
 
 from collections.abc import Mapping

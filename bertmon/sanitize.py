@@ -1,4 +1,4 @@
-"""What may stand on a terminal and in a log: texts of others without what moves its cursor or hides its words."""
+"""Third-party text for the terminal and for logs, without characters that move the cursor or hide words."""
 
 import logging
 import re

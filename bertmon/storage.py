@@ -46,7 +46,7 @@ def content_hash(*parts: str | bytes) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` to write to; on success it replaces `path`, flushed to disk.
+    """Yield a temporary path next to `path` to write to; on success it replaces `path`, flushed to disk.
 
     On an exception `path` keeps its old content and the temporary file is removed.
     """
@@ -74,7 +74,7 @@ def atomic_write(path: Path, content: bytes) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` to write to; on success it replaces `path`, flushed to disk.
+    """Yield a temporary folder next to `path` to write to; on success it replaces `path`, flushed to disk.
 
     On an exception `path` keeps its old content and the temporary folder is removed. Raises OSError.
     """

@@ -12,7 +12,7 @@ from bertmon.errors import InputError
 from bertmon.launch.compose import load_config
 from bertmon.launch.read_config import read_config
 
-WRONG = [  # key, value, how the message goes on after "expected"
+WRONG = [  # key, value, how the message continues after "expected"
     ("seed", -1, "a whole number from 0 to 4294967295"),
     ("seed", 2**32, "a whole number from 0 to 4294967295"),
     ("data.max_length", 7, "a whole number of at least 8"),

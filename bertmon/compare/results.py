@@ -30,7 +30,7 @@ from bertmon.sanitize import sanitize_line
 log = logging.getLogger(__name__)
 
 WAITING, UNREADABLE = "waiting", "unreadable"
-"""Statuses beside those of RunResult: a run that has not started, and one whose result.json is corrupt."""
+"""Statuses in addition to those of RunResult: a run that has not started, and one whose result.json is corrupt."""
 
 _MAX_PLAN_BYTES = 10**9
 

@@ -94,7 +94,7 @@ class Watch:
     scaler: the GradScaler of a loop in float16; updates that it skips are not counted.
     first_step: updates that the model has had. The folder's history is continued if `checkpoint` was called then;
     otherwise the steps before stay unknown.
-    facts: what the callbacks of this package know beside.
+    facts: what the callbacks of this package knows otherwise.
 
     Objects that accelerate has prepared, and models in DataParallel or DistributedDataParallel, are taken as they are;
     of several processes the first one writes. Use it as a context manager, or call `close` at the end. Raises
@@ -322,7 +322,7 @@ class Watch:
         return writer
 
     def _watch_unfrozen(self) -> None:
-        """Watch the weights that train since a while ago, beside those that did so before."""
+        """Watch the weights that train since a while ago, in addition to those that did so before."""
         watched = set(self._monitor.labels)
         everything = named_weights(self.model, frozen=True)
         self._monitor.watch_more(

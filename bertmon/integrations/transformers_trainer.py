@@ -190,7 +190,7 @@ class WatchCallback(Guarded, TrainerCallback):
         self._in_step = True
         try:
             loss = self._train(*args, **kwargs)
-        except BaseException:  # Ctrl-C among them: no callback is told
+        except BaseException:  # Ctrl-C among them: no callback is called
             self._end()
             raise
         finally:

@@ -74,7 +74,7 @@ def compose_runs(config: DictConfig) -> PlannedLaunch:
     names = ",".join(map(quote_override, sorted(excluded)))
     hydra_overrides = [f"hydra.job.config.override_dirname.exclude_keys=[{names}]"]
     task_overrides = []
-    if config.hydra.runtime.choices.get("experiment") == "auto":  # workers on other machines must not choose anew
+    if config.hydra.runtime.choices.get("experiment") == "auto":  # workers on other machines must not choose again
         task_overrides.append(f"experiment={config.experiment}")
 
     launch_config = with_overrides(copy.deepcopy(config), (), hydra_overrides)

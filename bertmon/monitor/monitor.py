@@ -117,7 +117,7 @@ class Monitor:
     ) -> None:
         self.history = history
         self.notes: list[Finding] = []
-        """What was noticed beside the verdict, each thing once."""
+        """What was noticed apart from the verdict, each thing once."""
         self.diagnosis = Diagnosis(Verdict.undecided, 0) if config.enabled else None
         self._lr_scales = lr_scales or {}
         self._watch(weights)
@@ -237,7 +237,7 @@ class Monitor:
             self._set_diagnosis(divergence(self.history.plan, signal, value, step, vocabulary=self._vocabulary))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the history; JSON can hold it."""
+        """What a checkpoint needs in addition to the history; JSON can hold it."""
         return {
             "diagnosis": asdict(self.diagnosis) if self.diagnosis else None,
             "logged_steps": self._logged_steps,

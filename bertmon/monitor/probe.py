@@ -14,7 +14,7 @@ MAX_TEXTS = 8
 """Texts of a batch that a pass of the probe's own reads."""
 _MIN_STEPS = 10
 """Steps between two passes of the probe's own. In FLOPs a pass is a sixth of a step of 16 texts; it is in float32, so
-beside a bfloat16 step on a GPU it takes a larger share of the time."""
+next to a bfloat16 step on a GPU it takes a larger share of the time."""
 
 
 class LogitProbe:

@@ -53,7 +53,7 @@ class WeightStatistics:
 
 
 class GroupedBuffer:
-    """Float32 tensors of the shapes and device of others [L], to compute in.
+    """Float32 tensors of the shapes and device of the given ones [L], to compute in.
 
     All of one size are the rows of one matrix: a statistic of each takes one operation per size, not one per tensor; on
     the CPU most of those would take longer to start than to run.

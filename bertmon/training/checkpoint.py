@@ -31,7 +31,7 @@ class CorruptCheckpointError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CheckpointMetadata:
-    """What a checkpoint holds beside tensors."""
+    """What a checkpoint holds in addition to tensors."""
 
     identity: Mapping[str, Any]  # config.run_identity of the run
     fingerprint: str  # of its data

@@ -19,7 +19,7 @@ SKIPPED_ON_THE_CPU = {"waits", "compile", "memory"}
 
 @pytest.fixture
 def parts(tmp_path, monkeypatch):
-    """Stands in for cuda_parts.py: notes its arguments, and ends as tmp_path/outcomes.json says for the part."""
+    """A stand-in for cuda_parts.py: notes its arguments, and ends as tmp_path/outcomes.json says for the part."""
     script = tmp_path / "cuda_parts.py"
     script.write_text(
         "import json, pathlib, sys, time\n"
@@ -60,7 +60,7 @@ def test_validation_continues_into_a_new_folder(parts, monkeypatch):
     monkeypatch.setattr(cuda_validation, "_LEAST_SECONDS", 0.1)
     (parts / "outcomes.json").write_text(json.dumps({"resume": {"sleeps": 60}}))
     assert cuda_validation.main([str(parts / "first"), "--minutes=0.15"]) == 0
-    assert calls(parts) == ["environment", "twins", "waits", "resume"]  # which was broken off
+    assert calls(parts) == ["environment", "twins", "waits", "resume"]  # which was interrupted
     assert list(json.loads((parts / "first/results.json").read_text())) == ["environment", "twins", "waits"]
     (parts / "outcomes.json").write_text("{}")
     assert cuda_validation.main([str(parts / "second")]) == 0

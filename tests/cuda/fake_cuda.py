@@ -25,7 +25,7 @@ DEVICE_NAME = "fake GPU"
 RANDOM_STATE_BYTES = 16
 
 attention_kernels: Counter[str] = Counter()
-"""Calls of each attention kernel; its masks are noted beside it."""
+"""Calls of each attention kernel; its masks are noted next to it."""
 restored_random_states: list[tuple[str, int]] = []
 """Device and bytes of each state that torch.cuda.set_rng_state got."""
 

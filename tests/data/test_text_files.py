@@ -181,7 +181,7 @@ def test_text_files_missing_or_with_unknown_labels_are_refused(tmp_path):
 
 
 def load(train, test=None, **changes):
-    """The corpus of one or two files, with a cache beside them."""
+    """The corpus of one or two files, with a cache next to them."""
     return load_corpus(FilesConfig(train=str(train), test=str(test or train), **changes), Path(train).parent)
 
 

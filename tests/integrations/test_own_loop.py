@@ -113,7 +113,7 @@ def test_watch_when_closed_has_written_history_scalars_and_figures(linear, tmp_p
     assert events.Scalars("loss/train")[1].value == pytest.approx(np.mean(watch.history.losses[1:4]), rel=1e-6)
     assert {"learning_rate", "effective_learning_rate", "grad_norm", "grad_mean/layer"} <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["gradient_flow", "update_ratio"]
-    watch.close()  # once more does nothing
+    watch.close()  # a second time does nothing
     assert len(list(tmp_path.glob("events*"))) == 1
 
 

@@ -22,7 +22,7 @@ def plan(steps=5, lr=0.5):
 
 
 class FixedProbe:
-    """A probe that finds what it is told to; None: nothing was measured."""
+    """A probe that finds what it is given; None: nothing was measured."""
 
     def __init__(self, *values):
         self._values = list(values)

@@ -1,4 +1,4 @@
-"""torch.compile: one graph per shape, a limit that is told, memory that is freed, a compiler that is looked for."""
+"""torch.compile: one graph per shape, a limit that is reported, memory that is freed, a compiler that is looked for."""
 
 import functools
 import importlib.util
