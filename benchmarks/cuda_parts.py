@@ -290,7 +290,7 @@ def out_of_memory(setup: Setup) -> Outcome:
 
 
 def monitoring(setup: Setup) -> Outcome:
-    """Whole runs, from the first step to the last written byte, next to the same without monitoring in the same turn."""
+    """Whole runs, from the first step to the last written byte, next to the same without monitoring."""
     turns = 1 if setup.rehearse else 3
     if CUDA:
         torch.zeros(1, device=DEVICE)  # so that no variant pays for CUDA's start
