@@ -93,7 +93,7 @@ class WatchCallback(Guarded, pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._after_batch(trainer, outputs)
-        due = self._stop_doomed and (trainer.global_step - 1) % self._every == 0
+        due = self._stop_doomed and (trainer.world_size == 1 or (trainer.global_step - 1) % self._every == 0)
         # outside of what is guarded: the other processes wait for the first one's answer
         if due and trainer.strategy.broadcast(self._watching and self.watch.doomed):
             trainer.should_stop = True

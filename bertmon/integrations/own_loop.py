@@ -39,6 +39,7 @@ from bertmon.integrations.logits import ModelLogits
 from bertmon.integrations.plan_ahead import (
     adam_config,
     current_lr,
+    group_lr_scales,
     past_learning_rates,
     planned_learning_rates,
 )
@@ -139,6 +140,7 @@ class Watch:
             config,
             self._writer,
             probe=LogitProbe(self.model, ModelLogits(self.model, logits)),
+            lr_scales=group_lr_scales(self._optimizer),
             vocabulary=facts.vocabulary,
             mean_over_processes=_mean_over_processes if self._processes > 1 else None,
         )

@@ -60,6 +60,18 @@ def current_lr(optimizer: Optimizer) -> float:
     return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
+def group_lr_scales(optimizer: Optimizer) -> dict[nn.Parameter, float]:
+    """Of each parameter its group's share of the largest learning rate, where groups have different ones."""
+    rates = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+    if len(set(rates)) == 1:
+        return {}
+    return {
+        parameter: rate / max(rates) if rate > 0 else 1.0
+        for rate, group in zip(rates, optimizer.param_groups, strict=True)
+        for parameter in group["params"]
+    }
+
+
 def adam_config(optimizer: Optimizer, bias_correction: bool) -> OptimizerConfig:
     """Adam's constants; those of the default, with a warning, for another optimizer."""
     group = optimizer.param_groups[0]

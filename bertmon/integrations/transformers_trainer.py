@@ -124,7 +124,7 @@ class WatchCallback(Guarded, TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         self._report()
-        due = self._stop_doomed and (state.global_step - 1) % self._every == 0
+        due = self._stop_doomed and (distributed.world_size() == 1 or (state.global_step - 1) % self._every == 0)
         # outside of what is guarded: the other processes wait for the first one's answer
         if due and distributed.broadcast(self._watching and self.watch.doomed):
             control.should_training_stop = True

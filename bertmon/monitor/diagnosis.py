@@ -312,8 +312,9 @@ def unmoved_weights(shots: list[Snapshot], low_precision: frozenset[str]) -> Fin
 def _unmoved(shot: Snapshot) -> npt.NDArray[np.bool_]:
     """Of each weight whether it did not change, though its gradient is well above Adam's epsilon and a hundredth of
     the learning rate well above float32's resolution [L]."""
+    rates = shot.effective_lr * np.array(shot.layers.lr_scales or 1.0)
     with np.errstate(invalid="ignore"):
-        visible = 1e-2 * shot.effective_lr > 2.0**-24 * shot["weight_rms"]
+        visible = 1e-2 * rates > 2.0**-24 * shot["weight_rms"]
         unmoved: npt.NDArray[np.bool_] = (shot["update_ratio"] == 0) & (shot["grad_mean"] > 1e-6) & visible
     return unmoved
 

@@ -200,3 +200,22 @@ def test_advice_names_the_settings_of_the_loop(tmp_path):
             optimizer.zero_grad()
     assert watch.diagnosis.verdict is Verdict.diverged
     assert watch.diagnosis.advice == "a learning rate of 1e-4"
+
+
+def test_groups_with_learning_rates_of_their_own_are_measured_by_their_own(tmp_path):
+    model = tiny_bert()
+    head = {id(parameter) for parameter in model.classifier.parameters()}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) not in head], "lr": 1e-4},
+        {"params": [p for p in model.parameters() if id(p) in head], "lr": 1e-3},
+    ]
+    optimizer = torch.optim.AdamW(groups)
+    with open_watch(model, optimizer, tmp_path, every=1) as watch:
+        for batch in batches(3):
+            take_step(watch, model, optimizer, batch)
+    snapshot = watch.history.snapshots[0]
+    assert snapshot.lr == 1e-3
+    assert dict(zip(snapshot.layers.labels, snapshot.layers.lr_scales, strict=True)) == {
+        label: pytest.approx(1.0 if label == "classifier" else 0.1) for label in snapshot.layers.labels
+    }
+    assert snapshot.signals["update_per_lr/linear"] == pytest.approx(1, abs=0.2)  # Adam's first step is its rate
