@@ -8,6 +8,7 @@ does not count. wandb.watch (offline) and Lightning's own gradient norms are the
 """
 
 import argparse
+import logging
 import os
 import statistics
 import tempfile
@@ -204,6 +205,7 @@ if __name__ == "__main__":
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     warnings.simplefilter("ignore")  # Lightning's
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     device_name = torch.cuda.get_device_name() if options.device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{device_name}, torch {torch.__version__}, {options.steps} steps of {BATCH} x {LENGTH} tokens\n")
     print_table(measure(list(PROGRAMS), options.steps, options.turns, options.device), options.steps)
