@@ -134,7 +134,20 @@ class Watch:
         point = _same_everywhere(lambda: _resume_point(self._folder, first_step), self._processes)
         history = self._history(point, chance, first_step, total_steps, scheduler, bias_correction, facts)
         self._writer = self._open_writer(point, first_step, figures, facts)
-        self._monitor = Monitor(
+        self._monitor = self._build_monitor(history, config, logits, facts)
+        self._step = len(history.losses)  # the one in progress
+        started = {"diagnosis": None, "logged_steps": self._step, "next_probe_step": 0}
+        self._monitor.load_state_dict(point.monitor if point else started)
+        self._trainable = _count_trainable(self.model)
+        self._warned_about_lr = False
+        self._ended = False  # diverged, or longer than planned: nothing is measured any more
+        self._measuring = False  # the step in progress
+        self._closed = False
+
+    def _build_monitor(
+        self, history: History, config: MonitorConfig, logits: Callable[[Any], Tensor] | None, facts: LoopFacts
+    ) -> Monitor:
+        return Monitor(
             named_weights(self.model),
             history,
             config,
@@ -144,14 +157,6 @@ class Watch:
             vocabulary=facts.vocabulary,
             mean_over_processes=_mean_over_processes if self._processes > 1 else None,
         )
-        self._step = len(history.losses)  # the one in progress
-        started = {"diagnosis": None, "logged_steps": self._step, "next_probe_step": 0}
-        self._monitor.load_state_dict(point.monitor if point else started)
-        self._trainable = _count_trainable(self.model)
-        self._warned_about_lr = False
-        self._ended = False  # diverged, or longer than planned: nothing is measured any more
-        self._measuring = False  # the step in progress
-        self._closed = False
 
     @property
     def folder(self) -> Path:
