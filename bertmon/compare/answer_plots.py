@@ -111,7 +111,7 @@ def _heat_map(sweep: Sweep, rows: str, columns: str, third: str | None, facet: A
         texts[1][at] = f"{len(setting.did_not_learn)}/{len(setting.ended)}"
     height = 1.15 + 0.52 * len(ys)
     where = escape_mathtext(f" ({short_names(sweep.swept)[third]}={sweep.label(third, facet)})") if third else ""
-    means = [100 * setting.sort_key() for setting in sweep.settings if setting.ended]
+    means = [100 * setting.mean("accuracy")[0] for setting in sweep.settings if setting.ended]
     with plot_style.theme():
         figure = Figure(figsize=(11, height))
         grid = figure.add_gridspec(1, 2, left=0.09, right=0.99, bottom=0.52 / height, top=1 - 0.38 / height, wspace=0.1)

@@ -189,9 +189,18 @@ class Setting:
         return mean, statistics.stdev(values) if len(values) > 1 else math.nan, len(values)
 
     def sort_key(self) -> float:
-        """Mean of the last accuracy; settings without one come first."""
-        mean = self.mean("accuracy")[0]
-        return -1.0 if math.isnan(mean) else mean
+        """Mean objective of the ended runs (RunResult.objective); settings without one come first."""
+        objectives = [run.result.objective for run in self.ended if run.result]
+        return statistics.fmean(objectives) if objectives else -math.inf
+
+    @property
+    def criterion(self) -> str:
+        """What `sort_key` goes by, in words; empty for the accuracy on the test texts."""
+        result = next((run.result for run in self.ended if run.result), None)
+        if result is None or (result.metric == "accuracy" and not result.validations):
+            return ""
+        name = {"f1_macro": "macro F1", "mcc": "Matthews correlation"}.get(result.metric, result.metric)
+        return f"{name} on the {'validation' if result.validations else 'test'} texts"
 
     @property
     def seconds(self) -> float:

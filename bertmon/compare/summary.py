@@ -107,7 +107,8 @@ def _best(sweep: Sweep) -> str:
     if len(sweep.ended) > 1 and not sweep.min_test_texts and all(run.did_not_learn for run in sweep.ended):
         return "No run learned more than guessing the most frequent class gives."
     result = f"{format_accuracy(best)} test accuracy{_seeds(best)}"
-    return f"Best: {best.name}, {result}." if len(ended) > 1 else f"{best.name}: {result}."
+    criterion = f" by {best.criterion}" if best.criterion else ""
+    return f"Best{criterion}: {best.name}, {result}." if len(ended) > 1 else f"{best.name}: {result}."
 
 
 def _failures(sweep: Sweep) -> list[str]:

@@ -4,6 +4,7 @@ Hydra calls PreflightCheck before it starts anything. A mistake in any run of a 
 been written then.
 """
 
+import dataclasses
 import os
 import sys
 import traceback
@@ -31,6 +32,9 @@ from bertmon.launch.hydra_setup import PLUGIN_EXTRAS
 from bertmon.launch.read_config import read_config
 from bertmon.launch.run_names import quote_override
 from bertmon.sanitize import sanitize_logs
+from bertmon.schedule import warmup_steps
+from bertmon.training.class_weights import class_weights
+from bertmon.training.plan import warmup_frac
 from bertmon.training.step import resolve_device
 
 _REMOTE_LAUNCHERS = ("submitit_slurm", "ray", "ray_aws")
@@ -107,15 +111,36 @@ def check_configs(configs: Sequence[RunConfig], *, devices: bool = True) -> None
     """
     for device in dict.fromkeys(config.device for config in configs) if devices else ():
         resolve_device(device)
-    checked: list[object] = []
+    checked: list[tuple[object, data.Corpus]] = []
+    seen: set[str] = set()
     for config in configs:
         task = (config.data, config.model, config.cache_dir)
-        if task not in checked:
-            checked.append(task)
-            _check_task(config)
+        corpus = next((corpus for other, corpus in checked if other == task), None)
+        if corpus is None:
+            corpus = _check_task(config)
+            checked.append((task, corpus))
+        class_weights(config.train.class_weights, corpus.train.labels, corpus.label_names)
+        _warn_of_equal_warmup(config, len(corpus.train), seen)
 
 
-def _check_task(config: RunConfig) -> None:
+def _warn_of_equal_warmup(config: RunConfig, texts: int, seen: set[str]) -> None:
+    """Two warm-ups of a sweep that round to the same number of steps are the same run.
+
+    seen: the configs before, which this one is added to.
+    """
+    total_steps = config.train.epochs * -(-texts // (config.train.batch_size * config.train.accumulate))
+    steps = warmup_steps(warmup_frac(config.schedule, total_steps), total_steps)
+    same = dataclasses.replace(
+        config, schedule=dataclasses.replace(config.schedule, warmup_frac=0.0, warmup_steps=steps)
+    )
+    if (key := repr(same)) in seen:
+        given, frac = config.schedule.warmup_steps, config.schedule.warmup_frac
+        name = f"schedule.warmup_frac={frac:g}" if given is None else f"schedule.warmup_steps={given}"
+        print(f"{name} is {steps} of {total_steps} steps, as another warm-up of the sweep: these runs are the same")
+    seen.add(key)
+
+
+def _check_task(config: RunConfig) -> data.Corpus:
     corpus = data.load_corpus(config.data, config.cache_path())
     steps = config.train.epochs * -(-len(corpus.train) // config.train.batch_size)
     require(steps <= MAX_INT, "train.epochs", config.train.epochs, f"at most {MAX_INT} steps")
@@ -127,6 +152,7 @@ def _check_task(config: RunConfig) -> None:
         pad_id=vocabulary.pad_id,
         max_length=config.data.max_length,
     )
+    return corpus
 
 
 def _check_plugins(config: DictConfig) -> None:

@@ -9,6 +9,7 @@ from conftest import DEAD, comparison, leave_run
 
 from bertmon.compare import results
 from bertmon.compare.results import read_sweep
+from bertmon.compare.summary import conclusions
 from bertmon.errors import InputError
 from bertmon.metrics import EvalResult, did_not_learn, texts_needed
 from bertmon.monitor.diagnosis import Verdict
@@ -258,3 +259,22 @@ def test_read_sweep_of_version_0_1_reads_everything():
     assert dead.peak_effective_lr == pytest.approx(2.128e-3, rel=1e-3)
     assert [len(run.history.snapshots) for run in (dead, learned)] == [23, 23]
     assert learned.history.snapshots[0].signals["logit_std"] > 0
+
+
+def test_setting_sort_key_is_the_mean_objective_on_the_validation_texts(tmp_path):
+    for name, test, validation in (("a", 0.9, 0.5), ("b", 0.6, 0.7)):
+        validations = [{"step": 100, "loss": 1.0, "accuracy": validation, "mcc": validation - 0.1}]
+        for seed in (0, 1):
+            overrides = {"optimizer.lr": 1e-3 if name == "a" else 1e-4}
+            leave_run(
+                tmp_path / name / f"seed={seed}",
+                accuracy=test,
+                seed=seed,
+                overrides=overrides,
+                validations=validations,
+                metric="mcc",
+            )
+    sweep = read_sweep([tmp_path])
+    assert [setting.sort_key() for setting in sweep.settings] == pytest.approx([0.4, 0.6])
+    assert {setting.criterion for setting in sweep.settings} == {"Matthews correlation on the validation texts"}
+    assert conclusions(sweep)[0].startswith("Best by Matthews correlation on the validation texts: lr=1e-4")
