@@ -116,7 +116,7 @@ VALUES = [  # an override, part of the message
     ("~seed", "Interpolation key 'seed' not found"),
     ("~optimizer.lr", "does not support deletion"),
     ("+hack.__class__=1", "hack: no such key; there are experiment, name, seed, device, cache_dir, res"),
-    ("+data._target_=os.system", "data._target_: no such key; did you mean data.test?"),
+    ("+data._target_=os.system", "data._target_: no such key; there are data."),
     ("hydra.callbacks.preflight._target_=os.system", "'os.system' is blocklisted"),
     ("=5", "Could not start: ValueError: Config group override must be a string or a li"),
     ("seed==5", "Error parsing override 'seed==5'"),
@@ -366,7 +366,7 @@ RESUMED = [  # id, content of the folder's sweep.json, part of the message
     ("an escape", {"runs": [], "command": ["seed='\x1b[31m'"], "directory": "."}, "Value '\\x1b[31m' of type 'str'"),
     (
         "other settings",
-        {"runs": [], "command": [*FILES, *TINY], "directory": "."},
+        {"runs": [], "command": ["experiment=quickstart", *FILES, *TINY], "directory": "."},
         "cannot resume with different settings: ",
     ),
 ]
