@@ -17,6 +17,12 @@ from bertmon.monitor.history import History
 from bertmon.training import run_training
 
 
+@pytest.fixture
+def files(files):
+    """Files, with the demonstration's model: data=files alone would be fine-tuned."""
+    return ["experiment=quickstart", *files]
+
+
 def only_folder(tmp_path: Path) -> Path:
     (folder,) = (tmp_path / "multirun").iterdir()
     return folder
@@ -27,7 +33,7 @@ def test_sweep_trains_all_runs_and_leaves_everything_that_readme_names(bertmon, 
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("experiment=quickstart, since no CUDA device was found; choose another with experiment=")
+    assert lines[0].startswith("experiment=quickstart, as given; others are ")
     folder = only_folder(tmp_path)
     logdir = folder.relative_to(tmp_path)
     assert lines[-1].endswith(f"-m bertmon tensorboard {logdir}")
@@ -131,7 +137,9 @@ def test_doomed_run_can_be_stopped(bertmon_here, files, tmp_path):
     done = bertmon_here("run", "monitor.on_doomed=stop", *doomed, *files)
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stdout.splitlines() if "collapsed - " in line)
-    assert line.startswith("step 0: collapsed - gradients vanish towards the input (first/last layer ")
+    assert line.startswith(
+        "quickstart/seed=0: step 0: collapsed - gradients vanish towards the input (first/last layer "
+    )
     assert "14 of 15 steps saved" in done.stdout
     folder = only_folder(tmp_path)
     ((name, result),) = results(folder).items()
@@ -140,7 +148,7 @@ def test_doomed_run_can_be_stopped(bertmon_here, files, tmp_path):
     assert result["metrics"]["final"]["step"] == 1
     assert [finding["signal"] for finding in result["findings"]] == ["depth_ratio", "logit_std"]
     assert (result["cause"], result["advice"]) == (None, None)  # no weight has moved yet
-    assert line.removeprefix("step 0") in (folder / name / "run.log").read_text()
+    assert line.removeprefix("quickstart/seed=0: step 0") in (folder / name / "run.log").read_text()
 
 
 def test_monitor_off_leaves_loss_and_accuracy(bertmon_here, files, tmp_path):

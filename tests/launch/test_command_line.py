@@ -42,7 +42,7 @@ def test_wrong_arguments_are_one_message_and_nothing_is_written(bertmon_here, fi
 @pytest.mark.parametrize("name", ["a=b.csv", "a[1].csv", "汉字.csv", "a(1).csv", "x y=1.csv"])
 def test_value_that_hydra_cannot_parse_gets_quoting_that_works(bertmon_here, files, tmp_path, name):
     (tmp_path / name).write_bytes((tmp_path / "train.csv").read_bytes())
-    rest = ["train.epochs=1", *(word for word in files if not word.startswith("data.train="))]
+    rest = ["experiment=quickstart", "train.epochs=1", *(word for word in files if not word.startswith("data.train="))]
     wrong = bertmon_here("run", f"data.train={name}", *rest)
     assert wrong.returncode == 1
     advice = re.search(

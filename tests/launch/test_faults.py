@@ -12,6 +12,12 @@ from bertmon.compare.results import read_sweep
 from bertmon.training import checkpoint
 
 
+@pytest.fixture
+def files(files):
+    """Files, with the demonstration's model: data=files alone would be fine-tuned."""
+    return ["experiment=quickstart", *files]
+
+
 @pytest.mark.slow
 def test_sweep_survives_runs_that_raise_exit_or_run_out_of_memory(bertmon, files, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(FAILING_RUNS)

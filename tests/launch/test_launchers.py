@@ -16,6 +16,12 @@ from bertmon.training import checkpoint
 SWEEP = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=2"]
 
 
+@pytest.fixture
+def files(files):
+    """Files, with the demonstration's model: data=files alone would be fine-tuned."""
+    return ["experiment=quickstart", *files]
+
+
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch):
     """As many threads a run everywhere: the same sums in the same order."""

@@ -16,6 +16,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
+def files(files):
+    """Files, with the demonstration's model: data=files alone would be fine-tuned."""
+    return ["experiment=quickstart", *files]
+
+
+@pytest.fixture
 def bertmon(tmp_path, start_process):
     """Starts bertmon in tmp_path on a number of processes; returns the Popen of torchrun."""
 
