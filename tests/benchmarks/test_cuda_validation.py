@@ -80,7 +80,7 @@ def test_validation_reports_a_part_that_fails_and_runs_the_next_ones(parts, caps
     assert capsys.readouterr().out.endswith("not as expected: twins, floor; not done: nothing\n")
     results = json.loads((parts / "out/results.json").read_text())
     assert results["twins"]["ok"] is False
-    assert results["twins"]["error"].endswith("RuntimeError: CUDA error")
+    assert results["twins"]["error"].endswith("RuntimeError: CUDA error: an illegal memory access")
     report = (parts / "out/report.md").read_text().splitlines()
     assert [line.split("|")[3].strip() for line in report[2:6]] == ["yes", "**no**", "skipped", "yes"]
 
