@@ -148,7 +148,7 @@ def test_wandb_run_of_the_trainer_has_signals_figures_and_the_verdict(tmp_path):
     steps = [row["train/global_step"] for row in with_figure]
     assert steps == ["1", "6", "11"]
     assert "bertmon/verdict" in summary
-    assert len(list(tmp_path.glob("wandb/offline-run-*/files/media/images/bertmon/*.png"))) == 9  # three figures at three steps
+    assert len(list(tmp_path.glob("wandb/offline-run-*/files/media/images/bertmon/*.png"))) == 9
 
 
 @pytest.mark.slow

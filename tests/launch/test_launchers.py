@@ -62,23 +62,23 @@ def shown(folder):
 @pytest.mark.slow
 def test_interrupted_joblib_sweep_leaves_checkpoints_and_resumes(bertmon, files, tmp_path):
     long = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=20", "train.checkpoint_every=5", *files]
-    beside = ["hydra.sweep.dir=beside", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    parallel = ["hydra.sweep.dir=parallel", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     assert bertmon(*long, "hydra.sweep.dir=plain").returncode == 0
-    process = bertmon(*long, *beside, wait=False)
-    wait_until(lambda: list(tmp_path.glob(f"beside/*/*/{checkpoint.CHECKPOINT_FILE}")), process)
+    process = bertmon(*long, *parallel, wait=False)
+    wait_until(lambda: list(tmp_path.glob(f"parallel/*/*/{checkpoint.CHECKPOINT_FILE}")), process)
     done = interrupt(process, signal.SIGTERM)
     assert done.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in done.stdout + done.stderr
-    assert "bertmon resume beside" in done.stdout
-    statuses = [run["status"] for run in results(tmp_path / "beside").values()]
+    assert "bertmon resume parallel" in done.stdout
+    statuses = [run["status"] for run in results(tmp_path / "parallel").values()]
     assert "interrupted" in statuses
     assert "running" not in statuses
-    assert len(list(tmp_path.glob(f"beside/*/*/{checkpoint.CHECKPOINT_FILE}"))) == statuses.count("interrupted")
+    assert len(list(tmp_path.glob(f"parallel/*/*/{checkpoint.CHECKPOINT_FILE}"))) == statuses.count("interrupted")
 
-    done = bertmon(*long, *beside, "resume=beside")
+    done = bertmon(*long, *parallel, "resume=parallel")
     assert done.returncode == 0, done.stderr
     assert "resuming at step" in done.stdout
-    assert read_runs(tmp_path / "beside") == read_runs(tmp_path / "plain")
+    assert read_runs(tmp_path / "parallel") == read_runs(tmp_path / "plain")
 
 
 def test_failed_parallel_run_names_its_lines(bertmon, files, tmp_path, monkeypatch):
