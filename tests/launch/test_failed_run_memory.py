@@ -36,7 +36,9 @@ run.main()
 @pytest.mark.parametrize("keep", [False, True])  # the control: an error that is kept keeps the model
 def test_a_run_that_fails_keeps_no_memory_from_the_next_one(start_process, files, keep):
     code = f"KEEP = {keep}\n{SWEEP}"
-    done = completed(start_process([sys.executable, "-c", code, "-m", "seed=0,1", "train.epochs=1", *files]))
+    done = completed(
+        start_process([sys.executable, "-c", code, "-m", "experiment=custom", "seed=0,1", "train.epochs=1", *files])
+    )
     alive = [line for line in done.stdout.splitlines() if line.startswith("alive:")]
     assert alive == ["alive: 0", f"alive: {int(keep)}"], done.stdout + done.stderr
     assert done.returncode == 1

@@ -55,7 +55,17 @@ def test_signal_that_asks_to_be_queued_again_comes_first(handlers):
         assert [each.code - 128 for each in pending] == [signal.SIGUSR1, signal.SIGTERM]
 
 
-def test_signal_without_a_handler_is_left_alone():
+@pytest.fixture
+def default_handlers():
+    """The handlers that a process starts with, whatever other tests have left."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_signal_without_a_handler_is_left_alone(default_handlers):
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGHUP)}
     with deferred_signals(True):
         assert {number: signal.getsignal(number) for number in before} == before
