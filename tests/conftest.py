@@ -99,6 +99,12 @@ def files(tmp_path: Path) -> list[str]:
     return ["data=files", f"data.train={train}", f"data.test={test}", *TINY_OVERRIDES]
 
 
+@pytest.fixture
+def demo_files(files: list[str]) -> list[str]:
+    """`files`, with the demonstration's model and optimizer: data=files alone would be fine-tuned."""
+    return ["experiment=quickstart", *files]
+
+
 def save_pretrained_bert(folder: Path, **changes: int) -> dict[str, Any]:
     """Save a small pretrained BERT in `folder`, as transformers writes it. Returns its weights."""
     import torch

@@ -1,4 +1,4 @@
-"""The program as a user starts it: real event files, in a few tests in a process of its own."""
+"""The program as a user starts it: real event demo_files, in a few tests in a process of its own."""
 
 import gc
 import json
@@ -17,19 +17,13 @@ from bertmon.monitor.history import History
 from bertmon.training import run_training
 
 
-@pytest.fixture
-def files(files):
-    """Files, with the demonstration's model: data=files alone would be fine-tuned."""
-    return ["experiment=quickstart", *files]
-
-
 def only_folder(tmp_path: Path) -> Path:
     (folder,) = (tmp_path / "multirun").iterdir()
     return folder
 
 
-def test_sweep_trains_all_runs_and_leaves_everything_that_readme_names(bertmon, files, tmp_path):
-    done = bertmon("schedule.warmup_frac=0.1,0.7", "-m", *files)
+def test_sweep_trains_all_runs_and_leaves_everything_that_readme_names(bertmon, demo_files, tmp_path):
+    done = bertmon("schedule.warmup_frac=0.1,0.7", "-m", *demo_files)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
@@ -51,7 +45,7 @@ def test_sweep_trains_all_runs_and_leaves_everything_that_readme_names(bertmon, 
     assert rates[0] != rates[1]
     assert json.loads((folder / "sweep.json").read_text()) == {
         "runs": list(runs),
-        "command": ["-m", "schedule.warmup_frac=0.1,0.7", *files],
+        "command": ["-m", "schedule.warmup_frac=0.1,0.7", *demo_files],
         "directory": str(tmp_path),
     }
 
@@ -94,9 +88,9 @@ def test_large_sweep_reports_progress_in_some_runs_only(tmp_path, monkeypatch):
         assert read_at == expected
 
 
-def test_same_run_twice_gives_the_same_numbers_and_never_overwrites(bertmon_here, files, tmp_path):
+def test_same_run_twice_gives_the_same_numbers_and_never_overwrites(bertmon_here, demo_files, tmp_path):
     for number in (1, 2):
-        done = bertmon_here("run", f"hydra.run.dir=run{number}", "seed=5", *files)
+        done = bertmon_here("run", f"hydra.run.dir=run{number}", "seed=5", *demo_files)
         assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"run{number}" / "result.json").read_text()) for number in (1, 2))
     assert first["evaluations"] == second["evaluations"]
@@ -106,14 +100,14 @@ def test_same_run_twice_gives_the_same_numbers_and_never_overwrites(bertmon_here
         return {path: path.read_bytes() for path in (tmp_path / "run1").rglob("*") if path.is_file()}
 
     before = content()
-    again = bertmon_here("run", "hydra.run.dir=run1", "optimizer.lr=1e-5", *files)
+    again = bertmon_here("run", "hydra.run.dir=run1", "optimizer.lr=1e-5", *demo_files)
     assert again.returncode == 1
     assert "run1 already contains a run: choose another folder or delete it." in again.stderr
     assert content() == before
 
 
-def test_single_run_is_named_by_its_experiment_or_the_user(bertmon_here, files, tmp_path):
-    short = ["train.epochs=1", *files]
+def test_single_run_is_named_by_its_experiment_or_the_user(bertmon_here, demo_files, tmp_path):
+    short = ["train.epochs=1", *demo_files]
     assert bertmon_here("run", "hydra.sweep.dir=ignored", *short).returncode == 0
     (folder,) = (tmp_path / "multirun").iterdir()
     assert list(results(folder)) == ["quickstart/seed=0"]
@@ -124,17 +118,17 @@ def test_single_run_is_named_by_its_experiment_or_the_user(bertmon_here, files, 
     assert list(results(tmp_path / "named")) == ["my first run/seed=0"]
 
 
-def test_sweep_over_seeds_is_named_by_the_user(bertmon_here, files, tmp_path):
-    done = bertmon_here("run", "-m", "seed=1,2", "name=mine", "train.epochs=1", *files)
+def test_sweep_over_seeds_is_named_by_the_user(bertmon_here, demo_files, tmp_path):
+    done = bertmon_here("run", "-m", "seed=1,2", "name=mine", "train.epochs=1", *demo_files)
     assert done.returncode == 0, done.stderr
     folder = only_folder(tmp_path)
     assert folder.name.endswith("_mine")
     assert list(results(folder)) == ["mine/seed=1", "mine/seed=2"]
 
 
-def test_doomed_run_can_be_stopped(bertmon_here, files, tmp_path):
+def test_doomed_run_can_be_stopped(bertmon_here, demo_files, tmp_path):
     doomed = ["monitor.thresholds.min_logit_std=1000", "monitor.thresholds.min_depth_ratio=1000"]
-    done = bertmon_here("run", "monitor.on_doomed=stop", *doomed, *files)
+    done = bertmon_here("run", "monitor.on_doomed=stop", *doomed, *demo_files)
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stdout.splitlines() if "collapsed - " in line)
     assert line.startswith(
@@ -151,8 +145,8 @@ def test_doomed_run_can_be_stopped(bertmon_here, files, tmp_path):
     assert line.removeprefix("quickstart/seed=0: step 0") in (folder / name / "run.log").read_text()
 
 
-def test_monitor_off_leaves_loss_and_accuracy(bertmon_here, files, tmp_path):
-    assert bertmon_here("run", "monitor=off", *files).returncode == 0
+def test_monitor_off_leaves_loss_and_accuracy(bertmon_here, demo_files, tmp_path):
+    assert bertmon_here("run", "monitor=off", *demo_files).returncode == 0
     folder = only_folder(tmp_path)
     ((name, result),) = results(folder).items()
     tags = EventAccumulator(str(folder / name)).Reload().Tags()
@@ -162,7 +156,7 @@ def test_monitor_off_leaves_loss_and_accuracy(bertmon_here, files, tmp_path):
     assert tags["images"] == []
 
 
-def test_failed_run_leaves_no_model_in_memory(bertmon_here, files, tmp_path, monkeypatch):
+def test_failed_run_leaves_no_model_in_memory(bertmon_here, demo_files, tmp_path, monkeypatch):
     """Its exception stays until the sweep ends; with its frames it would keep all that the run had on the GPU."""
     models, alive, original = [], [], run_training.build_task
 
@@ -179,7 +173,7 @@ def test_failed_run_leaves_no_model_in_memory(bertmon_here, files, tmp_path, mon
         raise MemoryError("out of memory")
 
     monkeypatch.setattr(run_training, "build_task", build_task)
-    done = bertmon_here("run", "seed=1,2", "-m", "train.epochs=1", *files)
+    done = bertmon_here("run", "seed=1,2", "-m", "train.epochs=1", *demo_files)
     assert done.returncode == 1
     assert "seed=1 failed: out of memory" in done.stderr
     assert [run["status"] for run in results(only_folder(tmp_path)).values()] == ["failed", "finished"]
@@ -187,8 +181,8 @@ def test_failed_run_leaves_no_model_in_memory(bertmon_here, files, tmp_path, mon
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_interrupted_run_leaves_result_and_resume_command(bertmon, files, tmp_path, number):
-    process = bertmon("hydra.run.dir=run", "train.epochs=10000", *files, wait=False)
+def test_interrupted_run_leaves_result_and_resume_command(bertmon, demo_files, tmp_path, number):
+    process = bertmon("hydra.run.dir=run", "train.epochs=10000", *demo_files, wait=False)
     log = tmp_path / "run" / "run.log"
     wait_until(lambda: log.exists() and "step 5 " in log.read_text(), process)
     done = interrupt(process, number)
@@ -202,8 +196,8 @@ def test_interrupted_run_leaves_result_and_resume_command(bertmon, files, tmp_pa
     assert "accuracy/test" in EventAccumulator(str(tmp_path / "run")).Reload().Tags()["scalars"]
 
 
-def test_flags_may_stand_anywhere_and_plus_signs_change_no_name(bertmon_here, files, tmp_path):
-    done = bertmon_here("++schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=1", *files, "hydra.sweep.dir=a b")
+def test_flags_may_stand_anywhere_and_plus_signs_change_no_name(bertmon_here, demo_files, tmp_path):
+    done = bertmon_here("++schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=1", *demo_files, "hydra.sweep.dir=a b")
     assert done.returncode == 0, done.stderr
     assert list(results(tmp_path / "a b")) == ["warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0"]
     assert done.stdout.splitlines()[-1].endswith("tensorboard 'a b'")
@@ -233,8 +227,8 @@ def test_sweep_on_real_newsgroups(bertmon_here, tmp_path):
     assert [result["steps"] for result in runs.values()] == [32, 32]
 
 
-def test_long_check_is_announced(bertmon_here, files):
-    done = bertmon_here("schedule.warmup_frac=range(0.01,1.11,0.01)", "-m", *files)
+def test_long_check_is_announced(bertmon_here, demo_files):
+    done = bertmon_here("schedule.warmup_frac=range(0.01,1.11,0.01)", "-m", *demo_files)
     assert done.returncode == 1
     assert done.stdout.splitlines()[1:] == ["checking 110 runs before the first one starts, about 9 s"]
     assert done.stderr.startswith("schedule.warmup_frac: expected a number from 0 to 1, got 1.0")

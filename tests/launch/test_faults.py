@@ -12,19 +12,13 @@ from bertmon.compare.results import read_sweep
 from bertmon.training import checkpoint
 
 
-@pytest.fixture
-def files(files):
-    """Files, with the demonstration's model: data=files alone would be fine-tuned."""
-    return ["experiment=quickstart", *files]
-
-
 @pytest.mark.slow
-def test_sweep_survives_runs_that_raise_exit_or_run_out_of_memory(bertmon, files, tmp_path, monkeypatch):
+def test_sweep_survives_runs_that_raise_exit_or_run_out_of_memory(bertmon, demo_files, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(FAILING_RUNS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     sweep = tmp_path / "sweep"
     eight = "schedule.warmup_frac=0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8"
-    done = bertmon(eight, "-m", "train.epochs=1", f"hydra.sweep.dir={sweep}", *files)
+    done = bertmon(eight, "-m", "train.epochs=1", f"hydra.sweep.dir={sweep}", *demo_files)
     assert done.returncode == 1
     expected = {"0.3": "the cat sat on the keyboard", "0.5": "can't allocate memory", "0.7": "enough"}
     for name, result in results(sweep).items():
@@ -60,11 +54,11 @@ LONG = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=20", "monitor.every=
 
 
 @pytest.mark.slow
-def test_full_disk_ends_the_launch_which_resumes_once_there_is_room(bertmon, files, tmp_path, small_disk):
+def test_full_disk_ends_the_launch_which_resumes_once_there_is_room(bertmon, demo_files, tmp_path, small_disk):
     disk, remount = small_disk
-    assert bertmon(*LONG, f"hydra.sweep.dir={tmp_path / 'whole'}", *files).returncode == 0
+    assert bertmon(*LONG, f"hydra.sweep.dir={tmp_path / 'whole'}", *demo_files).returncode == 0
 
-    done = bertmon(*LONG, f"hydra.sweep.dir={disk / 'sweep'}", *files)
+    done = bertmon(*LONG, f"hydra.sweep.dir={disk / 'sweep'}", *demo_files)
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     first = disk / "sweep/warmup_frac=0.1/seed=0"
@@ -76,16 +70,16 @@ def test_full_disk_ends_the_launch_which_resumes_once_there_is_room(bertmon, fil
     checkpoint.Checkpoint(first / checkpoint.CHECKPOINT_FILE)
 
     remount("size=64m")
-    again = bertmon(*LONG, f"resume={disk / 'sweep'}", *files)
+    again = bertmon(*LONG, f"resume={disk / 'sweep'}", *demo_files)
     assert again.returncode == 0, again.stderr
     for name in results(tmp_path / "whole"):
         assert RunContent.read(disk / "sweep" / name) == RunContent.read(tmp_path / "whole" / name)
 
 
-def test_folder_that_cannot_be_created_is_one_error(bertmon, files, small_disk):
+def test_folder_that_cannot_be_created_is_one_error(bertmon, demo_files, small_disk):
     disk, remount = small_disk
     remount("ro")
-    done = bertmon(*LONG, f"hydra.sweep.dir={disk / 'sweep'}", *files)
+    done = bertmon(*LONG, f"hydra.sweep.dir={disk / 'sweep'}", *demo_files)
     assert done.returncode == 1
     assert done.stderr == f"could not create {disk / 'sweep'}: Read-only file system.\n"
 

@@ -16,12 +16,6 @@ from bertmon.training import checkpoint
 SWEEP = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=2"]
 
 
-@pytest.fixture
-def files(files):
-    """Files, with the demonstration's model: data=files alone would be fine-tuned."""
-    return ["experiment=quickstart", *files]
-
-
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch):
     """As many threads a run everywhere: the same sums in the same order."""
@@ -29,11 +23,11 @@ def one_thread(monkeypatch):
 
 
 @pytest.mark.slow
-def test_sweep_is_the_same_with_every_launcher(bertmon, files, tmp_path):
+def test_sweep_is_the_same_with_every_launcher(bertmon, demo_files, tmp_path):
     launchers = ("basic", "joblib", "submitit_local", "ray")
     printed = {}
     for name in launchers:
-        done = bertmon(*SWEEP, *files, f"hydra.sweep.dir={name}", f"hydra/launcher={name}")
+        done = bertmon(*SWEEP, *demo_files, f"hydra.sweep.dir={name}", f"hydra/launcher={name}")
         assert done.returncode == 0, done.stderr
         printed[name] = done.stdout
     whole, report = read_runs(tmp_path / "basic"), shown(tmp_path / "basic")
@@ -60,8 +54,8 @@ def shown(folder):
 
 
 @pytest.mark.slow
-def test_interrupted_joblib_sweep_leaves_checkpoints_and_resumes(bertmon, files, tmp_path):
-    long = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=20", "train.checkpoint_every=5", *files]
+def test_interrupted_joblib_sweep_leaves_checkpoints_and_resumes(bertmon, demo_files, tmp_path):
+    long = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=20", "train.checkpoint_every=5", *demo_files]
     parallel = ["hydra.sweep.dir=parallel", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     assert bertmon(*long, "hydra.sweep.dir=plain").returncode == 0
     process = bertmon(*long, *parallel, wait=False)
@@ -81,11 +75,11 @@ def test_interrupted_joblib_sweep_leaves_checkpoints_and_resumes(bertmon, files,
     assert read_runs(tmp_path / "parallel") == read_runs(tmp_path / "plain")
 
 
-def test_failed_parallel_run_names_its_lines(bertmon, files, tmp_path, monkeypatch):
+def test_failed_parallel_run_names_its_lines(bertmon, demo_files, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(FAILING_RUNS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     chosen = ["hydra/launcher=joblib", "hydra.sweep.dir=sweep"]
-    done = bertmon("schedule.warmup_frac=0.1,0.3,0.9", "-m", *files, *chosen)
+    done = bertmon("schedule.warmup_frac=0.1,0.3,0.9", "-m", *demo_files, *chosen)
     assert done.returncode == 1
     assert [result["status"] for result in results(tmp_path / "sweep").values()] == ["finished", "failed", "finished"]
     assert "\nwarmup_frac=0.3/seed=0: RuntimeError: the cat sat on the keyboard\n" in done.stdout
@@ -111,8 +105,8 @@ SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweep
 
 
 @pytest.mark.slow
-def test_search_gets_the_mean_over_seeds_and_resumes(bertmon, files, tmp_path):
-    done = bertmon(*SEARCH, *files, "hydra.sweep.dir=search")
+def test_search_gets_the_mean_over_seeds_and_resumes(bertmon, demo_files, tmp_path):
+    done = bertmon(*SEARCH, *demo_files, "hydra.sweep.dir=search")
     assert done.returncode == 0, done.stderr
     runs = results(tmp_path / "search")
     assert len(runs) == 6
@@ -128,10 +122,10 @@ def test_search_gets_the_mean_over_seeds_and_resumes(bertmon, files, tmp_path):
     assert sum(values[warmup, lr]) / 2 == best.best_value
     assert "warmup_frac  " in done.stdout
 
-    again = bertmon(*SEARCH, *files, "hydra.sweep.dir=search")
+    again = bertmon(*SEARCH, *demo_files, "hydra.sweep.dir=search")
     assert again.returncode == 1
     assert "search already contains a launch with runs: resume it with resume=search" in again.stderr
-    resumed = bertmon(*SEARCH, *files, "hydra.sweep.dir=search", "resume=search")
+    resumed = bertmon(*SEARCH, *demo_files, "hydra.sweep.dir=search", "resume=search")
     assert resumed.returncode == 0
     assert resumed.stdout.count("already finished") == 6
     assert OmegaConf.load(tmp_path / "search/optimization_results.yaml") == best
@@ -159,8 +153,8 @@ WRONG = [  # arguments, part of the message
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG)
-def test_wrong_launcher_settings_are_one_error(bertmon_here, files, tmp_path, arguments, message):
-    done = bertmon_here("run", *files, *arguments)
+def test_wrong_launcher_settings_are_one_error(bertmon_here, demo_files, tmp_path, arguments, message):
+    done = bertmon_here("run", *demo_files, *arguments)
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stdout + done.stderr

@@ -16,12 +16,6 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def files(files):
-    """Files, with the demonstration's model: data=files alone would be fine-tuned."""
-    return ["experiment=quickstart", *files]
-
-
-@pytest.fixture
 def bertmon(tmp_path, start_process):
     """Starts bertmon in tmp_path on a number of processes; returns the Popen of torchrun."""
 
@@ -56,8 +50,8 @@ def assert_close(there, expected):
             np.testing.assert_allclose(shot[statistic], other[statistic], **tolerance)
 
 
-def test_two_processes_give_the_numbers_of_one(bertmon, files, tmp_path):
-    sweep = ["schedule.warmup_frac=0.1,0.7", "-m", *files, *SETUP]
+def test_two_processes_give_the_numbers_of_one(bertmon, demo_files, tmp_path):
+    sweep = ["schedule.warmup_frac=0.1,0.7", "-m", *demo_files, *SETUP]
     output_of(bertmon(1, *sweep, "hydra.sweep.dir=one"))
     output = output_of(bertmon(2, *sweep, "hydra.sweep.dir=two"))
     assert output.count("step 4 of 12: loss/test") == 2  # one process prints, in each of two runs
@@ -77,8 +71,8 @@ def test_two_processes_give_the_numbers_of_one(bertmon, files, tmp_path):
         assert len((tmp_path / "two" / name / "run.log").read_text().split("resuming")) == 1
 
 
-def test_two_processes_resume_after_a_signal(bertmon, files, tmp_path):
-    long = [*files, *SETUP[:1], "train.epochs=40", "train.log_every=1"]
+def test_two_processes_resume_after_a_signal(bertmon, demo_files, tmp_path):
+    long = [*demo_files, *SETUP[:1], "train.epochs=40", "train.log_every=1"]
     output_of(bertmon(2, *long, "hydra.run.dir=whole"))
     broken = bertmon(2, *long, "hydra.run.dir=broken")
     log = tmp_path / "broken" / "run.log"
@@ -91,8 +85,8 @@ def test_two_processes_resume_after_a_signal(bertmon, files, tmp_path):
     assert (tmp_path / "broken" / HISTORY_FILE).read_bytes() == (tmp_path / "whole" / HISTORY_FILE).read_bytes()
 
 
-def test_mistake_is_printed_once_and_ends_both_processes(bertmon, files, tmp_path):
-    done = completed(bertmon(2, *files, "data.train=nowhere.csv"))
+def test_mistake_is_printed_once_and_ends_both_processes(bertmon, demo_files, tmp_path):
+    done = completed(bertmon(2, *demo_files, "data.train=nowhere.csv"))
     assert done.returncode != 0
     assert (done.stdout + done.stderr).count("data.train: expected an existing file") == 1
     assert not (tmp_path / "multirun").exists()

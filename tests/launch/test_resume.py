@@ -16,9 +16,9 @@ FIRST, SECOND = "warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0"
 
 
 @pytest.mark.slow
-def test_resume_command_finishes_a_sweep_and_refuses_other_folders(bertmon, files, tmp_path):
+def test_resume_command_finishes_a_sweep_and_refuses_other_folders(bertmon, demo_files, tmp_path):
     sweep = tmp_path / "sweep"
-    command = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=2", "hydra.sweep.dir=sweep", *files]
+    command = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=2", "hydra.sweep.dir=sweep", *demo_files]
     assert bertmon(*command).returncode == 0
     expected = RunContent.read(sweep / SECOND)
     shutil.rmtree(sweep / SECOND)  # it has never started
@@ -50,8 +50,8 @@ def test_resume_command_finishes_a_sweep_and_refuses_other_folders(bertmon, file
 
 
 @pytest.mark.slow
-def test_two_launches_of_the_same_runs_at_once_share_none(bertmon, files, tmp_path):
-    command = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=1", "hydra.sweep.dir=sweep", *files]
+def test_two_launches_of_the_same_runs_at_once_share_none(bertmon, demo_files, tmp_path):
+    command = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=1", "hydra.sweep.dir=sweep", *demo_files]
     both = [bertmon(*command, wait=False) for _ in range(2)]
     errors = [process.communicate(timeout=TIMEOUT)[1] for process in both]
     codes = [process.returncode for process in both]

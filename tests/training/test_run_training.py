@@ -207,19 +207,19 @@ def checkpoint_times(sweep):
 
 
 @pytest.mark.slow
-def test_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(bertmon, files, tmp_path):
-    whole = bertmon(*SWEEP, "hydra.sweep.dir=whole", *files)
+def test_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(bertmon, demo_files, tmp_path):
+    whole = bertmon(*SWEEP, "hydra.sweep.dir=whole", *demo_files)
     assert whole.returncode == 0, whole.stderr
     rng, resume = random.Random(0), []
     for _ in range(3):
         before = checkpoint_times(tmp_path / "sweep")
-        running = bertmon(*SWEEP, "hydra.sweep.dir=sweep", *resume, *files, wait=False)
+        running = bertmon(*SWEEP, "hydra.sweep.dir=sweep", *resume, *demo_files, wait=False)
         wait_until(lambda old=before: checkpoint_times(tmp_path / "sweep").items() - old.items(), running)
         with pytest.raises(subprocess.TimeoutExpired):
             running.wait(rng.uniform(0, 0.1))
         interrupt(running, signal.SIGKILL)
         resume = ["resume=sweep"]
-    ended = bertmon(*SWEEP, "hydra.sweep.dir=sweep", *resume, *files)
+    ended = bertmon(*SWEEP, "hydra.sweep.dir=sweep", *resume, *demo_files)
     assert ended.returncode == 0, ended.stderr
     assert "resuming at step" in ended.stdout
     for name in RUNS:
@@ -228,8 +228,8 @@ def test_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(be
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_leaves_a_checkpoint_and_the_run_resumes_from_it(bertmon, files, tmp_path, number):
-    long = ["hydra.run.dir=run", "train.epochs=4000", *files]
+def test_signal_leaves_a_checkpoint_and_the_run_resumes_from_it(bertmon, demo_files, tmp_path, number):
+    long = ["hydra.run.dir=run", "train.epochs=4000", *demo_files]
     log = tmp_path / "run" / "run.log"
     running = bertmon(*long, wait=False)
     wait_until(lambda: log.exists() and "step 5 of 20000" in log.read_text(), running)
