@@ -97,7 +97,7 @@ def test_jobs_of_a_real_slurm_are_queued_again_and_resume(tmp_path):
         sweep.end()
     plain = slurm.Sweep(tmp_path / "plain", epochs=sweep.epochs)
     plain.end()
-    assert len(sweep.went_on()) == 2
+    assert len(sweep.resumed()) == 2
     assert read_runs(sweep.folder) == read_runs(plain.folder)
 
 
