@@ -2,9 +2,10 @@
 
 import os
 
-_SETTINGS: dict[str, str] = {}
-"""Variables that every process of bertmon starts with. None yet: which ones pay on idle and busy machines is to be
-measured."""
+_SETTINGS = {"GOMP_SPINCOUNT": "10000"}
+"""Turns that a thread of GNU OpenMP, which torch uses on Linux, waits at a barrier before it sleeps. By default it
+waits for minutes, and whatever else computes on the machine stalls every step. This many turns cost nothing on idle
+cores and help on busy ones (docs/LOG.md, benchmarks/threads.py)."""
 
 
 def configure_threads() -> None:
