@@ -233,10 +233,10 @@ class RunResult:
         return result
 
     @classmethod
-    def read(cls, run_dir: Path) -> Self | None:
+    def read(cls, run_dir: Path | str) -> Self | None:
         """The result in a run's folder; None if there is none, or the file is incomplete, corrupt or something else."""
         try:
-            return cls.from_dict(read_json(run_dir / RESULT_FILE))
+            return cls.from_dict(read_json(Path(run_dir) / RESULT_FILE))
         except ValueError:
             return None
 

@@ -183,8 +183,9 @@ class History:
         return file.getvalue()
 
     @classmethod
-    def load(cls, path: Path) -> "History":
+    def load(cls, path: Path | str) -> "History":
         """Read a file that holds `to_bytes`. Raises OSError and ValueError."""
+        path = Path(path)
         if not path.is_file():  # reading a FIFO would block
             raise OSError("not a file")
         return cls.from_bytes(path.read_bytes())
