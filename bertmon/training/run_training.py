@@ -146,6 +146,8 @@ def _start_or_resume(
         raise InputError(f"{home}: the training data has changed since this run started.")
     state = checkpoint.metadata.state
     result.previous_seconds = state.train_seconds + state.eval_seconds
+    if (home / MODEL_DIR).is_dir():  # saved before the interruption; it may stay the best one
+        result.model_dir = MODEL_DIR
     log.info(f"{summary}; resuming at step {state.steps} of {len(task.plan)}")
     monitor = build_monitor(config, task, History.from_bytes(checkpoint.history), writer, name=name)
     monitor.load_state_dict(checkpoint.metadata.monitor)

@@ -171,10 +171,10 @@ class Trainer:
         results = "; ".join(_format_evaluation(split, result, self._config.metric) for split, result in shown)
         log.info(f"{self._name}: step {test.step} of {self._total_steps}: {results}")
         self.state.eval_seconds += time.perf_counter() - begin
-        selected = validation or test
+        split, selected = shown[0]  # the one that the best evaluation is chosen by
         if self.state.status is not Status.diverged and not math.isfinite(selected.loss):
             self.state.status = Status.diverged
-            self._monitor.report_divergence("loss/test", selected.loss, selected.step)
+            self._monitor.report_divergence(f"loss/{split}", selected.loss, selected.step)
         stale = self.state.evaluations_since_best(self._config.metric)
         if self.state.status is Status.running and self._config.patience and stale >= self._config.patience:
             reason = f"{stale} evaluations without a better {self._config.metric}"

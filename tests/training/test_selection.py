@@ -1,6 +1,7 @@
 """Which evaluation counts: the validation split, the metric, early stopping, the model that is saved."""
 
 import pytest
+from conftest import interrupt_run
 
 from bertmon.config import Metric, SaveModel
 from bertmon.metrics import EvalResult
@@ -82,3 +83,24 @@ def test_metric_is_logged_and_decides(settings, tmp_path, caplog):
     assert result.metric == "f1_macro"
     assert result.objective == result.evaluations[-1].f1_macro
     assert f"f1_macro/test {result.evaluations[-1].f1_macro:.3f}" in caplog.text
+
+
+def test_resumed_run_still_knows_the_model_that_it_saved_before(settings, tmp_path, accuracies, monkeypatch):
+    (tmp_path / "run").mkdir()
+    accuracies += [0.9, 0.5, 0.5]
+    settings.train.epochs, settings.train.save_model, settings.train.checkpoint_every = 3, SaveModel.best, 8
+    interrupt_run(settings, tmp_path / "run", monkeypatch, at=12)
+    settings.resume, settings.train.checkpoint_every = str(tmp_path), None
+    result = run_training(settings, tmp_path / "run", name="test")
+    assert (result.status, result.best.step, result.model_dir) == (Status.finished, 6, "model")
+    assert RunResult.read(tmp_path / "run").model_dir == "model"
+
+
+def test_validation_loss_that_is_not_finite_is_reported_as_that(settings, tmp_path, monkeypatch):
+    settings.data.validation_frac = 0.25
+    (tmp_path / "run").mkdir()
+    losses = iter([1.0, float("nan")])  # of the test split, then of the validation split
+    monkeypatch.setattr(trainer, "evaluate", lambda *_, step, **__: EvalResult(step, next(losses), 0.5, 0.5, 0.0))
+    result = run_training(settings, tmp_path / "run", name="test")
+    assert result.status is Status.diverged
+    assert result.diagnosis.findings[0].signal == "loss/validation"
