@@ -44,6 +44,16 @@ def with_doomed_trainer(folder, world):
 def with_plain_loop(folder, world):
     if world > 1:
         distributed.init()
+    verdict = watch_plain_loop(folder, world)
+    verdicts = [None] * world
+    if world > 1:
+        torch.distributed.all_gather_object(verdicts, verdict)
+        assert len(set(verdicts)) == 1, verdicts
+        torch.distributed.destroy_process_group()
+
+
+def watch_plain_loop(folder, world):
+    """The replica is freed on return: one that outlives gloo's process group can hang forever, in torch 2.13."""
     model = tiny_bert(**EXACT)
     replica = distributed.wrap_ddp(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -57,18 +67,21 @@ def with_plain_loop(folder, world):
                 optimizer.step()
             optimizer.zero_grad()
     assert len(watch.history.losses) == 12
-    verdicts = [None] * world
-    if world > 1:
-        torch.distributed.all_gather_object(verdicts, str(watch.diagnosis))
-        assert len(set(verdicts)) == 1, verdicts
-        torch.distributed.destroy_process_group()
+    return str(watch.diagnosis)
 
 
 def with_accelerate(folder, world):
     from accelerate import Accelerator
-    from transformers import get_scheduler
 
     accelerator = Accelerator(cpu=True)
+    watch_accelerate(accelerator, folder, world)
+    accelerator.end_training()
+
+
+def watch_accelerate(accelerator, folder, world):
+    """As watch_plain_loop, with prepared objects."""
+    from transformers import get_scheduler
+
     model = tiny_bert(**EXACT)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     scheduler = get_scheduler("linear", optimizer, num_warmup_steps=4 * world, num_training_steps=12 * world)
@@ -84,7 +97,6 @@ def with_accelerate(folder, world):
             scheduler.step()
             optimizer.zero_grad()
     assert watch.history.plan.lr.argmax() == 4
-    accelerator.end_training()
 
 
 if __name__ == "__main__":
