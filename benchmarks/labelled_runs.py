@@ -23,15 +23,19 @@ import numpy.typing as npt
 
 from bertmon import optimizer, schedule
 from bertmon.config import OptimizerConfig
-from bertmon.metrics import EvalResult, did_not_learn
+from bertmon.metrics import EvalResult, did_not_learn, precision_recall
 from bertmon.monitor.history import HISTORY_FILE, STATISTICS, FloatArray, History, RunPlan, Snapshot, WeightTable
 from bertmon.result import RunResult
 
 STORE = Path(__file__).parent / "results" / "verdict_histories.npz.xz"
+PRETRAINED_STORE = STORE.with_name("pretrained_histories.npz.xz")
 ADVICE = STORE.with_name("verdict_advice.json")
 STORED_STATISTICS = [STATISTICS.index(name) for name in ("grad_mean", "update_ratio", "weight_rms")]
 CALIBRATION_SETTINGS = 137
 BLIND_FROM = 197  # no rule was changed after these settings were scored
+PRETRAINED_FROM = 1000  # settings of pretrained_grid.py from here on are MiniLM's
+WIDE_FROM = 2000  # and from here on those of wide models
+MAX_MAJORITY = 0.8  # above it, 20 points more than the majority class cannot be had
 PLATEAU = 0.25  # a run whose loss first falls after this share of its steps learned late
 
 
@@ -43,16 +47,36 @@ class Label(StrEnum):
     between = "between"  # left out of the score
 
 
-def label(accuracy: float, majority_share: float, test_texts: int, guesses: bool | None = None) -> Label:
+class Family(StrEnum):
+    """What was trained."""
+
+    small = "small, random weights"
+    pretrained = "pretrained MiniLM"
+    wide = "wide, random weights"
+
+
+def label(
+    accuracy: float,
+    majority_share: float,
+    test_texts: int,
+    guesses: bool | None = None,
+    recall_above_chance: float | None = None,
+) -> Label:
     """By the final test accuracy alone; one at least 20 points above the majority class has learned.
 
-    guesses: RunResult.did_not_learn, which knows more where the confusion matrix was recorded.
+    guesses: RunResult.did_not_learn, which knows more where the confusion matrix was recorded. recall_above_chance:
+    mean recall over the classes less that of guessing; it takes the place of the accuracy where the majority class has
+    more than 80 % of the texts.
     """
     if guesses is None:
         guesses = did_not_learn(EvalResult(0, math.nan, accuracy), majority_share, test_texts)
     if guesses:
         return Label.did_not_learn
-    return Label.learned if accuracy >= majority_share + 0.2 else Label.between
+    if majority_share > MAX_MAJORITY and recall_above_chance is not None:
+        learned = recall_above_chance >= 0.2
+    else:
+        learned = accuracy >= majority_share + 0.2
+    return Label.learned if learned else Label.between
 
 
 @dataclass(frozen=True)
@@ -68,15 +92,29 @@ class LabelledRun:
     recorded: str | None  # the verdict that the run itself ended with, where it had one
     history: History
     guesses: bool | None = None  # RunResult.did_not_learn; None for runs of version 0.1
+    recall_above_chance: float | None = None  # mean recall over classes less 1 / classes; likewise
 
     @property
     def label(self) -> Label:
-        return label(self.accuracy, self.majority_share, self.test_texts, self.guesses)
+        return label(self.accuracy, self.majority_share, self.test_texts, self.guesses, self.recall_above_chance)
+
+    @property
+    def family(self) -> Family:
+        if self.setting < PRETRAINED_FROM:
+            return Family.small
+        return Family.pretrained if self.setting < WIDE_FROM else Family.wide
 
     @property
     def calibration(self) -> bool:
         """Thresholds were set on these runs; all others are held out."""
-        return self.setting < CALIBRATION_SETTINGS and self.seed == 0
+        if self.family is Family.small:
+            return self.setting < CALIBRATION_SETTINGS and self.seed == 0
+        return not self.blind
+
+    @property
+    def blind(self) -> bool:
+        """Scored once, after the last change of a rule."""
+        return self.setting >= BLIND_FROM if self.family is Family.small else self.setting % 1000 % 3 == 2
 
     @property
     def task(self) -> str:
@@ -110,6 +148,7 @@ def read_folder(folder: Path) -> Iterator[LabelledRun]:
         assert result.final is not None
         assert result.data is not None
         assert result.seed is not None
+        confusion = result.final.confusion
         yield LabelledRun(
             setting=int(path.parent.parent.name),
             seed=result.seed,
@@ -120,7 +159,13 @@ def read_folder(folder: Path) -> Iterator[LabelledRun]:
             recorded=result.diagnosis.verdict if result.diagnosis else None,
             history=History.load(path),
             guesses=result.did_not_learn,
+            recall_above_chance=None if confusion is None else _recall_above_chance(np.array(confusion)),
         )
+
+
+def _recall_above_chance(confusion: npt.NDArray[np.int64]) -> float:
+    """Mean recall over the classes less 1 / classes, which guessing gives."""
+    return float(precision_recall(confusion)[1].mean() - 1 / len(confusion))
 
 
 def read_advice(folder: Path) -> Iterator[dict[str, Any]]:
@@ -166,7 +211,7 @@ def pack(runs: list[LabelledRun], store: Path = STORE) -> None:
             {stored: getattr(run, name) for name, stored in _STORED_NAMES.items()}
             | {"steps": [shot.step for shot in history.snapshots], "total": len(plan), "peak": float(plan.lr.max())}
             | {"warmup_frac": plan.warmup_frac, "bias_correction": plan.bias_correction, "chance": plan.chance_loss}
-            | {"labels": layers.labels, "kinds": layers.kinds, "depths": layers.depths}
+            | {"labels": layers.labels, "kinds": layers.kinds, "depths": layers.depths, "lr_scales": layers.lr_scales}
         )
     file = io.BytesIO()
     np.savez(file, about=np.array(json.dumps(metadata)), **arrays)
@@ -187,7 +232,7 @@ def _unpack(store: Path) -> tuple[LabelledRun, ...]:
 
 def _unpack_run(stored: Any, number: int, about: dict[str, Any]) -> LabelledRun:
     plan = _plan(about)
-    layers = WeightTable(*(tuple(about[key]) for key in ("labels", "kinds", "depths")))
+    layers = WeightTable(*(tuple(about.get(key, ())) for key in ("labels", "kinds", "depths", "lr_scales")))
     measured = _dequantize(stored[f"values{number}"].transpose(2, 1, 0))
     values = np.full((*measured.shape[:2], len(STATISTICS)), np.nan)  # [K, L, S]
     values[:, :, STORED_STATISTICS] = measured

@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -77,19 +77,29 @@ def setting(number: int) -> list[str]:
     ]
 
 
-def train(run_dir: Path, setting: list[str], seed: int) -> str:
-    """Train one run into the folder, unless it is there; returns a line about it."""
+def train(
+    run_dir: Path,
+    setting: list[str],
+    seed: int,
+    always: Sequence[str] = ("monitor.every=10",),
+    finish: Callable[[Path], None] = lambda work: None,
+) -> str:
+    """Train one run into the folder, unless it is there; returns a line about it.
+
+    always: more overrides, which are not part of the setting. finish: adds files to the folder of a run that has ended.
+    """
     if RunResult.read_ended(run_dir) and (run_dir / HISTORY_FILE).exists():
         return f"{run_dir}: finished before"
     work = run_dir.with_name(f"{run_dir.name}.unfinished")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    overrides = [*setting, f"seed={seed}", "device=cpu", "monitor.every=10", "monitor.figures=false"]
+    overrides = [*setting, f"seed={seed}", "device=cpu", "monitor.figures=false", *always]
     started = time.perf_counter()
     result = run_training(compose_config(["experiment=quickstart", *overrides]), work, name=str(run_dir))
     for events in work.glob("events*"):
         events.unlink()
     (work / "overrides.txt").write_text("\n".join(setting) + "\n")
+    finish(work)
     work.rename(run_dir)
     return f"{run_dir}: {result.objective:.1%} after {time.perf_counter() - started:.0f} s, {' '.join(setting)}"
 

@@ -42,6 +42,36 @@ def test_label_between_the_two_bounds_is_left_out():
     assert label(0.45, 0.25, 400) is Label.learned
 
 
+def test_label_with_a_large_majority_rests_on_the_mean_recall():
+    assert label(0.93, 0.9, 300, guesses=False, recall_above_chance=0.3) is Label.learned
+    assert label(0.93, 0.9, 300, guesses=False, recall_above_chance=0.1) is Label.between
+    assert label(0.93, 0.9, 300, guesses=True, recall_above_chance=0.3) is Label.did_not_learn
+    assert label(0.70, 0.5, 300, guesses=False, recall_above_chance=0.1) is Label.learned  # 20 points can be had
+
+
+def test_labels_of_the_first_study_are_those_that_it_was_scored_with(runs):
+    counts = [sum(run.label is each for run in runs) for each in Label]
+    assert dict(zip(Label, counts, strict=True)) == {
+        Label.did_not_learn: 156,
+        Label.learned: 164,
+        Label.between: 54,
+    }
+
+
+def test_recall_above_chance_is_read_from_the_confusion_matrix(runs, tmp_path):
+    run_dir = tmp_path / "1000" / "seed=0"
+    run_dir.mkdir(parents=True)
+    result = RunResult(status=Status.finished, seed=0, steps=9, total_steps=9)
+    result.data = DataSummary("", 1, 200, (), 0.9)
+    result.evaluations = [EvalResult.from_confusion(9, 1.0, np.array([[175, 5], [8, 12]]))]
+    (run_dir / RESULT_FILE).write_bytes(result.to_json())
+    (run_dir / HISTORY_FILE).write_bytes(runs[0].history.to_bytes())
+    (run_dir / "overrides.txt").write_text("optimizer.lr=1e-3\n")
+    (run,) = read_folder(tmp_path)
+    assert run.recall_above_chance == pytest.approx((175 / 180 + 12 / 20) / 2 - 0.5)
+    assert run.label is Label.learned
+
+
 def test_pack_and_unpack_keep_what_rules_use_to_a_sixteenth_of_a_factor_of_two(runs, tmp_path):
     some = runs[::100]
     pack(some, tmp_path / "store")
