@@ -1,10 +1,12 @@
 """What watching costs in other people's training programs: whole runs, in turns, on the same small BERT.
 
-python benchmarks/integrations_overhead.py [--steps 600] [--turns 5] [--device cpu]
+OMP_NUM_THREADS=1 python benchmarks/integrations_overhead.py [--steps 600] [--turns 5] [--device cpu]
 
-Prints a table: the median wall time of each program, and of its ratio to the same program without watching in the same
-turn. Each run includes what comes before the first step and after the last one; each program is warmed up by a run that
-does not count. wandb.watch (offline) and Lightning's own gradient norms are there for comparison.
+Prints a table after each turn: for each program the median of the wall times and of the CPU times, and both as ratios
+to the same program without watching in the same turn. CPU time includes the processes that draw figures and write W&B's
+files; on a machine that does other work too it is the one to read. Each run includes what comes before the first step
+and after the last one; each program is warmed up by a run that does not count. wandb.watch (offline) and Lightning's
+own gradient norms are there for comparison.
 """
 
 import argparse
@@ -16,8 +18,12 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
+import environment
+import psutil
 import torch
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
@@ -27,6 +33,13 @@ from bertmon.integrations.transformers_trainer import WatchCallback
 
 BATCH, LENGTH, CLASSES = 16, 64, 4
 Program = Callable[[Path, int, str], None]
+
+
+class Cost(NamedTuple):
+    """What one run took, in seconds."""
+
+    wall: float
+    cpu: float  # of all processes
 
 
 def build_model() -> BertForSequenceClassification:
@@ -171,29 +184,42 @@ PROGRAMS: dict[str, tuple[str, Callable[[], Program]]] = {
 """Each with the program that it is compared with."""
 
 
-def measure(names: list[str], steps: int, turns: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each turn, by program; all programs in each turn, one after another."""
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+def measure(names: list[str], steps: int, turns: int, device: str) -> dict[str, list[Cost]]:
+    """What each turn took, by program; all programs in each turn, one after another."""
+    costs: dict[str, list[Cost]] = {name: [] for name in names}
     for turn in range(turns + 1):
         for name in names:
             program = PROGRAMS[name][1]()
             with tempfile.TemporaryDirectory() as folder:
-                begin = time.perf_counter()
+                begin = Cost(time.perf_counter(), cpu_seconds())
                 program(Path(folder), steps if turn else min(steps, 31), device)
                 if device != "cpu":
                     torch.cuda.synchronize()
                 if turn:
-                    seconds[name].append(time.perf_counter() - begin)
-    return seconds
+                    costs[name].append(Cost(time.perf_counter() - begin.wall, cpu_seconds() - begin.cpu))
+        if turn:
+            print(f"\nAfter turn {turn} of {turns}:\n\n{table(costs, steps)}", flush=True)
+    return costs
 
 
-def print_table(seconds: dict[str, list[float]], steps: int) -> None:
-    print("| program | seconds | ms a step | times without watching (least to most) |\n|---|---|---|---|")
-    for name, own in seconds.items():
-        ratios = [mine / base for mine, base in zip(own, seconds[PROGRAMS[name][0]], strict=True)]
-        middle = statistics.median(own)
-        spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-        print(f"| {name} | {middle:.2f} | {1000 * middle / steps:.1f} | {spread} |")
+def cpu_seconds() -> float:
+    """CPU time of this process and of all that it has started, those that have ended included."""
+    here = psutil.Process()
+    return sum(sum(process.cpu_times()[:4]) for process in [here, *here.children(recursive=True)])
+
+
+def table(costs: dict[str, list[Cost]], steps: int) -> str:
+    lines = [
+        "| program | wall s | CPU s | CPU ms a step | wall, of the same without watching | CPU, of the same |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, own in costs.items():
+        pairs = list(zip(own, costs[PROGRAMS[name][0]], strict=True))
+        wall, cpu = statistics.median(run.wall for run in own), statistics.median(run.cpu for run in own)
+        ratios = ([run.wall / other.wall for run, other in pairs], [run.cpu / other.cpu for run, other in pairs])
+        spreads = " | ".join(f"{statistics.median(each):.3f} ({min(each):.3f} to {max(each):.3f})" for each in ratios)
+        lines.append(f"| {name} | {wall:.2f} | {cpu:.2f} | {1000 * cpu / steps:.1f} | {spreads} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
@@ -206,6 +232,6 @@ if __name__ == "__main__":
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     warnings.simplefilter("ignore")  # Lightning's
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    device_name = torch.cuda.get_device_name() if options.device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{device_name}, torch {torch.__version__}, {options.steps} steps of {BATCH} x {LENGTH} tokens\n")
-    print_table(measure(list(PROGRAMS), options.steps, options.turns, options.device), options.steps)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "lightning", "wandb"))
+    print(f"{environment.describe()}, {versions}; {options.steps} steps of {BATCH} x {LENGTH} tokens")
+    measure(list(PROGRAMS), options.steps, options.turns, options.device)
