@@ -15,7 +15,7 @@ from bertmon.errors import InputError, require
 
 _CLASSES = "the labels of the training texts, of at least two classes"
 _EXPECTED = "the class numbers (0, 1, ...) of the training texts, of at least two classes"
-_IGNORED = -100  # transformers' label of a token that has none
+IGNORED = -100  # transformers' label of a token that has none
 
 
 def chance_loss(labels: Sequence[Any] | Tensor) -> float:
@@ -48,8 +48,8 @@ def cross_entropy_sum(logits: Tensor, labels: Any) -> tuple[Tensor, Tensor] | No
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != logits.shape[:-1]:
         return None
     scores, targets = logits.detach().float().flatten(0, -2), labels.flatten()
-    counted = targets != _IGNORED
-    return F.cross_entropy(scores, targets, reduction="sum", ignore_index=_IGNORED), counted.sum()
+    counted = targets != IGNORED
+    return F.cross_entropy(scores, targets, reduction="sum", ignore_index=IGNORED), counted.sum()
 
 
 def _plain(label: Any) -> Any:

@@ -49,7 +49,9 @@ class ModelLogits:
         log.warning(f"{why}: no verdict on collapse for this model, gradients and updates only.")
 
     def _model_logits(self, batch: Mapping[str, Any]) -> Tensor:
-        inputs = {name: rows for name, rows in batch.items() if name != "labels"}
+        # an encoder-decoder makes its decoder's inputs of the labels
+        from_labels = getattr(getattr(self._model, "config", None), "is_encoder_decoder", False)
+        inputs = {name: rows for name, rows in batch.items() if name != "labels" or from_labels}
         # not through the object: accelerate wraps its forward in an autocast of its own
         output = type(self._model).forward(self._model, **inputs)
         scores = getattr(output, "logits", None)

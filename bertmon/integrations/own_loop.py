@@ -87,7 +87,8 @@ class Watch:
     optimizer: an Adam variant; verdict thresholds are calibrated for Adam only.
     folder: where to write. One that contains a run is refused, unless the training resumes there.
     total_steps: updates that are planned.
-    labels: those of the training texts; their entropy is the loss of a model that ignores the texts.
+    labels: those of the training texts, or of their tokens, in rows, for a head for each token; their entropy is the
+    loss of a model that ignores the texts.
     scheduler: the one that sets the rates; a copy of it is stepped to the end in advance, because the verdict depends
     on the remaining learning rates. None: the rate is constant.
     bias_correction: false for an Adam that does not correct its moments.

@@ -26,6 +26,7 @@ from bertmon.integrations import resume
 from bertmon.integrations.dashboards import log_figure, log_verdict
 from bertmon.integrations.guard import Guarded, guarded
 from bertmon.integrations.labels import chance_loss, cross_entropy_sum
+from bertmon.integrations.next_token import scored_labels, shifts_labels
 from bertmon.integrations.own_loop import LoopFacts, Watch
 from bertmon.integrations.unwrap import refuse_shards
 from bertmon.monitor.advice import Vocabulary
@@ -54,7 +55,8 @@ class WatchCallback(Guarded, TrainerCallback):
     on_error: "log": whatever goes wrong in watching is logged once, watching stops, and training continues; "raise".
 
     Gradients are measured before clipping, after the last backward pass of a step. Losses are the cross-entropy,
-    whatever loss is trained; they stay unknown where no labels fit the model's logits. Of several processes
+    whatever loss is trained, with the labels shifted by one token where the model does so (causal language models);
+    they stay unknown where no labels fit the model's logits. Of several processes
     (DistributedDataParallel) the first one watches, and losses are those of its texts. Raises InputError for an
     argument that does not fit.
     """
@@ -167,6 +169,7 @@ class WatchCallback(Guarded, TrainerCallback):
             facts=LoopFacts(_VOCABULARY, alone=True, on_figure=self._on_figure if self._reports else None),
             **self._options,
         )
+        self._shifted = shifts_labels(self.watch.model)
         self._reported = len(self.watch.history.snapshots)
         self._verdict = self.watch.diagnosis.verdict
         self._trainer, self._watching = trainer, True
@@ -220,7 +223,7 @@ class WatchCallback(Guarded, TrainerCallback):
                 "model: expected one whose output has .logits (in transformers: a model with a head, and "
                 f"return_dict=True), got a {type(outputs).__name__}."
             )
-        labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
+        labels = scored_labels(inputs, self._shifted)
         self._passes.append(cross_entropy_sum(logits, labels) if logits.ndim > 1 else None)
 
     @guarded

@@ -91,26 +91,6 @@ def test_family_is_watched_with_all_signals(name, tmp_path):
     assert len(snapshot.layers) > 8
 
 
-def test_masked_language_model_has_verdicts_without_collapse(tmp_path, caplog):
-    torch.manual_seed(0)
-    rows = [row | {"labels": row["input_ids"].clone()} for row in examples()]
-    for row in rows:
-        row["labels"][::2] = -100
-    callback = WatchCallback(
-        tmp_path / "watched", labels=[row["labels"] for row in rows], every=5, figures=False, on_error="raise"
-    )
-    transformers.Trainer(
-        model=transformers.BertForMaskedLM(tiny_bert().config),
-        args=arguments(tmp_path),
-        train_dataset=rows,
-        callbacks=[callback],
-    ).train()
-    history = callback.watch.history
-    assert history.losses[0] == pytest.approx(math.log(60), abs=0.3)
-    assert history.plan.chance_loss == pytest.approx(math.log(55), abs=0.1)
-    assert len([message for message in caplog.messages if "no verdict on collapse for this model" in message]) == 1
-
-
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft's
 def test_lora_adapters_have_names_to_read(tmp_path):
     peft = pytest.importorskip("peft")
