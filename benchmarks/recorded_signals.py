@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from bertmon.config import Precision
 from bertmon.data.batches import Batch
+from bertmon.monitor import stats
 from bertmon.monitor.monitor import Monitor
 from bertmon.monitor.probe import MAX_TEXTS
-from bertmon.monitor.stats import eval_fp32
 from bertmon.training import run_training
 from bertmon.training.step import compute_logits
 
@@ -73,7 +73,7 @@ def _record(monitor: Monitor, model: nn.Module, rows: list[Signals]) -> None:
             with plain_update(step, batch, logits):
                 yield
             return
-        spread = token_spread(model, batch)
+        spread = token_spreads(model, batch)
         trial = RateMargin(model, batch) if step % MARGIN_EVERY == 0 else None
         with plain_update(step, batch, logits):
             yield
@@ -121,25 +121,17 @@ class RateMargin:
 
     def _loss(self) -> float:
         self.passes += 1
-        with eval_fp32(self._model):
+        with stats.eval_fp32(self._model):
             logits = compute_logits(self._model, self._batch, Precision.fp32)
             return F.cross_entropy(logits, self._batch.labels).item()
 
 
-def token_spread(model: nn.Module, batch: Batch) -> tuple[float, ...]:
+def token_spreads(model: nn.Module, batch: Batch) -> tuple[float, ...]:
     """Of the embeddings and of every layer's output [L + 1], over the batch's first texts."""
     ids, mask = batch.input_ids[:MAX_TEXTS], batch.attention_mask[:MAX_TEXTS]
-    with eval_fp32(model):
+    with stats.eval_fp32(model):
         states = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-    return tuple(round(_spread(state, mask).mean().item(), 6) for state in states)
-
-
-def _spread(state: Tensor, mask: Tensor) -> Tensor:
-    """Of hidden states [B, T, D] over the tokens with a mask [B, T] of 1: one value a text [B]."""
-    weights = (mask / mask.sum(dim=1, keepdim=True))[:, :, None]
-    mean = (weights * state).sum(dim=1, keepdim=True)
-    variance = (weights * (state - mean).square()).sum(dim=1).mean(dim=1)
-    return (variance / (weights * state.square()).sum(dim=1).mean(dim=1)).sqrt()
+    return tuple(round(stats.token_spread(state, mask).item(), 6) for state in states)
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -151,9 +143,10 @@ def write_signals(rows: list[Signals], folder: Path) -> None:
 
 
 def pack_signals(folder: Path, store: Path = SIGNALS_STORE) -> None:
-    """Write the signals of all runs that pretrained_grid.py left in a folder to one compressed file."""
-    files = sorted(folder.glob(f"*/seed=0/{SIGNALS_FILE}"))
-    by_setting = {int(file.parent.parent.name): json.loads(file.read_text()) for file in files}
+    """Add the signals of all runs that pretrained_grid.py left in a folder to those in one compressed file."""
+    by_setting = json.loads(lzma.decompress(store.read_bytes())) if store.exists() else {}
+    for file in sorted(folder.glob(f"*/seed=0/{SIGNALS_FILE}")):
+        by_setting[str(int(file.parent.parent.name))] = json.loads(file.read_text())
     store.write_bytes(lzma.compress(json.dumps(by_setting).encode(), preset=9))
 
 

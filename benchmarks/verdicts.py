@@ -22,6 +22,8 @@ from labelled_runs import (
     BLIND_FROM,
     CALIBRATION_SETTINGS,
     PLATEAU,
+    PRETRAINED_STORE,
+    Family,
     Label,
     LabelledRun,
     label,
@@ -35,6 +37,8 @@ from matplotlib.lines import Line2D
 from bertmon.config import VerdictThresholds
 from bertmon.monitor.diagnosis import Diagnosis, diagnose
 from bertmon.monitor.history import History, Snapshot
+from bertmon.monitor.plan_check import STUDIED_PEAKS
+from bertmon.notation import format_rate
 
 # --- the rules -----------------------------------------------------------------------------------
 
@@ -106,9 +110,17 @@ def update_ratio_off(run: LabelledRun, every: int) -> int | None:
     return _first(run, every, off)
 
 
+def planned_peak(run: LabelledRun, every: int) -> int | None:
+    """Known before the first step: the plan's effective rate comes to where most of the small models fail."""
+    return 0 if run.history.plan.effective_lr.max() >= PEAK_CLIFF else None
+
+
 def _first(run: LabelledRun, every: int, holds: Callable[[Snapshot], bool]) -> int | None:
     return next((shot.step for shot in run.history.snapshots if shot.step % every == 0 and holds(shot)), None)
 
+
+PEAK_CLIFF = next(low for low, _, lost, count in STUDIED_PEAKS if low > 0 and lost > count / 2)
+"""The lowest peak effective rate from which more than half of the small models did not learn."""
 
 # --- the table -----------------------------------------------------------------------------------
 
@@ -123,6 +135,7 @@ RULES: dict[str, Rule] = {
     "SageMaker WeightUpdateRatio": weight_update_ratio,
     "SageMaker LossNotDecreasing": loss_not_decreasing,
     "update ratio within a factor of 10 of 1e-3": update_ratio_off,
+    f"planned peak effective rate of {format_rate(PEAK_CLIFF, 2)} or more": planned_peak,
 }
 
 
@@ -248,24 +261,57 @@ def parts(runs: list[LabelledRun]) -> dict[str, list[LabelledRun]]:
     }
 
 
+def family_parts(runs: list[LabelledRun]) -> dict[str, list[LabelledRun]]:
+    """The parts of the study on pretrained weights and wide models that are scored apart."""
+    parts = {}
+    for family in (Family.pretrained, Family.wide):
+        for part in ("calibration", "blind"):
+            parts[f"{family}, {part}"] = [run for run in runs if run.family is family and getattr(run, part)]
+    return parts
+
+
+def print_part(name: str, runs: list[LabelledRun], every: int) -> None:
+    """One table with its heading."""
+    print(f"\n{name}, a snapshot every {every} steps\n")
+    print_scores(runs, every)
+
+
+def print_all(runs: list[LabelledRun]) -> None:
+    """All tables of the first study."""
+    late = sum(run.label == Label.learned and run.learned_at > PLATEAU for run in runs)
+    plateau = f"{late} learned after a plateau of more than {PLATEAU:.0%} of the steps"
+    print(f"{len(runs)} runs: {count_labels(runs)}; {plateau}")
+    for every in (30, 10):
+        for name, part in parts(runs).items():
+            print_part(name, part, every)
+    print("\nRuns of seed 0 that did not learn, trained again as advised\n")
+    print_advice()
+
+
+def print_families(runs: list[LabelledRun]) -> None:
+    """All tables of the study on pretrained weights and wide models."""
+    for name, part in family_parts(runs).items():
+        print(f"\n{name}: {len(part)} runs: {count_labels(part)}")
+        for every in (30, 10):
+            print_part(name, part, every)
+
+
+def count_labels(runs: list[LabelledRun]) -> str:
+    """In words."""
+    return ", ".join(f"{sum(run.label == label for run in runs)} {label}" for label in Label)
+
+
 def main(arguments: list[str]) -> None:
     """See the module's docstring."""
     runs = unpack()
     match arguments:
         case ["misses"]:
-            misses(runs, every=30)
+            misses([*runs, *unpack(PRETRAINED_STORE)], every=30)
         case ["picture", path]:
             picture([run for run in runs if not run.calibration], Path(path))
         case []:
-            late = sum(run.label == Label.learned and run.learned_at > PLATEAU for run in runs)
-            counts = ", ".join(f"{sum(run.label == label for run in runs)} {label}" for label in Label)
-            print(f"{len(runs)} runs: {counts}; {late} learned after a plateau of more than {PLATEAU:.0%} of the steps")
-            for every in (30, 10):
-                for name, part in parts(runs).items():
-                    print(f"\n{name}, a snapshot every {every} steps\n")
-                    print_scores(part, every)
-            print("\nRuns of seed 0 that did not learn, trained again as advised\n")
-            print_advice()
+            print_all(runs)
+            print_families(unpack(PRETRAINED_STORE))
         case _:
             sys.exit(__doc__)
 

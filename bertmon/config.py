@@ -530,9 +530,19 @@ class VerdictThresholds:
     min_depth_ratio: float = 3e-2
     """Below this ratio of mean |gradient|, first over last encoder layer, gradients vanish towards the input. Runs
     that learn have 0.1 to 10 but for one snapshot in a hundred, collapsed ones below 1e-2. Above 0."""
+    min_logit_std_ratio: float = 3e-2
+    """Below this share of the spread of the logits at step 0 they have shrunk. With vanished gradients (below) the
+    model then ignores what it reads, whatever its width; without, the growth of the spread is not extrapolated. In
+    (0, 1)."""
+    vanished_depth_ratio: float = 1e-2
+    """Below this depth ratio gradients have vanished beyond doubt: a BERT-base on a plateau that ended had 0.02 to
+    0.05, collapsed runs of a pretrained MiniLM 0.005 and less. Above 0."""
     min_update_per_lr: float = 1e-2
     """Below this size of Adam's step in units of the effective learning rate weights have stopped to move. Runs that
     learn have 0.05 to 1. Above 0."""
+    min_token_spread: float = 5e-3
+    """With monitor.token_spread=true: below this standard deviation over the tokens of a text, as a share of their
+    root mean square, they have become one. Above 0."""
     learned_loss_ratio: float = 0.95
     """A smoothed training loss below this share of the entropy of the labels has used the texts. In (0, 1)."""
     min_final_logit_std: float = 3e-3
@@ -553,7 +563,7 @@ class VerdictThresholds:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name in ("learned_loss_ratio", "min_lr_used", "slow_after"):
+            if f.name in ("learned_loss_ratio", "min_logit_std_ratio", "min_lr_used", "slow_after"):
                 require(0 < value < 1, f"monitor.thresholds.{f.name}", value, "a number between 0 and 1")
             elif f.name == "max_loss_ratio":
                 require(1 < value < math.inf, f"monitor.thresholds.{f.name}", value, "a finite number above 1")
@@ -576,6 +586,9 @@ class MonitorConfig:
     skip_prob: float = 0.0
     """Share of weights not monitored, in [0, 1): chosen at random, but the same in every run, and never the first or
     the last one. Verdicts use the weights that are monitored."""
+    token_spread: bool = False
+    """true: measure how much the tokens of a text still differ in the last encoder layer, by a forward pass over at
+    most 8 texts at each measurement. Where they become one, a run is called collapsed earlier (docs/verdicts.md)."""
     on_doomed: OnDoomed = OnDoomed.warn
     """What happens to a run whose verdict is collapsed or not learning: warn (it continues) or stop (after a last
     evaluation, with status "stopped"; a verdict that would have been withdrawn later is final then). A run that

@@ -5,7 +5,7 @@ How often the rules are right is measured on labelled runs: benchmarks/verdicts.
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Self
@@ -168,31 +168,65 @@ def _diverged(history: History, rules: VerdictThresholds, before: Diagnosis | No
 
 
 def _collapsed(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
-    """The logits ignore the texts, while the gradient dies towards the input or the weights have stopped to move."""
-    snapshot = history.snapshots[-1]
+    """The logits ignore the texts, while the gradient dies towards the input or the weights have stopped to move.
+
+    Or the tokens of each text have become one, where that is measured.
+    """
+    snapshot, limit = history.snapshots[-1], _same_logits_limit(history, rules)
     vanishing = snapshot.depth_ratio[0] < rules.min_depth_ratio
     resting = snapshot.signals.get("update_per_lr/linear", math.inf) < rules.min_update_per_lr
     if before is not None and before.verdict is Verdict.collapsed:
-        if all(spread > _HYSTERESIS * rules.min_logit_std for spread in _last_spreads(history)):
+        apart = not snapshot.token_spread < _HYSTERESIS * rules.min_token_spread
+        if apart and all(spread > _HYSTERESIS * limit for spread in _last_spreads(history)):
             return None  # some odd batches are no recovery
-    elif not (snapshot.logit_std < rules.min_logit_std and (vanishing or resting)):
+    elif snapshot.token_spread < rules.min_token_spread:
+        if _learned(history, rules, before):
+            return None
+    elif not (snapshot.logit_std < limit and (vanishing or resting)):
         return None
-    elif _learned(history, rules, before) and max(_last_spreads(history)) >= rules.min_logit_std:
+    elif _learned(history, rules, before) and max(_last_spreads(history)) >= limit:
         return None  # nor are some odd batches a collapse of a model that reads its texts
+    return Diagnosis(Verdict.collapsed, snapshot.step, tuple(_collapse_findings(snapshot, limit, rules)))
+
+
+def _collapse_findings(snapshot: Snapshot, limit: float, rules: VerdictThresholds) -> Iterator[Finding]:
+    """What a collapse is seen by."""
     profile, first = snapshot.depth_ratio
-    findings = []
     if profile < rules.min_depth_ratio:
         text = (
             f"gradients vanish towards the input (first/last layer {_below(profile, rules.min_depth_ratio)}, {first})"
         )
-        findings.append(Finding("depth_ratio", first, profile, rules.min_depth_ratio, snapshot.step, text))
+        yield Finding("depth_ratio", first, profile, rules.min_depth_ratio, snapshot.step, text)
     moved = snapshot.signals.get("update_per_lr/linear", math.inf)
     if moved < rules.min_update_per_lr:
         text = f"the weights barely move (steps {_below(moved, rules.min_update_per_lr)} of the learning rate)"
-        findings.append(Finding("update_per_lr/linear", None, moved, rules.min_update_per_lr, snapshot.step, text))
-    text = f"every text gets the same logits (standard deviation {_below(snapshot.logit_std, rules.min_logit_std)})"
-    findings.append(Finding("logit_std", None, snapshot.logit_std, rules.min_logit_std, snapshot.step, text))
-    return Diagnosis(Verdict.collapsed, snapshot.step, tuple(findings))
+        yield Finding("update_per_lr/linear", None, moved, rules.min_update_per_lr, snapshot.step, text)
+    alike = snapshot.token_spread < rules.min_token_spread
+    if alike:
+        spread = _below(snapshot.token_spread, rules.min_token_spread)
+        text = f"all tokens of a text are the same in the last layer (spread {spread})"
+        yield Finding("token_spread", None, snapshot.token_spread, rules.min_token_spread, snapshot.step, text)
+    if snapshot.logit_std < limit or not alike:
+        text = f"every text gets the same logits (standard deviation {_below(snapshot.logit_std, limit)})"
+        yield Finding("logit_std", None, snapshot.logit_std, limit, snapshot.step, text)
+
+
+def _same_logits_limit(history: History, rules: VerdictThresholds) -> float:
+    """The spread of the logits below which a model ignores its texts.
+
+    A threshold without a scale of its own, a share of the spread at step 0, counts too once gradients have vanished
+    beyond doubt: wide and pretrained models start with logits that spread a hundred times as much as those of small
+    ones.
+    """
+    relative = rules.min_logit_std_ratio * _fresh_spread(history)
+    vanished = history.snapshots[-1].depth_ratio[0] < rules.vanished_depth_ratio
+    return max(rules.min_logit_std, relative) if vanished else rules.min_logit_std
+
+
+def _fresh_spread(history: History) -> float:
+    """That of the logits at step 0, before the first update; 0 if it was not measured."""
+    first = history.snapshots[0]
+    return first.logit_std if first.step == 0 and math.isfinite(first.logit_std) else 0.0
 
 
 def _learned(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
@@ -228,6 +262,8 @@ def _not_learning(history: History, rules: VerdictThresholds, before: Diagnosis 
     step, expected = shots[-1].step, _predict_final_spread(plan, shots, rules)
     if not plan.effective_lr[: step + 1].any():
         return None  # no weight has moved yet: nothing can be said of the growth
+    if shots[-1].logit_std < rules.min_logit_std_ratio * _fresh_spread(history):
+        return None  # they have shrunk: a plateau that can end any time, or a collapse, but no slow growth
     stay = _HYSTERESIS if before is not None and before.verdict is Verdict.not_learning else 1.0
     if not expected < rules.min_final_logit_std * stay:
         return None

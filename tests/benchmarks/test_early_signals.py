@@ -3,7 +3,7 @@
 import early_signals
 import numpy as np
 import pytest
-from early_signals import SIGNALS, choose_threshold, collapse_step, first_below, score
+from early_signals import SIGNALS, choose_threshold, collapse_step, first_below, of_snapshots, score
 from labelled_runs import Label, unpack
 
 
@@ -24,14 +24,14 @@ def test_chosen_threshold_has_few_false_alarms_and_the_next_one_more(runs, name)
 
 
 def test_score_counts_collapsed_runs_and_their_leads(runs):
-    result = score(runs, early_signals.eps_floor, np.inf)
+    result = score(runs, SIGNALS["eps floor"], np.inf)
     collapsed = [run for run in runs if run.label is Label.did_not_learn and collapse_step(run) is not None]
     assert result.collapsed == len(collapsed) == len(result.leads) > 10
     assert result.leads == tuple(collapse_step(run) for run in collapsed)  # the rule is met at step 0
     assert result.false_alarms == result.learned
-    assert score(runs, early_signals.eps_floor, 0.0).leads == ()
+    assert score(runs, SIGNALS["eps floor"], 0.0).leads == ()
 
 
 def test_first_below_is_a_watched_step_and_none_without_one(runs):
-    assert first_below(runs[0], lambda shot: float(shot.step != 20), 0.5) == 20
-    assert first_below(runs[0], lambda shot: np.nan, 0.5) is None
+    assert first_below(runs[0], of_snapshots(lambda shot: float(shot.step != 20)), 0.5) == 20
+    assert first_below(runs[0], of_snapshots(lambda shot: np.nan), 0.5) is None

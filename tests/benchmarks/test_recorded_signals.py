@@ -10,7 +10,7 @@ from recorded_signals import (
     Signals,
     pack_signals,
     recording,
-    token_spread,
+    token_spreads,
     unpack_signals,
     write_signals,
 )
@@ -84,12 +84,12 @@ def test_margin_of_an_uphill_step_is_the_smallest_multiple(trial):
 
 def test_token_spread_is_0_where_all_tokens_are_one(trial):
     model, batch = trial
-    fresh = token_spread(model, batch)
+    fresh = token_spreads(model, batch)
     assert all(0.1 < value < 1.1 for value in fresh)
     with torch.no_grad():
         for embedding in (module for module in model.modules() if isinstance(module, torch.nn.Embedding)):
             embedding.weight[:] = torch.arange(embedding.embedding_dim)
-    assert token_spread(model, batch) == pytest.approx([0.0] * len(fresh), abs=1e-4)
+    assert token_spreads(model, batch) == pytest.approx([0.0] * len(fresh), abs=1e-4)
 
 
 def test_token_spread_leaves_padding_out(trial):
@@ -97,7 +97,7 @@ def test_token_spread_leaves_padding_out(trial):
     row, count = next((row, count) for row, count in enumerate(batch.token_counts) if count < batch.input_ids.shape[1])
     padded = batch._replace(input_ids=batch.input_ids[[row]], attention_mask=batch.attention_mask[[row]])
     cut = padded._replace(input_ids=padded.input_ids[:, :count], attention_mask=padded.attention_mask[:, :count])
-    assert token_spread(model, padded) == pytest.approx(token_spread(model, cut), abs=1e-4)
+    assert token_spreads(model, padded) == pytest.approx(token_spreads(model, cut), abs=1e-4)
 
 
 def test_pack_and_unpack_keep_signals(tmp_path):

@@ -31,14 +31,14 @@ def plan(steps=600, lr=1e-3, warmup_frac=0.1, bias_correction=True):
     return RunPlan(rates, rates * factors, CHANCE, warmup_frac, bias_correction)
 
 
-def snapshot(plan, step, *, logit_std=1e-3, depth_ratio=1.0, per_lr=0.2, layers=LAYERS):
+def snapshot(plan, step, *, logit_std=1e-3, depth_ratio=1.0, per_lr=0.2, layers=LAYERS, token_spread=math.nan):
     """A measurement with the given signals: gradients grow evenly from the first to the last encoder layer."""
     values = np.ones((len(layers), len(STATISTICS)))
     depths = np.array([3 if depth is None else depth for depth in layers.depths])
     values[:, STATISTICS.index("grad_mean")] = 1e-3 * depth_ratio ** ((3 - depths) / 3)
     values[:, STATISTICS.index("weight_rms")] = 0.02
     values[:, STATISTICS.index("update_ratio")] = per_lr * plan.effective_lr[step] / 0.02
-    return Snapshot(step, plan.lr[step], plan.effective_lr[step], logit_std, layers, values)
+    return Snapshot(step, plan.lr[step], plan.effective_lr[step], logit_std, layers, values, token_spread)
 
 
 def history(plan, *snapshots, loss=CHANCE):
@@ -194,6 +194,50 @@ def test_collapse_is_withdrawn_when_the_logits_have_come_back_for_good():
         assert diagnose(history(steps, *shots), THRESHOLDS, diagnosis) is diagnosis
     shots.append(snapshot(steps, 180, logit_std=1e-2))
     assert diagnose(history(steps, *shots), THRESHOLDS, diagnosis).verdict is Verdict.slow
+
+
+@pytest.mark.parametrize("fresh", [0.02, 1.0])
+def test_collapse_of_a_model_whose_logits_spread_wide_at_first_is_relative_to_them(fresh):
+    """A pretrained MiniLM starts at 0.02: what is a plateau for a small model is a collapse for it."""
+    steps = plan()
+    start = snapshot(steps, 0, logit_std=fresh)
+    shrunk = {"logit_std": 0.029 * fresh, "depth_ratio": 0.009}
+    diagnosis = diagnose(history(steps, start, snapshot(steps, 30, **shrunk)), THRESHOLDS)
+    assert diagnosis.verdict is Verdict.collapsed
+    assert diagnosis.findings[-1].threshold == pytest.approx(0.03 * fresh)
+    for signals in ({"logit_std": 0.031 * fresh}, {"depth_ratio": 0.011, "per_lr": 0.005}):
+        run = history(steps, start, snapshot(steps, 30, **(shrunk | signals)))
+        assert diagnose(run, THRESHOLDS).verdict is Verdict.undecided
+    late = history(steps, snapshot(steps, 30, logit_std=fresh), snapshot(steps, 60, **shrunk))
+    assert diagnose(late, THRESHOLDS).verdict is Verdict.undecided  # step 0 was not measured
+
+
+def test_logits_that_have_shrunk_are_not_extrapolated():
+    """A BERT-base on a plateau that ended: 0.012 of the spread at step 0, gradients vanishing but not gone."""
+    steps = plan(lr=1e-5)
+    shots = [snapshot(steps, step, logit_std=2e-4, depth_ratio=0.016) for step in range(30, 300, 30)]
+    shrunk = history(steps, snapshot(steps, 0, logit_std=2e-2), *shots)
+    assert diagnose(shrunk, THRESHOLDS).verdict is Verdict.slow
+    flat = history(steps, snapshot(steps, 0, logit_std=2e-4), *shots)
+    assert diagnose(flat, THRESHOLDS).verdict is Verdict.not_learning
+
+
+def test_tokens_that_have_become_one_are_a_collapse_where_they_are_measured():
+    steps = plan()
+    start = snapshot(steps, 0, token_spread=0.8)
+    run = history(steps, start, snapshot(steps, 30, token_spread=0.004))
+    diagnosis = diagnose(run, THRESHOLDS)
+    assert str(diagnosis).startswith(
+        "step 30: collapsed - all tokens of a text are the same in the last layer (spread 4e-3 < 5e-3). Likely cause:"
+    )
+    for spread, verdict in ((0.04, Verdict.collapsed), (0.06, Verdict.undecided)):
+        later = history(steps, *run.snapshots, *(snapshot(steps, at, token_spread=spread) for at in (60, 90, 120)))
+        assert diagnose(later, THRESHOLDS, diagnosis).verdict is verdict
+    learned = history(steps, *run.snapshots, loss=0.9)
+    assert diagnose(learned, THRESHOLDS).verdict is Verdict.healthy
+    assert diagnose(history(steps, start, snapshot(steps, 30, token_spread=0.006)), THRESHOLDS) == Diagnosis(
+        Verdict.undecided, 30
+    )
 
 
 def test_collapse_watched_at_every_step_is_not_withdrawn_sooner():

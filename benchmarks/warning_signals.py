@@ -1,0 +1,128 @@
+"""Do the rate margin and the token spread warn of a run that will not learn, earlier than the verdict does?
+
+    python benchmarks/warning_signals.py         the scores, from the stored signals of pretrained_grid.py
+    python benchmarks/warning_signals.py cost    what one measurement costs, in steps of training
+
+recorded_signals.py says what they are. Each is a rule "doomed once below the threshold". A threshold is chosen on the
+calibration part, the highest with at most 1 % false alarms, and then scored once on the blind part. A lead is how many
+steps before the first doomed verdict, of a snapshot every 10 steps, the rule is met; negative: after it.
+"""
+
+import itertools
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from early_signals import MAX_FALSE_ALARMS, Signal, score
+from environment import compose_config, describe
+from labelled_runs import PRETRAINED_STORE, Label, LabelledRun, unpack
+from recorded_signals import RateMargin, Signals, token_spreads, unpack_signals
+from verdicts import bertmon_rules
+
+from bertmon.data.batches import Batch
+from bertmon.training.step import GuardedUpdate, forward_backward, resolve_device
+from bertmon.training.task import Task, build_task
+
+THRESHOLDS = {
+    "rate margin": [2.0**power for power in range(-4, 6)],
+    "token spread": [0.001, 0.002, 0.005, *np.round(np.arange(0.01, 1.0, 0.01), 2)],
+}
+
+
+def series(rows: Sequence[Signals]) -> dict[str, list[tuple[int, float]]]:
+    """Each signal's values, by its name; that of the token spread are those of its smallest layer."""
+    return {
+        "rate margin": [(row.step, row.rate_margin) for row in rows if not np.isnan(row.rate_margin)],
+        "token spread, last layer": [(row.step, row.token_spread[-1]) for row in rows],
+        "token spread, smallest of all layers": [(row.step, min(row.token_spread)) for row in rows],
+        "token spread, last layer, over that of step 0": [
+            (row.step, row.token_spread[-1] / rows[0].token_spread[-1]) for row in rows
+        ],
+    }
+
+
+def signals(recorded: dict[int, list[Signals]]) -> dict[str, Signal]:
+    """The rows of the table: what gives a run's values."""
+    by_setting = {setting: series(rows) for setting, rows in recorded.items()}
+    names = next(iter(by_setting.values()))
+    return {name: lambda run, name=name: by_setting[run.setting][name] for name in names}
+
+
+def choose_threshold(runs: Sequence[LabelledRun], name: str, signal: Signal) -> float:
+    """The highest one with at most 1 % false alarms; 0 if there is none."""
+    lowest = [min(value for _, value in signal(run)) for run in runs if run.label is Label.learned]
+    grid = THRESHOLDS[name.split(",")[0]]
+    return max((at for at in grid if np.mean([value < at for value in lowest]) <= MAX_FALSE_ALARMS), default=0.0)
+
+
+def verdict_step(run: LabelledRun) -> int | None:
+    """The step of the first doomed verdict."""
+    return bertmon_rules(run, 10)
+
+
+def rows(runs: Sequence[LabelledRun], recorded: dict[int, list[Signals]]) -> Iterator[str]:
+    """A row a signal and part."""
+    parts = {name: [run for run in runs if getattr(run, name)] for name in ("calibration", "blind")}
+    for name, signal in signals(recorded).items():
+        threshold = choose_threshold(parts["calibration"], name, signal)
+        for part, members in parts.items():
+            result = score(members, signal, threshold, verdict_step)
+            early = sum(lead > 0 for lead in result.leads)
+            lead = f"{np.median(result.leads):+.0f}" if result.leads else ""
+            yield (
+                f"| {name} < {threshold:g} | {part} | {len(result.leads)} of {result.collapsed} "
+                f"| {result.false_alarms} of {result.learned} | {lead} | {early} of {result.collapsed} |"
+            )
+
+
+# --- what they cost --------------------------------------------------------------------------------
+
+
+def cost(overrides: Sequence[str], repeats: int = 10) -> Iterator[str]:
+    """CPU seconds of a step, and of one measurement of each signal as a share of it."""
+    config = compose_config(overrides)
+    task = build_task(config, resolve_device(config.device))
+    update = GuardedUpdate(task.classifier, task.optimizer, config.train.max_grad_norm)
+    timed: dict[str, list[float]] = {"step": [], "rate margin": [], "token spread": []}
+    for batch in itertools.islice(task.train.epoch_batches(0, 0), repeats):
+        for name, seconds in _measure(task, update, batch).items():
+            timed[name].append(seconds)
+    medians = {name: float(np.median(seconds)) for name, seconds in timed.items()}
+    yield f"a step: {medians['step']:.3f} CPU seconds; {describe()}"
+    for name in ("rate margin", "token spread"):
+        share = medians[name] / medians["step"]
+        yield f"{name}: {share:.0%} of a step; {share / 30:.1%} of a run that is watched every 30 steps"
+
+
+def _measure(task: Task, update: GuardedUpdate, batch: Batch) -> dict[str, float]:
+    """CPU seconds of one step and of both signals around it."""
+    began = time.process_time()
+    token_spreads(task.classifier, batch)
+    spread_read = time.process_time()
+    trial = RateMargin(task.classifier, batch)
+    prepared = time.process_time()
+    loss, _ = forward_backward(task.classifier, [batch], "fp32")
+    update.update(loss, 1e-4)
+    stepped = time.process_time()
+    trial.measure()
+    ended = time.process_time()
+    margin = ended - stepped + prepared - spread_read
+    return {"step": stepped - prepared, "rate margin": margin, "token spread": spread_read - began}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """See the module's docstring."""
+    match arguments:
+        case []:
+            print("| rule | part | flagged | learned: flagged | median lead, steps | before the verdict |")
+            print("|---|---|---|---|---|---|")
+            print("\n".join(rows(unpack(PRETRAINED_STORE), unpack_signals())))
+        case ["cost", *overrides]:
+            print("\n".join(cost(["experiment=quickstart", "device=cpu", *overrides])))
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
