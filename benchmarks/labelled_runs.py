@@ -117,6 +117,15 @@ class LabelledRun:
         return self.setting >= BLIND_FROM if self.family is Family.small else self.setting % 1000 % 3 == 2
 
     @property
+    def logits_shrank(self) -> bool:
+        """Whether the logits spread less at the end (median of the last three snapshots) than at step 0.
+
+        A run that did not learn although they spread more had too few steps for its rate, or for its rare classes.
+        """
+        spreads = [shot.logit_std for shot in self.history.snapshots if not math.isnan(shot.logit_std)]
+        return bool(np.median(spreads[-3:]) < spreads[0])
+
+    @property
     def task(self) -> str:
         """The data source: runs of one task can be compared by their losses."""
         overrides = dict(override.split("=", 1) for override in self.overrides.split())

@@ -294,6 +294,17 @@ def print_families(runs: list[LabelledRun]) -> None:
         print(f"\n{name}: {len(part)} runs: {count_labels(part)}")
         for every in (30, 10):
             print_part(name, part, every)
+            print(f"\n{flags_by_end(part, every)}")
+
+
+def flags_by_end(runs: list[LabelledRun], every: int) -> str:
+    """Flagged runs among those that did not learn: by whether their logits say less of the texts than at the start."""
+    groups: dict[bool, list[bool]] = {True: [], False: []}
+    for run in runs:
+        if run.label == Label.did_not_learn:
+            groups[run.logits_shrank].append(bertmon_rules(run, every) is not None)
+    shrunk, grown = (f"{sum(flags)} of {len(flags)}" for flags in groups.values())
+    return f"did not learn, flagged: {shrunk} whose logits spread less at the end than at step 0, {grown} of the others"
 
 
 def count_labels(runs: list[LabelledRun]) -> str:

@@ -5,24 +5,33 @@
 
 recorded_signals.py says what they are. Each is a rule "doomed once below the threshold". A threshold is chosen on the
 calibration part, the highest with at most 1 % false alarms, and then scored once on the blind part. A lead is how many
-steps before the first doomed verdict, of a snapshot every 10 steps, the rule is met; negative: after it.
+steps before the first doomed verdict the rule is met, both with a snapshot every 10 steps; negative: after it.
+
+The second table is that of the verdicts with and without monitor.token_spread.
 """
 
 import itertools
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from early_signals import MAX_FALSE_ALARMS, Signal, score
 from environment import compose_config, describe
-from labelled_runs import PRETRAINED_STORE, Label, LabelledRun, unpack
+from labelled_runs import PRETRAINED_STORE, Family, Label, LabelledRun, unpack
 from recorded_signals import RateMargin, Signals, token_spreads, unpack_signals
 from verdicts import bertmon_rules
 
+from bertmon.config import VerdictThresholds
 from bertmon.data.batches import Batch
+from bertmon.monitor.history import History
 from bertmon.training.step import GuardedUpdate, forward_backward, resolve_device
 from bertmon.training.task import Task, build_task
+
+EVERY = 10
+MARKS = {"token spread, last layer": [VerdictThresholds().min_token_spread]}
+"""Scored in any case: the rule that ships."""
 
 THRESHOLDS = {
     "rate margin": [2.0**power for power in range(-4, 6)],
@@ -31,9 +40,10 @@ THRESHOLDS = {
 
 
 def series(rows: Sequence[Signals]) -> dict[str, list[tuple[int, float]]]:
-    """Each signal's values, by its name; that of the token spread are those of its smallest layer."""
+    """Each signal's values every EVERY steps, by its name."""
+    rows = [row for row in rows if row.step % EVERY == 0]
     return {
-        "rate margin": [(row.step, row.rate_margin) for row in rows if not np.isnan(row.rate_margin)],
+        "rate margin": [(row.step, row.rate_margin) for row in rows],
         "token spread, last layer": [(row.step, row.token_spread[-1]) for row in rows],
         "token spread, smallest of all layers": [(row.step, min(row.token_spread)) for row in rows],
         "token spread, last layer, over that of step 0": [
@@ -58,15 +68,15 @@ def choose_threshold(runs: Sequence[LabelledRun], name: str, signal: Signal) -> 
 
 def verdict_step(run: LabelledRun) -> int | None:
     """The step of the first doomed verdict."""
-    return bertmon_rules(run, 10)
+    return bertmon_rules(run, EVERY)
 
 
 def rows(runs: Sequence[LabelledRun], recorded: dict[int, list[Signals]]) -> Iterator[str]:
     """A row a signal and part."""
     parts = {name: [run for run in runs if getattr(run, name)] for name in ("calibration", "blind")}
     for name, signal in signals(recorded).items():
-        threshold = choose_threshold(parts["calibration"], name, signal)
-        for part, members in parts.items():
+        thresholds = [choose_threshold(parts["calibration"], name, signal), *MARKS.get(name, [])]
+        for threshold, (part, members) in itertools.product(thresholds, parts.items()):
             result = score(members, signal, threshold, verdict_step)
             early = sum(lead > 0 for lead in result.leads)
             lead = f"{np.median(result.leads):+.0f}" if result.leads else ""
@@ -74,6 +84,38 @@ def rows(runs: Sequence[LabelledRun], recorded: dict[int, list[Signals]]) -> Ite
                 f"| {name} < {threshold:g} | {part} | {len(result.leads)} of {result.collapsed} "
                 f"| {result.false_alarms} of {result.learned} | {lead} | {early} of {result.collapsed} |"
             )
+
+
+def with_token_spread(run: LabelledRun, recorded: Sequence[Signals]) -> LabelledRun:
+    """The run as it would have been recorded with monitor.token_spread=true."""
+    spreads = {row.step: row.token_spread[-1] for row in recorded}
+    shots = [replace(shot, token_spread=spreads[shot.step]) for shot in run.history.snapshots]
+    history = History(run.history.plan, run.history.losses, run.history.grad_norms, shots)
+    return replace(run, history=history)
+
+
+def verdict_rows(runs: Sequence[LabelledRun], recorded: dict[int, list[Signals]]) -> Iterator[str]:
+    """A row a family, part, and setting of monitor.token_spread."""
+    measured = [with_token_spread(run, recorded[run.setting]) for run in runs]
+    for family, part, every in itertools.product((Family.pretrained, Family.wide), ("calibration", "blind"), (10, 30)):
+        for setting, either in (("false", runs), ("true", measured)):
+            members = [run for run in either if run.family is family and getattr(run, part)]
+            flags = {
+                label: [bertmon_rules(run, every) for run in members if run.label is label]
+                for label in (Label.did_not_learn, Label.learned)
+            }
+            shares = [
+                step / len(run.history.plan)
+                for run, step in zip(
+                    (run for run in members if run.label is Label.did_not_learn),
+                    flags[Label.did_not_learn],
+                    strict=True,
+                )
+                if step is not None
+            ]
+            counts = [f"{sum(step is not None for step in steps)} of {len(steps)}" for steps in flags.values()]
+            median = f"{np.median(shares):.1%}" if shares else ""
+            yield f"| {family}, {part}, every {every} steps | {setting} | {' | '.join(counts)} | {median} |"
 
 
 # --- what they cost --------------------------------------------------------------------------------
@@ -117,7 +159,11 @@ def main(arguments: Sequence[str]) -> None:
         case []:
             print("| rule | part | flagged | learned: flagged | median lead, steps | before the verdict |")
             print("|---|---|---|---|---|---|")
-            print("\n".join(rows(unpack(PRETRAINED_STORE), unpack_signals())))
+            runs, recorded = unpack(PRETRAINED_STORE), unpack_signals()
+            print("\n".join(rows(runs, recorded)))
+            print("\n| runs | `monitor.token_spread` | did not learn: flagged | learned: flagged | median flag |")
+            print("|---|---|---|---|---|")
+            print("\n".join(verdict_rows(runs, recorded)))
         case ["cost", *overrides]:
             print("\n".join(cost(["experiment=quickstart", "device=cpu", *overrides])))
         case _:

@@ -531,12 +531,15 @@ class VerdictThresholds:
     """Below this ratio of mean |gradient|, first over last encoder layer, gradients vanish towards the input. Runs
     that learn have 0.1 to 10 but for one snapshot in a hundred, collapsed ones below 1e-2. Above 0."""
     min_logit_std_ratio: float = 3e-2
-    """Below this share of the spread of the logits at step 0 they have shrunk. With vanished gradients (below) the
-    model then ignores what it reads, whatever its width; without, the growth of the spread is not extrapolated. In
-    (0, 1)."""
+    """Below this share of the spread of the logits at step 0, while gradients have vanished (vanished_depth_ratio), the
+    model ignores what it reads, whatever its width. In (0, 1)."""
     vanished_depth_ratio: float = 1e-2
     """Below this depth ratio gradients have vanished beyond doubt: a BERT-base on a plateau that ended had 0.02 to
-    0.05, collapsed runs of a pretrained MiniLM 0.005 and less. Above 0."""
+    0.05, most collapsed runs of a pretrained MiniLM 0.005 and less. Above 0."""
+    shrunk_logit_std_ratio: float = 0.1
+    """Below this share of the spread of the logits at step 0 they have shrunk, and how they will grow is not
+    extrapolated (min_final_logit_std): a BERT-base on a plateau that ended had 0.06 to 0.09, runs with too small a rate
+    0.3 and more. In (0, 1)."""
     min_update_per_lr: float = 1e-2
     """Below this size of Adam's step in units of the effective learning rate weights have stopped to move. Runs that
     learn have 0.05 to 1. Above 0."""
@@ -563,12 +566,15 @@ class VerdictThresholds:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name in ("learned_loss_ratio", "min_logit_std_ratio", "min_lr_used", "slow_after"):
+            if f.name in _SHARES:
                 require(0 < value < 1, f"monitor.thresholds.{f.name}", value, "a number between 0 and 1")
             elif f.name == "max_loss_ratio":
                 require(1 < value < math.inf, f"monitor.thresholds.{f.name}", value, "a finite number above 1")
             else:
                 require(0 < value < math.inf, f"monitor.thresholds.{f.name}", value, "a finite number above 0")
+
+
+_SHARES = ("learned_loss_ratio", "min_logit_std_ratio", "min_lr_used", "shrunk_logit_std_ratio", "slow_after")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -262,7 +262,7 @@ def _not_learning(history: History, rules: VerdictThresholds, before: Diagnosis 
     step, expected = shots[-1].step, _predict_final_spread(plan, shots, rules)
     if not plan.effective_lr[: step + 1].any():
         return None  # no weight has moved yet: nothing can be said of the growth
-    if shots[-1].logit_std < rules.min_logit_std_ratio * _fresh_spread(history):
+    if shots[-1].logit_std < rules.shrunk_logit_std_ratio * _fresh_spread(history):
         return None  # they have shrunk: a plateau that can end any time, or a collapse, but no slow growth
     stay = _HYSTERESIS if before is not None and before.verdict is Verdict.not_learning else 1.0
     if not expected < rules.min_final_logit_std * stay:
