@@ -53,13 +53,14 @@ class Setup:
     def article(self, *overrides: str) -> list[str]:
         """The article's run in bfloat16; in a rehearsal two small layers on made-up texts."""
         common = ["experiment=article", "train.precision=bf16", "monitor.figures=false", f"device={DEVICE.type}"]
+        common.append("train.eval_every=1000000")  # at epochs' ends only
         return [*common, *(self._tiny(96) if self.rehearse else self.overrides), *overrides]
 
     def twenty_steps(self, *overrides: str) -> list[str]:
         """bert_small for 20 steps of 16 made-up texts."""
         shape = [f"model.{setting}" for setting in _SMALL] if self.rehearse else []
         chosen = ["experiment=quickstart", "model=bert_small", *shape, *self._texts(320)]
-        return [*chosen, "train.epochs=1", "monitor=off", *overrides]
+        return [*chosen, "train.epochs=1", "train.eval_every=1000000", "monitor=off", *overrides]
 
     def docstrings(self) -> list[str]:
         """Overrides for the benchmarks that train BERT-base on docstrings; in a rehearsal a few of them."""

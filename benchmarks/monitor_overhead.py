@@ -26,6 +26,7 @@ from bertmon.training.trainer import Trainer
 SETUP = [
     "experiment=quickstart",
     "train.epochs=1",
+    "train.eval_every=1000000",  # at the end only
     *(["model=bert_base", "data.max_length=256", "train.precision=bf16"] if CUDA else ["model=bert_small"]),
 ]
 VARIANTS = {

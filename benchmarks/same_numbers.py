@@ -4,9 +4,9 @@
 
 BEFORE and AFTER are folders of sweeps, or checkouts, in which README's quickstart sweep (warm-up 0.1 and 0.7, seeds 0,
 1, 2, and any further overrides) is run first, with the checkout's own .venv if it has one. The training loss and the
-gradient norm of every step and all evaluations are compared. Both sides need the same machine, number of threads and
-versions of libraries: another order of summation rounds differently. The exit code is 1 if a number differs or a run is
-missing.
+gradient norm of every step are compared, and the evaluations at all steps at which both sides have one. Both sides need
+the same machine, number of threads and versions of libraries: another order of summation rounds differently. The exit
+code is 1 if a number differs or a run is missing.
 """
 
 import subprocess
@@ -33,10 +33,16 @@ class Numbers:
     grad_norms: list[float]
     evaluations: list[tuple[int, float, float]]  # step, loss, accuracy
 
+    def common_evaluations(self, other: "Numbers") -> list[tuple[int, float, float]]:
+        """Those at steps at which the other side has one too: versions differ in how often they evaluate."""
+        steps = {step for step, *_ in other.evaluations}
+        return [each for each in self.evaluations if each[0] in steps]
+
     def first_difference(self, other: "Numbers") -> str:
         """Where they first differ, in words; empty if they are equal."""
-        for name in ("losses", "grad_norms", "evaluations"):
-            before, after = getattr(self, name), getattr(other, name)
+        compared = {name: (getattr(self, name), getattr(other, name)) for name in ("losses", "grad_norms")}
+        compared["evaluations"] = self.common_evaluations(other), other.common_evaluations(self)
+        for name, (before, after) in compared.items():
             for number, (a, b) in enumerate(zip(before, after, strict=False)):
                 if repr(a) != repr(b):  # nan equals nan
                     return f"{name}[{number}]: {a!r} and {b!r}"
@@ -76,8 +82,9 @@ def compare(before: dict[Key, Numbers], after: dict[Key, Numbers]) -> bool:
             difference = f"missing {'before' if key not in before else 'after'}"
         else:
             difference = before[key].first_difference(after[key])
+            common = len(before[key].common_evaluations(after[key]))
+            steps = f"{len(before[key].losses)} steps, {common} evaluations"
         equal &= not difference
-        steps = f"{len(before[key].losses)} steps, {len(before[key].evaluations)} evaluations" if key in before else ""
         print(f"{' '.join(key)}: {difference or f'equal ({steps})'}")
     print(f"{len(before)} and {len(after)} runs: {'equal' if equal else 'different'}")
     return equal

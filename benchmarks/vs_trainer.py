@@ -42,6 +42,7 @@ from bertmon.training.trainer import Trainer
 SETUP = [
     "experiment=quickstart",
     "data.test_per_package=2",
+    "train.eval_every=1000000",  # at epochs' ends only
     *(["model=bert_base", "data.max_length=256", "train.precision=bf16"] if CUDA else ["model=bert_small"]),
 ]
 

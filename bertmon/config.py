@@ -469,16 +469,19 @@ class TrainConfig:
     eval_batch_size: int = 64
     """Texts per batch of an evaluation. At least 1; does not affect the metrics."""
     eval_every: int | None = None
-    """Steps between two evaluations, in addition to those at each epoch's end. At least 1; null: none in addition."""
+    """Steps between two evaluations. At least 1; null: a part of an epoch, so that a run has ten or a few more. Every
+    run is also evaluated before its first step and at each epoch's end; of a larger number than the run has steps only
+    these are left. docs/cost.md says what evaluations cost."""
     metric: Metric = Metric.accuracy
     """What the best evaluation, the best setting and a sweeper's objective go by: accuracy, f1_macro (mean F1 over the
     classes) or mcc (Matthews correlation coefficient). On the validation split if there is one, else on the test
     split."""
     patience: int | None = None
-    """Stop when so many evaluations in a row have not improved the metric. At least 1; null: never."""
+    """Stop when so many evaluations in a row, at eval_every's steps and epochs' ends, have not improved the metric. At
+    least 1; null: never."""
     save_model: SaveModel = SaveModel.none
     """Save the model in the run's folder, as transformers' save_pretrained does: none, last (at the end) or best (at
-    each evaluation that improves the metric)."""
+    each evaluation that improves the metric; not before the first step)."""
     keep: Keep = Keep.best
     """Whose saved models stay when a sweep has ended: best (those of the best setting) or all."""
     log_every: int = 10

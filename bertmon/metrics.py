@@ -58,9 +58,10 @@ class EvalResult:
 def best_evaluation(evaluations: Sequence[EvalResult], metric: str) -> EvalResult | None:
     """The first one with the highest `metric` (a field of EvalResult), of those with a finite loss; None without one.
 
-    Results of version 0.1 know the accuracy alone.
+    That before the first step is no candidate. Results of version 0.1 know the accuracy alone.
     """
-    known = [each for each in evaluations if math.isfinite(each.loss) and math.isfinite(getattr(each, metric))]
+    trained = [each for each in evaluations if each.step > 0]
+    known = [each for each in trained if math.isfinite(each.loss) and math.isfinite(getattr(each, metric))]
     return max(known, key=lambda each: float(getattr(each, metric)), default=None)
 
 

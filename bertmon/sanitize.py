@@ -2,6 +2,9 @@
 
 import logging
 import re
+import shutil
+import textwrap
+from typing import Any
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # bidi overrides too
 
@@ -24,19 +27,35 @@ def sanitize(text: str, longest: int = 2000) -> str:
     return "\n".join("\t".join(sanitize_line(part, longest) for part in each.split("\t")) for each in text.split("\n"))
 
 
-class SanitizingFormatter(logging.Formatter):
-    """A log's formatter whose messages and tracebacks come as `lines`."""
+def wrap_for(stream: Any, text: str) -> str:
+    """On a terminal: lines broken between words where they are longer than it is wide. Elsewhere the text as it is.
 
-    def __init__(self, inner: logging.Formatter) -> None:
+    Lines that are indented, as those of tracebacks, stay.
+    """
+    if stream is None or not stream.isatty():
+        return text
+    columns = shutil.get_terminal_size().columns
+    options: dict[str, Any] = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+    return "\n".join(
+        line if len(line) <= columns or line[:1].isspace() else textwrap.fill(line, columns, **options)
+        for line in text.split("\n")
+    )
+
+
+class SanitizingFormatter(logging.Formatter):
+    """A log's formatter whose messages and tracebacks come as `lines`, wrapped for the stream that they go to."""
+
+    def __init__(self, inner: logging.Formatter, stream: Any = None) -> None:
         super().__init__()
-        self._inner = inner
+        self._inner, self._stream = inner, stream
 
     def format(self, record: logging.LogRecord) -> str:
-        return sanitize(self._inner.format(record))
+        return wrap_for(self._stream, sanitize(self._inner.format(record)))
 
 
 def sanitize_logs() -> None:
     """Give the root logger's handlers such a formatter."""
     for handler in logging.getLogger().handlers:
         if not isinstance(handler.formatter, SanitizingFormatter):
-            handler.setFormatter(SanitizingFormatter(handler.formatter or logging.Formatter()))
+            stream = None if isinstance(handler, logging.FileHandler) else getattr(handler, "stream", None)
+            handler.setFormatter(SanitizingFormatter(handler.formatter or logging.Formatter(), stream))

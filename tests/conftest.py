@@ -71,7 +71,7 @@ def write_texts(path: Path, count: int, seed: int) -> Path:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> RunConfig:
-    """A run of 2 epochs of 6 steps, on the CPU, over files in tmp_path."""
+    """A run of 2 epochs of 6 steps, on the CPU, over files in tmp_path; evaluated at steps 0, 6 and 12."""
     return small_run(tmp_path)
 
 
@@ -88,7 +88,7 @@ def small_run(folder: Path) -> RunConfig:
         ),
         model=dataclasses.replace(TINY),
         schedule=ScheduleConfig(warmup_frac=0.25),
-        train=TrainConfig(epochs=2, batch_size=8, log_every=2),
+        train=TrainConfig(epochs=2, batch_size=8, log_every=2, eval_every=100),
     )
 
 

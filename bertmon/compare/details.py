@@ -6,7 +6,7 @@ from typing import Any
 
 from bertmon.compare.results import RunSummary, Sweep, short_names
 from bertmon.notation import format_percent, format_value
-from bertmon.result import RunResult, SweepFile
+from bertmon.result import RunResult, Status, SweepFile
 from bertmon.sanitize import sanitize_line
 
 Values = Mapping[str, Any]
@@ -51,6 +51,14 @@ def details(sweep: Sweep) -> list[tuple[str, str]]:
     lines.append(("Command", "\n".join(words)))
     lines.append(("Folder", "\n".join(str(folder.resolve()) for folder in sweep.folders)))
     return [(label, text) for label, text in lines if text]
+
+
+def resume_commands(sweep: Sweep) -> list[str]:
+    """What resumes the launches of which a run was interrupted."""
+    interrupted = [run for run in sweep.runs if run.status == Status.interrupted]
+    folders = [each for each in sweep.folders if any(each in run.run_dir.parents for run in interrupted)]
+    launches = [each for each in folders if SweepFile.read(each)]
+    return [shlex.join(["python", "-m", "bertmon", "resume", str(each.resolve())]) for each in launches]
 
 
 def _swept(sweep: Sweep, key: str, name: str) -> str:

@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from bertmon.compare import selection, summary, tables
-from bertmon.compare.details import details, title
+from bertmon.compare.details import details, resume_commands, title
 from bertmon.compare.results import WAITING, RunSummary, Sweep, read_sweep
 from bertmon.compare.tables import Table
 from bertmon.plot_style import VERDICT_COLORS
@@ -88,6 +88,7 @@ def render_html(sweep: Sweep, target: Path) -> str:
         note=tables.TABLE_NOTE,
         rates=tables.rates_table(sweep),
         unfinished=tables.unfinished_table(sweep),
+        resume_commands=resume_commands(sweep),
         runs=tables.runs_table(sweep).without_empty_columns(),
         links=[_links(run, target) for run in sweep.runs],
         script=Markup(source),
@@ -105,6 +106,7 @@ def render_markdown(sweep: Sweep) -> str:
     unfinished = tables.unfinished_table(sweep)
     if unfinished.rows:
         parts += ["## Unfinished runs", unfinished.markdown()]
+    parts += [f"To resume: `{command}`" for command in resume_commands(sweep)]
     parts += ["## Runs", tables.runs_table(sweep).without_empty_columns().markdown()]
     parts += ["## Details", Table.of(("", ""), details(sweep)).markdown()]
     parts.append(f"Written by bertmon at {time.strftime('%Y-%m-%d %H:%M')}.")

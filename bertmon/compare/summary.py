@@ -20,7 +20,7 @@ from bertmon.compare.tables import (
 )
 from bertmon.notation import format_duration, format_rate
 from bertmon.result import Status
-from bertmon.sanitize import sanitize_line
+from bertmon.sanitize import sanitize_line, wrap_for
 
 _MAX_NAMED = 3  # settings that are named one by one
 _MAX_CONSOLE_ROWS = 40
@@ -78,7 +78,8 @@ def console_summary(sweep: Sweep) -> str:
     if console.is_terminal:
         importance = ("test accuracy", "verdict", "did not learn", "flagged at step", "runs", "peak rate")
         table = table.fitted(console.width, (*importance, "saved", "time", "test loss", "macro F1", "best"))
-    lines = [line for line in ("\n".join([table.plain(), note]), *conclusions(sweep)) if line]
+    sentences = [wrap_for(console.file, sentence) for sentence in conclusions(sweep)]
+    lines = [line for line in ("\n".join([table.plain(), note]), *sentences) if line]
     text = Text("\n".join(line.rstrip("\n") for line in lines))
     for verdict, style in _VERDICT_STYLES.items():
         text.highlight_words([verdict], style)
@@ -93,10 +94,12 @@ def progress_line(sweep: Sweep) -> str:
     running = [run for run in sweep.runs if run.status == Status.running]
     if len(sweep.runs) < 2 or not waiting:
         return ""
+    counts = Counter(str(run.verdict or "not watched") for run in sweep.ended).most_common()
     line = f"run {len(sweep.runs) - len(waiting) + 1} of {len(sweep.runs)}"
     if times := [run.seconds for run in sweep.ended if not math.isnan(run.seconds)]:
         left = statistics.fmean(times) * len(waiting) / (len(running) + 1)
-        line += f", about {format_duration(left)} left; so far {count_verdicts(sweep.ended)}"
+        line += f", about {format_duration(left)} left; {len(sweep.ended)} ended: "
+        line += ", ".join(f"{count} {verdict}" for verdict, count in counts)
     broken = sum(run.broken for run in sweep.runs)
     return line + (f", {broken} unfinished" if broken else "")
 
@@ -150,7 +153,12 @@ def _cliff(sweep: Sweep) -> list[str]:
 def _failure(setting: Setting) -> str:
     """How many of its runs did not learn, since when that was known, and why."""
     failed = setting.did_not_learn
-    which = "did not learn" if len(setting.runs) == 1 else f"{len(failed)} of {len(setting.ended)} runs did not learn"
+    if len(setting.runs) == 1:
+        which = "did not learn"
+    elif len(setting.ended) == 1:
+        which = "the one run that has ended did not learn"
+    else:
+        which = f"{len(failed)} of {len(setting.ended)} runs did not learn"
     text = f"{setting.name}: {which}"
     flagged = [run for run in failed if run.flagged_step is not None]
     if not flagged:

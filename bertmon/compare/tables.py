@@ -105,8 +105,8 @@ def rates_table(sweep: Sweep) -> Table:
 
 def unfinished_table(sweep: Sweep) -> Table:
     """A row for each run that stopped without coming to its end."""
-    rows = [(run.name, run.status, unfinished_reason(run)) for run in sweep.runs if run.broken]
-    return Table.of(("run", "status", "why"), rows)
+    rows = [(run.name, run.status, _steps(run), unfinished_reason(run)) for run in sweep.runs if run.broken]
+    return Table.of(("run", "status", "steps", "why"), rows).without_empty_columns()
 
 
 def needs_names(sweep: Sweep) -> bool:
@@ -188,9 +188,13 @@ def _run_row(run: RunSummary) -> tuple[str, ...]:
         str(run.verdict or ""),
         str(result.diagnosis.since_step) if result and result.diagnosis else "",
         "" if math.isnan(peak) else format_rate(peak),
-        f"{result.steps} of {result.total_steps}" if result and result.total_steps else "",
+        _steps(run),
         format_duration(run.seconds),
     )
+
+
+def _steps(run: RunSummary) -> str:
+    return f"{run.result.steps} of {run.result.total_steps}" if run.result and run.result.total_steps else ""
 
 
 def _failure_rate(setting: Setting, interval: bool) -> str:

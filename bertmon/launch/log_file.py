@@ -1,7 +1,8 @@
-"""Parts of the logging that conf/hydra asks for: the handler of run.log, and a filter of Hydra's own lines."""
+"""Parts of the logging that conf/hydra asks for: the handler of run.log, and filters of lines on the console."""
 
 import logging
 import sys
+from typing import ClassVar
 
 
 class RunLogFile(logging.FileHandler):
@@ -20,3 +21,17 @@ class NoJobLines(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not str(record.msg).startswith("\t#")
+
+
+class NoRepeatedLines(logging.Filter):
+    """Lets a record with the attribute `once` pass only where no earlier run of the launch has said the same."""
+
+    seen: ClassVar[set[str]] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if not getattr(record, "once", False):
+            return True
+        new = message not in self.seen
+        self.seen.add(message)
+        return new

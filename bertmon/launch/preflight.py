@@ -29,9 +29,10 @@ from bertmon.errors import InputError, require
 from bertmon.launch import compose, ending, run_dirs, workers
 from bertmon.launch.command_line import format_error
 from bertmon.launch.hydra_setup import PLUGIN_EXTRAS
+from bertmon.launch.log_file import NoRepeatedLines
 from bertmon.launch.read_config import read_config
 from bertmon.launch.run_names import quote_override
-from bertmon.sanitize import sanitize_logs
+from bertmon.sanitize import sanitize_logs, wrap_for
 from bertmon.schedule import warmup_steps
 from bertmon.training.class_weights import class_weights
 from bertmon.training.plan import warmup_frac
@@ -62,6 +63,7 @@ class PreflightCheck(Callback):
             compose.with_overrides(config, launch.task_overrides, launch.hydra_overrides)
             return
         sanitize_logs()
+        NoRepeatedLines.seen.clear()
         try:
             sweep_dir = start_launch(config, sys.argv[1:])
             distributed.broadcast(None)
@@ -82,7 +84,7 @@ def start_launch(config: DictConfig, command: Sequence[str]) -> Path:
     command: the command line's arguments that start it, for sweep.json.
     Raises InputError, HydraException and OmegaConfBaseException; nothing has been written then.
     """
-    print(_experiment_line(config), flush=True)
+    print(wrap_for(sys.stdout, _experiment_line(config)), flush=True)
     _check_plugins(config)
     if (count := compose.count_runs(config)) >= _LONG_CHECK:
         print(f"checking {count} runs before the first one starts, about {count / 12:.0f} s", flush=True)

@@ -17,20 +17,23 @@ STUDIED_PEAKS = (
 """Peak effective rate from, below; runs that did not learn; runs. The labelled runs of docs/verdicts.md: post-LN BERTs
 of 2 to 12 layers and width 64 and 128 from random weights. benchmarks/early_signals.py prints the table."""
 
+MAX_STUDIED_LAYERS, MAX_STUDIED_WIDTH = 12, 128
+
 _MIN_BOOST = 1.5  # of the peak by a missing bias correction, to be worth a line
 _MIN_DECAY = 0.01  # by which weights shrink in all steps, to be worth having
 _MIN_SHARE = 0.5  # of the studied runs at such a peak that did not learn
 
 
-def check_plan(plan: RunPlan, *, beta2: float, weight_decay: float, pretrained: bool) -> list[str]:
+def check_plan(plan: RunPlan, *, beta2: float, weight_decay: float, studied: bool) -> list[str]:
     """Sentences about what is unusual in the plan; empty if nothing is.
 
-    beta2, weight_decay: of Adam. pretrained: the studies that peaks are compared with trained from random weights.
+    beta2, weight_decay: of Adam. studied: the model is like those of STUDIED_PEAKS, so that its peak is compared with
+    theirs; larger models and pretrained ones need smaller rates.
     """
     if not len(plan) or not plan.effective_lr.any():
         return ["the learning rate is 0 at every step: no weight will move"] if len(plan) else []
     checks = [_check_boost(plan, beta2), _check_schedule(plan), _check_decay(plan, weight_decay)]
-    if not pretrained:
+    if studied:
         checks.append(_check_peak(plan))
     return [sentence for sentence in checks if sentence]
 

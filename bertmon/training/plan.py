@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from bertmon import optimizer, schedule
-from bertmon.config import Decay, RunConfig, ScheduleConfig
+from bertmon.config import Decay, RunConfig, ScheduleConfig, TrainConfig
 from bertmon.errors import InputError
 from bertmon.monitor.history import FloatArray, RunPlan
+
+_EVALUATIONS = 10  # of a run, at least, those before the first step not counted
 
 
 def plan_run(config: RunConfig, steps_per_epoch: int, chance_loss: float) -> RunPlan:
@@ -27,6 +29,19 @@ def plan_run(config: RunConfig, steps_per_epoch: int, chance_loss: float) -> Run
         warmup_frac=warmup_frac(config.schedule, total_steps),
         bias_correction=config.optimizer.bias_correction,
     )
+
+
+def evaluates_after(steps: int, config: TrainConfig, steps_per_epoch: int) -> bool:
+    """Whether the run is evaluated after so many steps (at least 1): at each epoch's end, and every `eval_every` steps
+    or, without it, after equal parts of each epoch, as many as make at least ten evaluations in the run.
+    """
+    in_epoch = steps % steps_per_epoch
+    if in_epoch == 0:
+        return True
+    if config.eval_every is not None:
+        return steps % config.eval_every == 0
+    parts = -(-_EVALUATIONS // config.epochs)
+    return in_epoch * parts % steps_per_epoch < parts  # the first step that completes a further part
 
 
 def warmup_frac(config: ScheduleConfig, total_steps: int) -> float:

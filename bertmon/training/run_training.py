@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from bertmon import distributed
 from bertmon.config import Init, OnBehind, RunConfig, SaveModel, require_same_run, run_identity
@@ -20,7 +22,7 @@ from bertmon.model import missing_features, save_model
 from bertmon.monitor.behind import find_behind
 from bertmon.monitor.history import HISTORY_FILE, History, RunPlan
 from bertmon.monitor.monitor import Monitor
-from bertmon.monitor.plan_check import check_plan
+from bertmon.monitor.plan_check import MAX_STUDIED_LAYERS, MAX_STUDIED_WIDTH, check_plan
 from bertmon.monitor.tensorboard import RunWriter
 from bertmon.notation import format_percent
 from bertmon.result import MODEL_DIR, DataSummary, RunResult, recording
@@ -47,7 +49,7 @@ def run_training(
     """Train and watch one model; everything that it leaves is in `run_dir`.
 
     name: heads the progress bar and log lines. overrides: those that tell this run from its sweep's others, as given;
-    they and the seed are the columns of TensorBoard's HPARAMS table.
+    they, or without any the run's main settings, and the seed are the columns of TensorBoard's HPARAMS table.
     With config.resume a run that has ended is skipped, and one that was interrupted resumes from its checkpoint. Of
     several processes only the first one writes. Raises InputError, and whatever training raises.
     """
@@ -160,13 +162,19 @@ def _log_first_lines(config: RunConfig, task: Task) -> None:
     """What the data are, what the model cannot show, and what is unusual in the plan, before the first step."""
     lines = list(task.description.lines)
     if config.monitor.enabled:
-        adam, pretrained = config.optimizer, config.model.init is Init.pretrained
+        adam, studied = config.optimizer, config.model.init is Init.random and _is_of_studied_size(task.classifier)
         lines += missing_features(task.classifier)
-        lines += check_plan(task.plan, beta2=adam.beta2, weight_decay=adam.weight_decay, pretrained=pretrained)
+        lines += check_plan(task.plan, beta2=adam.beta2, weight_decay=adam.weight_decay, studied=studied)
     for line in lines:
-        log.info(line)
+        log.info(line, extra={"once": True})  # a sweep's console has it once, each run.log has it
     for warning in task.description.warnings:
-        log.warning(warning)
+        log.warning(warning, extra={"once": True})
+
+
+def _is_of_studied_size(classifier: nn.Module) -> bool:
+    shape: Any = classifier.config
+    layers, width = (getattr(shape, name, math.inf) for name in ("num_hidden_layers", "hidden_size"))
+    return bool(layers <= MAX_STUDIED_LAYERS and width <= MAX_STUDIED_WIDTH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,12 +272,31 @@ def _fill(result: RunResult, state: TrainState, monitor: Monitor, task: Task) ->
 def _hparams(result: RunResult, plan: RunPlan) -> tuple[dict[str, Any], dict[str, float]]:
     """Columns and metrics of TensorBoard's HPARAMS table."""
     assert result.final is not None
-    columns: dict[str, Any] = {**result.overrides, "seed": result.seed}
+    columns: dict[str, Any] = {**(result.overrides or _main_settings(result)), "seed": result.seed}
     if result.diagnosis:
         columns |= {"verdict": result.diagnosis.verdict, "verdict_step": result.diagnosis.since_step}
     metrics = {"accuracy/test": result.final.accuracy, "loss/test": result.final.loss}
     metrics |= {"peak_effective_lr": float(plan.effective_lr.max()), "did_not_learn": float(bool(result.did_not_learn))}
     return columns, metrics
+
+
+def _main_settings(result: RunResult) -> dict[str, Any]:
+    """Of a run that no sweep tells from others: what people compare runs by, and what else is not as by default."""
+    values, defaults = run_identity(result.config or {}), run_identity(asdict(RunConfig()))
+    chosen = [key for key in values if key.startswith(("optimizer.", "schedule.")) and values[key] != defaults[key]]
+    return {key: values[key] for key in dict.fromkeys([*_MAIN_SETTINGS, *chosen]) if values[key] is not None}
+
+
+_MAIN_SETTINGS = (
+    "model.name",
+    "model.num_hidden_layers",
+    "model.hidden_size",
+    "data.max_length",
+    "train.batch_size",
+    "train.epochs",
+    "optimizer.lr",
+    "schedule.warmup_frac",
+)
 
 
 def _last_line(name: str, result: RunResult) -> str:

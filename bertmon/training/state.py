@@ -41,9 +41,9 @@ class TrainState:
             evaluations[:] = [each if each.step in wanted else each.without_confusion() for each in evaluations]
 
     def evaluations_since_best(self, metric: str) -> int:
-        """Evaluations after the best one; 0 if the last one is the best, or there is none."""
+        """Evaluations after the best one; 0 if the last one is the best, or there is none. Not that of step 0."""
         best = best_evaluation(self.selection, metric)
-        return sum(each.step > best.step for each in self.selection) if best else len(self.selection)
+        return sum(each.step > (best.step if best else 0) for each in self.selection)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:

@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,8 +26,10 @@ from bertmon.metrics import EvalResult
 from bertmon.monitor.diagnosis import Diagnosis, Finding
 from bertmon.monitor.history import History
 from bertmon.monitor.monitor import Monitor
-from bertmon.notation import format_percent
+from bertmon.notation import format_percent, format_rate
 from bertmon.result import Status, Terminated
+from bertmon.sanitize import sanitize_line
+from bertmon.training.plan import evaluates_after
 from bertmon.training.signals import deferred_signals
 from bertmon.training.state import TrainState
 from bertmon.training.step import GuardedUpdate, compute_logits, forward_backward, maybe_compile
@@ -89,13 +92,19 @@ class Trainer:
             logging_redirect_tqdm([logging.getLogger()]),
             deferred_signals(self._save_checkpoint is not None) as self._signals,
         ):
-            for step, batches in self._remaining_batches():
-                self._train_step(step, batches)
-                if self._must_pause(step):
-                    self._pause(step)
-                    if self.state.ended:
-                        return
-                    self._checkpoint_if_due(step)
+            if not self.state.steps:
+                self._evaluate()  # so that curves start at chance
+            if not self.state.ended:
+                self._train()
+
+    def _train(self) -> None:
+        for step, batches in self._remaining_batches():
+            self._train_step(step, batches)
+            if self._must_pause(step):
+                self._pause(step)
+                if self.state.ended:
+                    return
+                self._checkpoint_if_due(step)
 
     def _remaining_batches(self) -> Iterator[tuple[int, Sequence[Batch]]]:
         """All steps that are left, each with the batches whose gradients it adds up."""
@@ -132,7 +141,7 @@ class Trainer:
         return step % self._config.log_every == 0 or step + 1 == self._total_steps
 
     def _evaluates_after(self, step: int) -> bool:
-        return (step + 1) % self._task.steps_per_epoch == 0 or _every(step + 1, self._config.eval_every)
+        return evaluates_after(step + 1, self._config, self._task.steps_per_epoch)
 
     def _pause(self, step: int) -> None:
         """Wait for the device, judge the run, log and evaluate what is due, and decide whether the run has ended."""
@@ -143,6 +152,8 @@ class Trainer:
             self._show(self._monitor.log_means())
         if self.state.ended or self._evaluates_after(step):
             self._evaluate()
+            if self._save_model and self._saves_now():
+                self._save_model()
         self.state.train_seconds = time.perf_counter() - self._started - self.state.eval_seconds
 
     def _status_after(self, step: int, finite: bool) -> Status:
@@ -163,6 +174,8 @@ class Trainer:
         return finding is not None
 
     def _evaluate(self) -> None:
+        if self.state.evaluations and not self.state.steps:
+            return  # diverged at the first step: the weights are those that were evaluated before it
         begin = time.perf_counter()
         test = self._evaluate_on("test", self._task.test)
         validation = self._evaluate_on("validation", self._task.validation) if self._task.validation else None
@@ -180,8 +193,6 @@ class Trainer:
             reason = f"{stale} evaluations without a better {self._config.metric}"
             log.info(f"{self._name}: step {test.step}: {reason}; stopping early")
             self.state.status = Status.finished
-        if self._save_model and self._saves_now(stale):
-            self._save_model()
 
     def _evaluate_on(self, split: str, loader: BatchLoader) -> EvalResult:
         task, precision = self._task, self._config.precision
@@ -190,9 +201,9 @@ class Trainer:
         self._log_scalars(result.step, {f"{name}/{split}": value for name, value in values.items()})
         return result
 
-    def _saves_now(self, evaluations_since_best: int) -> bool:
+    def _saves_now(self) -> bool:
         if self._config.save_model is SaveModel.best:
-            return evaluations_since_best == 0
+            return self.state.steps > 0 and self.state.evaluations_since_best(self._config.metric) == 0
         return self._config.save_model is SaveModel.last and self.state.ended
 
     def _checkpoint_if_due(self, step: int) -> None:
@@ -214,18 +225,20 @@ class Trainer:
         bar: AbstractContextManager[tqdm[None]] = tqdm(
             total=self._total_steps,
             initial=self.state.steps,
-            desc=self._name,
+            desc=sanitize_line(self._name, max(20, shutil.get_terminal_size().columns // 3)),
             unit="step",
             disable=_no_bar(),
             dynamic_ncols=True,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}, {rate_fmt}]",
         )
         return bar
 
     def _show(self, means: Mapping[str, float]) -> None:
         """On the progress bar."""
-        shown = {"loss": f"{means['loss/train']:.3f}", "lr": f"{means['learning_rate']:.1e}"}
+        shown = {"loss": f"{means['loss/train']:.3f}"}
         if self.state.evaluations:
             shown["accuracy"] = format_percent(self.state.evaluations[-1].accuracy)
+        shown["lr"] = format_rate(means["learning_rate"], 2)  # last: a narrow terminal cuts the end
         self._bar.set_postfix(shown, refresh=False)
 
 

@@ -58,6 +58,14 @@ def test_same_numbers_of_different_sweeps_names_the_first_difference_and_exits_w
     assert lines[2].endswith("runs: different")
 
 
+def test_same_numbers_compares_evaluations_at_common_steps():
+    seldom, often = (
+        same_numbers.Numbers([1.0], [2.0], [(step, 1.0, 0.5) for step in steps]) for steps in ([4], [0, 4])
+    )
+    assert seldom.first_difference(often) == often.first_difference(seldom) == ""
+    assert often.common_evaluations(seldom) == [(4, 1.0, 0.5)]
+
+
 def test_same_numbers_of_empty_folders_exits_with_1(tmp_path):
     assert same_numbers.main([str(tmp_path), str(tmp_path)]) == 1
 

@@ -4,6 +4,7 @@ import base64
 import csv
 import hashlib
 import io
+import json
 import os
 import re
 import subprocess
@@ -90,6 +91,20 @@ def test_report_of_a_failed_run_shows_the_reason(tmp_path):
     text = report.render_html(read_sweep([tmp_path]), tmp_path)
     assert "RuntimeError: out of memory" in text
     assert "is empty, corrupt, or not the result of a run" in text
+
+
+def test_report_of_an_interrupted_sweep_says_how_to_resume_it(tmp_path):
+    comparison(tmp_path)
+    sweep_file = {"runs": [], "command": ["-m", "seed=0,1,2"], "directory": str(tmp_path)}
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep_file))
+    report.write_report([tmp_path], tmp_path)
+    assert "To resume" not in (tmp_path / "report.html").read_text()
+    leave_run(tmp_path / "warmup_frac=0.7/seed=2", seed=2, status="interrupted", steps=31)
+    sweep = report.write_report([tmp_path], tmp_path)
+    assert tables.unfinished_table(sweep).rows == (("warmup_frac=0.7/seed=2", "interrupted", "31 of 100"),)
+    command = f"To resume: <code>python -m bertmon resume {tmp_path}</code>"
+    assert command in (tmp_path / "report.html").read_text()
+    assert f"To resume: `python -m bertmon resume {tmp_path}`" in (tmp_path / "report.md").read_text()
 
 
 def test_report_has_no_nan(tmp_path):

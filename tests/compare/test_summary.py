@@ -130,6 +130,14 @@ def test_conclusions_of_a_single_run_that_crashed_say_why(tmp_path):
     assert summary.conclusions(read_sweep([tmp_path])) == ["a/seed=0: failed (RuntimeError: out of memory)."]
 
 
+def test_conclusions_of_a_setting_of_which_one_run_has_ended_say_so(tmp_path):
+    leave_run(tmp_path / "a/seed=0", learns=False)
+    leave_run(tmp_path / "a/seed=1", seed=1, status="interrupted")
+    assert summary.conclusions(read_sweep([tmp_path]))[1].startswith(
+        "a: the one run that has ended did not learn (coll"
+    )
+
+
 def test_conclusions_of_a_failure_that_no_rule_saw_say_so(tmp_path):
     leave_run(tmp_path / "a/seed=0", learns=False, verdict="slow", cause=None, advice=None)
     assert summary.conclusions(read_sweep([tmp_path]))[1] == "a: did not learn, and no rule flagged it by the end."
@@ -222,13 +230,13 @@ def test_progress_line_of_overlapping_runs(tmp_path):
     leave_run(tmp_path / "warmup_frac=0.1/seed=1", status="failed", measured=False)
     sweep = read_sweep([tmp_path])
     assert summary.progress_line(sweep) == (
-        "run 4 of 8, about 2 min 30 s left; so far 1 collapsed, 1 healthy, 1 unfinished"
+        "run 4 of 8, about 2 min 30 s left; 2 ended: 1 collapsed, 1 healthy, 1 unfinished"
     )
     running = [run for run in sweep.runs if run.status == "waiting"][:2]
     for run in running:
         object.__setattr__(run, "result", dataclasses.replace(sweep.ended[0].result, status=Status.running))
     assert summary.progress_line(sweep) == (
-        "run 6 of 8, about 30 s left; so far 1 collapsed, 1 healthy, 1 unfinished"
+        "run 6 of 8, about 30 s left; 2 ended: 1 collapsed, 1 healthy, 1 unfinished"
     )  # fmt: skip
     leave_run(tmp_path / "one/a/seed=0")
     assert summary.progress_line(read_sweep([tmp_path / "one"])) == ""

@@ -34,7 +34,7 @@ from bertmon.training.step import GuardedUpdate
 torch.set_num_threads(1)
 
 BATCH = 16
-QUIET = ["monitor.every=1000", "train.log_every=1000"]
+QUIET = ["monitor.every=1000", "train.log_every=1000", "train.eval_every=1000"]
 """Every step but the first one and those at an epoch's ends is neither monitored nor logged."""
 _PHASES = (
     (trainer, "forward_backward", "forward and backward"),
@@ -245,20 +245,20 @@ def tiny(folder: Path) -> dict[str, Any]:
     answers["quiet fp32"] = Run(fp32, _new(folder, "fp32")).summary()
     options = ["train.accumulate=2", "train.class_weights=balanced", "optimizer.layer_decay=0.9"]
     answers["options"] = Run(tiny_config(folder, *QUIET, *options), _new(folder, "options")).summary()
-    config = tiny_config(folder, "monitor.every=1", "train.checkpoint_every=3")
+    config = tiny_config(folder, "monitor.every=1", "train.checkpoint_every=3", "train.eval_every=1000")
     run_dir = _new(folder, "monitored")
     original, calls = trainer.evaluate, []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 3:
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
     trainer.evaluate = interrupted
     answers["interrupted"] = Run(config, run_dir).summary()
     trainer.evaluate = original
-    assert len(calls) == 2
+    assert len(calls) == 3
     config.resume = str(run_dir)
     fake_cuda.restored_random_states.clear()
     answers["resumed"] = Run(config, run_dir).summary()
@@ -268,7 +268,9 @@ def tiny(folder: Path) -> dict[str, Any]:
 
 def article(folder: Path) -> dict[str, Any]:
     """The article's step: monitored at every step, and not at all."""
-    monitored = Run(article_config(folder, "monitor.every=1"), _new(folder, "monitored")).summary()
+    monitored = Run(
+        article_config(folder, "monitor.every=1", "train.eval_every=1000"), _new(folder, "monitored")
+    ).summary()
     return {"monitored": monitored, "quiet": Run(article_config(folder, *QUIET), _new(folder, "quiet")).summary()}
 
 

@@ -22,8 +22,8 @@ def plan_of(peak=5.5e-4, warmup_frac=0.1, bias_correction=True, total=TOTAL):
     return RunPlan(peak * factor, peak * factor * gains, 1.386, warmup_frac, bias_correction)
 
 
-def check(plan, beta2=0.999, weight_decay=0.0, pretrained=False):
-    return check_plan(plan, beta2=beta2, weight_decay=weight_decay, pretrained=pretrained)
+def check(plan, beta2=0.999, weight_decay=0.0, studied=True):
+    return check_plan(plan, beta2=beta2, weight_decay=weight_decay, studied=studied)
 
 
 def test_plan_with_bias_correction_and_a_moderate_rate_is_silent():
@@ -52,8 +52,8 @@ def test_beta2_changes_the_steps_in_which_the_boost_fades():
     assert "shorter than the 200 steps" in first
 
 
-def test_peaks_of_pretrained_models_are_not_compared_with_random_ones():
-    assert check(plan_of(peak=1e-2), pretrained=True) == []
+def test_peaks_of_models_unlike_the_studied_ones_are_not_compared_with_theirs():
+    assert check(plan_of(peak=1e-2), studied=False) == []
     (sentence,) = check(plan_of(peak=1e-2))
     assert sentence.endswith("with such a peak 79 did not learn")
 

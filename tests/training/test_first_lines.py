@@ -32,3 +32,10 @@ def test_first_lines_of_an_albert_name_the_missing_depth_ratio(settings, first_l
     albert = dataclasses.replace(settings.model, model_type="albert")
     lines = first_lines(model=albert, monitor=dataclasses.replace(settings.monitor, enabled=enabled))
     assert any(line.startswith("depth_ratio: albert shares one set of weights") for line in lines) == enabled
+
+
+@pytest.mark.parametrize(("width", "compared"), [(16, True), (132, False)])
+def test_first_lines_compare_the_peak_with_models_of_the_studied_size_alone(settings, first_lines, width, compared):
+    wide = dataclasses.replace(settings.model, hidden_size=width)
+    lines = first_lines(model=wide, optimizer=dataclasses.replace(settings.optimizer, lr=1e-2))
+    assert any("small BERTs from random weights" in line for line in lines) == compared

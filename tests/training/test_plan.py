@@ -1,13 +1,13 @@
-"""Schedules: transformers' run ahead, one's own, and what is refused."""
+"""Schedules: transformers' run ahead, one's own, and what is refused; and when a run is evaluated."""
 
 import numpy as np
 import pytest
 import torch
 from transformers import get_scheduler
 
-from bertmon.config import Decay, ScheduleConfig
+from bertmon.config import Decay, ScheduleConfig, TrainConfig
 from bertmon.errors import InputError
-from bertmon.training.plan import lr_factors, warmup_frac
+from bertmon.training.plan import evaluates_after, lr_factors, warmup_frac
 
 SCHEDULES = {
     "inverse_sqrt": ({}, {}),
@@ -85,3 +85,20 @@ def test_lr_factors_of_a_decay_that_does_not_fit_the_run_is_refused():
     config = ScheduleConfig(decay=Decay.warmup_stable_decay, warmup_frac=0.6, decay_frac=0.5, end_factor=0.0)
     with pytest.raises(InputError, match=r"schedule\.decay_frac: expected warm-up \(6 steps\) and decay \(5 steps\)"):
         lr_factors(config, 10)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps_per_epoch", "every", "expected"),
+    [
+        (3, 225, None, [57, 113, 169, 225, 282, 338, 394, 450, 507, 563, 619, 675]),
+        (1, 1000, None, list(range(100, 1001, 100))),
+        (20, 5, None, list(range(5, 101, 5))),
+        (2, 3, None, [1, 2, 3, 4, 5, 6]),
+        (2, 10, 4, [4, 8, 10, 12, 16, 20]),
+        (2, 10, 100, [10, 20]),
+    ],
+)
+def test_evaluations_divide_epochs_evenly_or_come_every_n_steps(epochs, steps_per_epoch, every, expected):
+    config = TrainConfig(epochs=epochs, eval_every=every)
+    steps = range(1, epochs * steps_per_epoch + 1)
+    assert [step for step in steps if evaluates_after(step, config, steps_per_epoch)] == expected

@@ -13,7 +13,10 @@ import pytest
 import torch
 from conftest import completed, interrupt, interrupt_run, wait_until
 from fault_injection import RunContent
+from google.protobuf.json_format import MessageToDict
 from safetensors import SafetensorError
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from bertmon import config
 from bertmon.config import Precision
@@ -21,7 +24,7 @@ from bertmon.errors import InputError
 from bertmon.monitor.diagnosis import Verdict
 from bertmon.monitor.history import HISTORY_FILE, History
 from bertmon.result import RESULT_FILE, RunResult, Status
-from bertmon.training import checkpoint
+from bertmon.training import checkpoint, trainer
 from bertmon.training.checkpoint import CHECKPOINT_FILE, Checkpoint
 from bertmon.training.run_training import run_training
 
@@ -50,12 +53,24 @@ def test_run_that_finished_returns_what_its_folder_holds(settings, whole):
     assert result.overrides == {"schedule.warmup_frac": 0.25, "model": "tiny"}
     assert (result.seed, result.config["optimizer"]["lr"]) == (1, 1e-3)
     assert (result.data.train_texts, result.data.test_texts, result.data.majority_share) == (44, 10, 0.5)
-    assert [each.step for each in result.evaluations] == [6, 12]
+    assert [each.step for each in result.evaluations] == [0, 6, 12]
     assert result.objective == result.final.accuracy
     assert result.seconds >= sum(result.timings[key] for key in ("train_seconds", "eval_seconds")) > 0
     history = History.load(whole / HISTORY_FILE)
     assert (len(history.losses), [shot.step for shot in history.snapshots]) == (12, [0])
     assert not (whole / CHECKPOINT_FILE).exists()
+
+
+def test_run_outside_of_a_sweep_has_its_main_settings_in_the_hparams_table(settings, whole):
+    settings.optimizer.bias_correction = False
+    run_training(settings, whole, name="run")
+    events = EventAccumulator(str(whole)).Reload()
+    start = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
+    columns = {key: MessageToDict(value) for key, value in start.session_start_info.hparams.items()}
+    expected = {"model.num_hidden_layers": 2, "train.batch_size": 8, "optimizer.lr": 1e-3, "seed": 1}
+    expected |= {"optimizer.bias_correction": False, "schedule.warmup_frac": 0.25}
+    assert expected.items() <= columns.items()
+    assert "data.train" not in columns
 
 
 def test_run_with_monitor_off_has_losses_and_no_verdict(settings, whole):
@@ -69,13 +84,14 @@ def test_run_with_monitor_off_has_losses_and_no_verdict(settings, whole):
 
 
 def test_run_whose_training_raises_leaves_its_history_and_the_error(settings, whole, monkeypatch):
-    calls = []
+    evaluate = trainer.evaluate
 
-    def fail(*args, **options):
-        calls.append(args)
-        raise ZeroDivisionError("the cat")
+    def fail(*args, step, **options):
+        if step:
+            raise ZeroDivisionError("the cat")
+        return evaluate(*args, step=step, **options)
 
-    monkeypatch.setattr("bertmon.training.trainer.evaluate", fail)
+    monkeypatch.setattr(trainer, "evaluate", fail)
     with pytest.raises(ZeroDivisionError):
         run_training(settings, whole, name="run")
     result = RunResult.read(whole)

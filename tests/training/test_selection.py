@@ -50,7 +50,7 @@ def accuracies(monkeypatch):
 
 def test_patience_ends_training_after_evaluations_without_a_better_one(settings, tmp_path, accuracies, caplog):
     caplog.set_level("INFO")
-    accuracies += [0.5, 0.7, 0.6, 0.7, 0.9]
+    accuracies += [0.9, 0.5, 0.7, 0.6, 0.7, 0.9]
     settings.train.epochs, settings.train.patience = 5, 2
     (tmp_path / "run").mkdir()
     result = run_training(settings, tmp_path / "run", name="test")
@@ -67,7 +67,7 @@ def test_save_model_saves_at_the_end_or_at_each_better_evaluation(
 
     calls = []
     monkeypatch.setattr(module, "save_model", lambda *arguments: calls.append(arguments))
-    accuracies += [0.5, 0.7, 0.6]
+    accuracies += [0.9, 0.5, 0.7, 0.6]
     settings.train.epochs, settings.train.save_model = 3, SaveModel(save_model)
     (tmp_path / "run").mkdir()
     result = run_training(settings, tmp_path / "run", name="test")
@@ -87,7 +87,7 @@ def test_metric_is_logged_and_decides(settings, tmp_path, caplog):
 
 def test_resumed_run_still_knows_the_model_that_it_saved_before(settings, tmp_path, accuracies, monkeypatch):
     (tmp_path / "run").mkdir()
-    accuracies += [0.9, 0.5, 0.5]
+    accuracies += [0.5, 0.9, 0.5, 0.5]
     settings.train.epochs, settings.train.save_model, settings.train.checkpoint_every = 3, SaveModel.best, 8
     interrupt_run(settings, tmp_path / "run", monkeypatch, at=12)
     settings.resume, settings.train.checkpoint_every = str(tmp_path), None
@@ -99,7 +99,7 @@ def test_resumed_run_still_knows_the_model_that_it_saved_before(settings, tmp_pa
 def test_validation_loss_that_is_not_finite_is_reported_as_that(settings, tmp_path, monkeypatch):
     settings.data.validation_frac = 0.25
     (tmp_path / "run").mkdir()
-    losses = iter([1.0, float("nan")])  # of the test split, then of the validation split
+    losses = iter([1.0, 1.0, 1.0, float("nan")])  # of the test split, then of the validation split
     monkeypatch.setattr(trainer, "evaluate", lambda *_, step, **__: EvalResult(step, next(losses), 0.5, 0.5, 0.0))
     result = run_training(settings, tmp_path / "run", name="test")
     assert result.status is Status.diverged

@@ -10,6 +10,7 @@ from conftest import PreparedRun, without_monitor
 
 from bertmon import schedule
 from bertmon.config import OnDoomed, VerdictThresholds
+from bertmon.metrics import best_evaluation
 from bertmon.monitor.diagnosis import Verdict
 from bertmon.result import Status
 from bertmon.training import trainer
@@ -115,14 +116,29 @@ def test_scalars_when_logged_are_means_over_the_steps_since_the_last_ones(settin
 # --- evaluations ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("eval_every", "steps"), [(None, [6, 12]), (4, [4, 6, 8, 12]), (100, [6, 12])])
-def test_evaluations_come_every_n_steps_and_at_each_epochs_end(settings, eval_every, steps):
+@pytest.mark.parametrize(("eval_every", "steps"), [(4, [0, 4, 6, 8, 12]), (100, [0, 6, 12])])
+def test_evaluations_come_first_every_n_steps_and_at_each_epochs_end(settings, eval_every, steps):
     settings.train.eval_every = eval_every
     run = trained(settings)
     assert [evaluation.step for evaluation in run.state.evaluations] == steps
     for tag in ("accuracy", "loss"):
         values = [(each.step, getattr(each, tag)) for each in run.state.evaluations]
         assert run.log.points[f"{tag}/test"] == values
+
+
+def test_evaluation_before_the_first_step_is_not_the_best(settings, monkeypatch):
+    evaluate = trainer.evaluate
+
+    def falling(*arguments, step, **options):
+        return dataclasses.replace(evaluate(*arguments, step=step, **options), accuracy=1 / (1 + step))
+
+    monkeypatch.setattr(trainer, "evaluate", falling)
+    settings.train.eval_every, settings.train.patience = 4, 3
+    run = trained(settings)
+    assert (run.state.status, run.state.steps) == (Status.finished, 12)  # 6, 8 and 12 are no better than 4
+    assert best_evaluation(run.state.evaluations, "accuracy").step == 4
+    settings.train.patience = 2
+    assert trained(settings).state.steps == 8
 
 
 def test_evaluations_at_every_step_have_no_influence_on_training(settings):
@@ -176,7 +192,7 @@ def test_doomed_run_with_warn_trains_on_and_with_stop_ends(settings):
     settings.monitor.on_doomed = OnDoomed.stop
     stopped = trained(settings)
     assert (stopped.state.status, stopped.state.steps) == (Status.stopped, 1)
-    assert [evaluation.step for evaluation in stopped.state.evaluations] == [1]
+    assert [evaluation.step for evaluation in stopped.state.evaluations] == [0, 1]
     assert stopped.log.points["loss/train"] == [(0, stopped.history.losses[0])]
     assert [snapshot.step for snapshot in stopped.history.snapshots] == [0]
 
@@ -200,16 +216,24 @@ def test_run_that_is_doomed_at_its_last_step_is_finished(settings):
 @pytest.mark.parametrize("enabled", [True, False])
 def test_evaluation_that_is_not_finite_ends_the_run_as_diverged(settings, monkeypatch, enabled):
     settings.monitor.enabled = enabled
+    settings.train.eval_every = 4
     evaluate = trainer.evaluate
-    monkeypatch.setattr(
-        trainer, "evaluate", lambda *args, **rest: dataclasses.replace(evaluate(*args, **rest), loss=math.nan)
-    )
+
+    def broken(*arguments, step, **options):
+        result = evaluate(*arguments, step=step, **options)
+        return dataclasses.replace(result, loss=math.nan) if step >= first else result
+
+    monkeypatch.setattr(trainer, "evaluate", broken)
+    first = 0  # such as pretrained weights that are not finite
     run = trained(settings)
-    assert (run.state.status, run.state.steps) == (Status.diverged, 6)
+    assert (run.state.status, run.state.steps, run.history.losses) == (Status.diverged, 0, [])
+    first = 1
+    run = trained(settings)
+    assert (run.state.status, run.state.steps) == (Status.diverged, 4)
     if enabled:
-        text = "step 6: diverged - loss/test is nan. Likely cause: a learning rate of 1e-3"
+        text = "step 4: diverged - loss/test is nan. Likely cause: a learning rate of 1e-3"
         assert str(run.monitor.diagnosis).startswith(text)
-        assert run.log.texts[-1] == ("verdict", str(run.monitor.diagnosis), 6)
+        assert run.log.texts[-1] == ("verdict", str(run.monitor.diagnosis), 4)
     else:
         assert run.monitor.diagnosis is None
 
