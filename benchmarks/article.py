@@ -107,7 +107,7 @@ def print_to_the_end(rows: Sequence[ArticleRun]) -> None:
     print("| stopped once, and now not | test accuracy [%] |\n|---|---|")
     for row in rows:
         if row.study in TO_THE_END:
-            print(f"| {TO_THE_END[row.study].title} | {100 * row.accuracy:.1f} |")
+            print(f"| {TO_THE_END[row.study].title.format(**asdict(row))} | {100 * row.accuracy:.1f} |")
 
 
 TOO_SLOW = 1.5e-4  # below this peak the runs drawn at random do not learn since their few steps are too small

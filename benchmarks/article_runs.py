@@ -33,7 +33,10 @@ class Study:
 
 
 CPU = "device=cpu hydra/launcher=joblib monitor.figures=false"
-CUDA = "device=cuda monitor.figures=false experiment=article schedule.warmup_frac=0,0.05,0.1,0.3,0.5,0.7,0.9"
+CUDA = (  # evaluated at epochs' ends only
+    "device=cuda monitor.figures=false train.eval_every=1000000 experiment=article "
+    "schedule.warmup_frac=0,0.05,0.1,0.3,0.5,0.7,0.9"
+)
 NEWS = "experiment=article model=bert_small data.max_length=64"
 BOTH = "optimizer.bias_correction=false,true"
 TEN = "seed=0,1,2,3,4,5,6,7,8,9"
@@ -59,6 +62,7 @@ ONE = f"{CPU} experiment=quickstart seed=0,1,2,3,4 monitor.on_doomed=stop"
 CHANGES = {  # one change each to the quickstart's run that does not learn; the row's name, filled from an ArticleRun
     "change_warmup": Study("`schedule.warmup_frac={warmup_frac:g}`", f"{ONE} schedule.warmup_frac=0.1,0.3,0.7"),
     "change_bias_correction": Study("`optimizer.bias_correction=true`", f"{ONE} optimizer.bias_correction=true"),
+    "change_beta2": Study("`optimizer.beta2=0.99`", f"{ONE} optimizer.beta2=0.99"),
     "change_lr": Study("`optimizer.lr={lr:g}`", f"{ONE} optimizer.lr=2.5e-4"),
     "change_lr_smaller": Study("`optimizer.lr={lr:g}`", f"{ONE} optimizer.lr=1.8e-4"),
     "change_lr_0.7": Study(
@@ -81,13 +85,16 @@ CHANGES = {  # one change each to the quickstart's run that does not learn; the 
         f"{ONE} train.epochs=9 schedule.warmup_frac=0.0333",
     ),
 }
-TO_THE_END = {  # runs that were stopped though they had learned something, not stopped
+TO_THE_END = {  # runs that were stopped, and here not: some had learned something, some failed at a low peak
     "flag_to_the_end": Study(
         "docstrings, `train.epochs=9`, seed 4", f"{CPU} experiment=quickstart seed=4 train.epochs=9"
     ),
     "flag_news_to_the_end": Study(
         "20 newsgroups, warm-up 0.1, 7e-4, bias correction, seed 2",
         f"{CPU} {NEWS} seed=2 schedule.warmup_frac=0.1 optimizer.lr=7e-4 optimizer.bias_correction=true",
+    ),
+    "flag_beta2_to_the_end": Study(
+        "docstrings, `optimizer.beta2=0.99`, seed {seed}", f"{CPU} experiment=quickstart seed=1,4 optimizer.beta2=0.99"
     ),
 }
 STUDIES = PHASES | CHANGES | TO_THE_END

@@ -17,7 +17,6 @@ from bertmon.schedule import lr_factor
 _REMEDIES: tuple[tuple[str, Any], ...] = (
     ("schedule.warmup_frac", 0.7),
     ("optimizer.bias_correction", True),
-    ("optimizer.beta2", 0.99),
 )
 _MAX_STEPS = 4000  # at which a plan is computed
 

@@ -14,15 +14,14 @@ Values = Mapping[str, Any]
 
 
 def title(sweep: Sweep) -> str:
-    """Data, model and swept keys; the folders' names if no run knows its config."""
+    """Data, model and swept keys; the folders' names if no run knows them."""
     known = _known_runs(sweep)
-    if not known:
-        return sanitize_line(", ".join(folder.resolve().name for folder in sweep.folders))
     model, data = _common(known, _model_name), _common(known, _data_name)
     subject = " on ".join(part for part in (model, data) if part)
     short = short_names(sweep.swept)
     swept = "; ".join(_swept(sweep, key, short[key]) for key in sweep.swept)
-    return sanitize_line(": ".join(part for part in (subject, swept) if part), 500)
+    folders = ", ".join(folder.resolve().name for folder in sweep.folders)
+    return sanitize_line(": ".join(part for part in (subject, swept) if part) or folders, 500)
 
 
 def details(sweep: Sweep) -> list[tuple[str, str]]:

@@ -85,7 +85,7 @@ def render_html(sweep: Sweep, target: Path) -> str:
         conclusions=summary.conclusions(sweep),
         verdict=summary.verdict_sentence(sweep.runs[0]) if len(sweep.runs) == 1 else "",
         settings=tables.settings_table(sweep).without_empty_columns(),
-        note=tables.TABLE_NOTE,
+        note=tables.TABLE_NOTE if sweep.ended else "",
         rates=tables.rates_table(sweep),
         unfinished=tables.unfinished_table(sweep),
         resume_commands=resume_commands(sweep),
@@ -99,7 +99,8 @@ def render_html(sweep: Sweep, target: Path) -> str:
 
 def render_markdown(sweep: Sweep) -> str:
     parts = [f"# {title(sweep)}", *summary.conclusions(sweep)]
-    parts += [tables.settings_table(sweep).without_empty_columns().markdown(), tables.TABLE_NOTE]
+    parts += [tables.settings_table(sweep).without_empty_columns().markdown()]
+    parts += [tables.TABLE_NOTE] if sweep.ended else []
     rates = tables.rates_table(sweep)
     if rates.rows:
         parts += ["## Window of learning rates", rates.markdown()]

@@ -34,13 +34,14 @@ def test_article_with_an_unknown_argument_prints_the_usage():
 def test_article_runs_peak_where_the_formula_says():
     for row in article_runs.unpack():
         warmup = int(row.warmup_frac * row.total_steps + 0.5)
+        beta2 = 0.99 if "beta2" in row.study else 0.999
         rates = []
         for step in range(row.total_steps):
             factor = step / warmup if step < warmup else 1.0
             if step >= warmup and row.decay == "linear":
                 factor = (row.total_steps - step) / (row.total_steps - warmup)
             t = step + 1
-            rates.append(row.lr * factor * (1 if row.bias_correction else (1 - 0.9**t) / (1 - 0.999**t) ** 0.5))
+            rates.append(row.lr * factor * (1 if row.bias_correction else (1 - 0.9**t) / (1 - beta2**t) ** 0.5))
         assert row.peak_effective_lr == pytest.approx(max(rates), rel=1e-4), row
 
 

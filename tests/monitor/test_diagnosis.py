@@ -147,7 +147,7 @@ def test_collapse_is_found_at_its_first_snapshot_with_all_its_signs():
         "every text gets the same logits (standard deviation 1e-6 < 3e-5). "
         "Likely cause: an effective learning rate of 4.1e-3 at step 60, 4.1x the nominal one "
         "(no bias correction, warm-up 0.1). "
-        "Try schedule.warmup_frac=0.7 or optimizer.bias_correction=true or optimizer.beta2=0.99."
+        "Try schedule.warmup_frac=0.7 or optimizer.bias_correction=true."
     )
 
 
