@@ -1,8 +1,8 @@
 """Why a run is doomed, and what to change: the learning rates of its plan against what is known to work. Pure.
 
 The limit on a peak effective learning rate is from the study of small models in docs/article.md: below 1e-3 1 of 102
-runs did not learn, above 1.9e-3 69 of 72. A shorter memory, beta2 of 0.99, lowers the peak too, and is not advised: 2 of 5
-runs did not learn with it, against none with a longer warm-up or bias correction.
+runs did not learn, above 1.9e-3 69 of 72. A shorter memory, beta2 of 0.99, lowers the peak too, and is not advised: 2
+of 5 runs did not learn with it, against none with a longer warm-up or bias correction.
 """
 
 import re
