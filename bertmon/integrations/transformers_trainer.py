@@ -37,7 +37,6 @@ _VOCABULARY = Vocabulary(
     "learning_rate={value}",
     "warmup_steps={steps}",
     "an optimizer with bias correction, as the Trainer's default",
-    "adam_beta2={value:g}",
 )
 _WHOLE = {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_HPU", "MULTI_MLU", "MULTI_MUSA"}
 """accelerate's kinds of devices, each with the whole model."""
