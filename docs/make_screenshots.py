@@ -96,7 +96,7 @@ def main(sweep_dir: Path, step: int) -> None:
         snapshot = nearest_snapshot(run, step)
         (here / f"gradient_flow_warmup_{warmup}.png").write_bytes(png(gradient_flow(snapshot)))
         print(f"gradient_flow_warmup_{warmup}.png: step {snapshot.step} of {run.run.name}")
-    with browser(1250, 1480) as driver, board(sweep_dir) as address:
+    with browser(1250, 1420) as driver, board(sweep_dir) as address:
         driver.get((sweep_dir / "report.html").absolute().as_uri())
         _save(driver, here / "report.png")
         shows(driver, f"{address}#custom_scalars", "Overview", "warmup_frac=0.7/seed=0")
