@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import TIMEOUT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from watched_training import examples, labels, trainer
 
@@ -90,7 +91,7 @@ def run_program(kind, folder, **environment):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=TIMEOUT,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -3,45 +3,46 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+import distributed_trainings
 import numpy as np
 import pytest
+from conftest import TIMEOUT
 from watched_training import scalar_steps
 
 from bertmon.monitor.history import HISTORY_FILE, History
 
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.slow
-
-PROGRAM = Path(__file__).with_name("distributed_trainings.py")
-TESTS = PROGRAM.parents[1]
+pytest.importorskip("lightning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Lightning has many
 
 
-def run(kind, folder, world):
-    folder.mkdir()
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"] if world > 1 else []
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The folder of all trainings on two processes, which take most of their time to start."""
+    folder = tmp_path_factory.mktemp("two")
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment |= {
-        "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        [sys.executable, *start, str(PROGRAM), kind, str(folder), str(world)],
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *(distributed_trainings.__file__, str(folder)),
+        ],
         env=environment,
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=TIMEOUT,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return History.load(folder / "watched" / HISTORY_FILE)
+    return folder
 
 
-@pytest.mark.parametrize("kind", ["trainer", "plain", "accelerate"])
-def test_two_processes_have_the_gradients_of_one(tmp_path, kind):
-    one, two = run(kind, tmp_path / "one", 1), run(kind, tmp_path / "two", 2)
+@pytest.mark.parametrize("kind", ["trainer", "plain", "accelerate", "lightning"])
+def test_two_processes_have_the_gradients_of_one(two_processes, tmp_path, kind):
+    distributed_trainings.KINDS[kind](tmp_path, 1)
+    one = History.load(tmp_path / "watched" / HISTORY_FILE)
+    two = History.load(two_processes / kind / "watched" / HISTORY_FILE)
     assert len(two.losses) == 12
     assert two.plan.lr == pytest.approx(one.plan.lr)
     assert two.grad_norms == pytest.approx(one.grad_norms, rel=1e-3)
@@ -49,13 +50,13 @@ def test_two_processes_have_the_gradients_of_one(tmp_path, kind):
         assert first["update_ratio"] == pytest.approx(second["update_ratio"], rel=0.1, nan_ok=True)
         large = second["grad_mean"] > 1e-6
         assert first["grad_mean"][large] == pytest.approx(second["grad_mean"][large], rel=1e-2)
-    # the Trainer's callback has the first process's losses, Watch the mean over processes
-    assert two.losses == pytest.approx(one.losses, abs=0.1 if kind == "trainer" else 1e-4)
-    assert scalar_steps(tmp_path / "two" / "watched", "depth_ratio") == [0, 2, 4, 6, 8, 10]
-    assert len([*(tmp_path / "two" / "watched").glob("events*")]) == 1
+    # the callbacks have the first process's losses, Watch the mean over processes
+    assert two.losses == pytest.approx(one.losses, abs=1e-4 if kind in ("plain", "accelerate") else 0.1)
+    assert scalar_steps(two_processes / kind / "watched", "depth_ratio") == [0, 2, 4, 6, 8, 10]
+    assert len([*(two_processes / kind / "watched").glob("events*")]) == 1
     assert np.isfinite(two.snapshots[0].logit_std)
 
 
-def test_doomed_training_on_two_processes_stops_in_both(tmp_path):
-    history = run("doomed_trainer", tmp_path / "doomed", 2)
+def test_doomed_training_on_two_processes_stops_in_both(two_processes):
+    history = History.load(two_processes / "doomed_trainer" / "watched" / HISTORY_FILE)
     assert len(history.losses) < 12

@@ -1,4 +1,7 @@
-"""What test_distributed_watching.py starts by torchrun: python distributed_trainings.py KIND FOLDER."""
+"""The same small training by several loops, on one process or on two that share its batches.
+
+torchrun --nproc-per-node=2 distributed_trainings.py FOLDER: one after another, in FOLDER/KIND/watched each.
+"""
 
 import sys
 from pathlib import Path
@@ -42,18 +45,6 @@ def with_doomed_trainer(folder, world):
 
 
 def with_plain_loop(folder, world):
-    if world > 1:
-        distributed.init()
-    verdict = watch_plain_loop(folder, world)
-    verdicts = [None] * world
-    if world > 1:
-        torch.distributed.all_gather_object(verdicts, verdict)
-        assert len(set(verdicts)) == 1, verdicts
-        torch.distributed.destroy_process_group()
-
-
-def watch_plain_loop(folder, world):
-    """The replica is freed on return: one that outlives gloo's process group can hang forever, in torch 2.13."""
     model = tiny_bert(**EXACT)
     replica = distributed.wrap_ddp(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -66,22 +57,17 @@ def watch_plain_loop(folder, world):
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
             optimizer.zero_grad()
-    assert len(watch.history.losses) == 12
-    return str(watch.diagnosis)
+    verdicts = [None] * world
+    if world > 1:
+        torch.distributed.all_gather_object(verdicts, str(watch.diagnosis))
+    assert len(set(verdicts)) == 1, verdicts
 
 
 def with_accelerate(folder, world):
     from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=True)
-    watch_accelerate(accelerator, folder, world)
-    accelerator.end_training()
-
-
-def watch_accelerate(accelerator, folder, world):
-    """As watch_plain_loop, with prepared objects."""
     from transformers import get_scheduler
 
+    accelerator = Accelerator(cpu=True)
     model = tiny_bert(**EXACT)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     scheduler = get_scheduler("linear", optimizer, num_warmup_steps=4 * world, num_training_steps=12 * world)
@@ -99,11 +85,50 @@ def watch_accelerate(accelerator, folder, world):
     assert watch.history.plan.lr.argmax() == 4
 
 
+def with_lightning(folder, world):
+    import lightning.pytorch as pl
+
+    from bertmon.integrations.lightning import WatchCallback
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = tiny_bert(**EXACT)
+
+        def training_step(self, batch, index):
+            return self.model(**batch).loss
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    callback = WatchCallback(folder / "watched", on_error="raise", **OPTIONS)
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=world,
+        strategy="ddp" if world > 1 else "auto",
+        max_epochs=1,
+        callbacks=[callback],
+        default_root_dir=folder,
+        use_distributed_sampler=False,  # it shuffles
+        **dict.fromkeys(off, False),
+    )
+    sampler = DistributedSampler(ROWS, world, distributed.rank(), shuffle=False)
+    trainer.fit(Module(), DataLoader(ROWS, batch_size=8 // world, sampler=sampler))
+    assert hasattr(callback, "watch") == (trainer.global_rank == 0)
+
+
+KINDS = {
+    "plain": with_plain_loop,
+    "accelerate": with_accelerate,
+    "trainer": with_trainer,
+    "doomed_trainer": with_doomed_trainer,
+    "lightning": with_lightning,
+}
+
+
 if __name__ == "__main__":
-    kind, folder, world = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    {
-        "trainer": with_trainer,
-        "doomed_trainer": with_doomed_trainer,
-        "plain": with_plain_loop,
-        "accelerate": with_accelerate,
-    }[kind](folder, world)
+    distributed.init()
+    for kind, train in KINDS.items():
+        (Path(sys.argv[1]) / kind).mkdir(exist_ok=True)
+        train(Path(sys.argv[1]) / kind, distributed.world_size())
