@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import write_texts
+from conftest import TIMEOUT, write_texts
 
 from bertmon.cli import main as program
 
@@ -413,7 +413,7 @@ def test_command_line_as_a_process(folder):
 
     def ends(*arguments) -> str:
         command = [sys.executable, "-m", "bertmon", *arguments]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=120, check=False)
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=TIMEOUT, check=False)
         assert done.returncode == 1, done
         assert b"Traceback" not in done.stdout + done.stderr
         assert not re.search(rb"[\x00-\x08\x0b-\x1f\x7f]", done.stdout + done.stderr)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from conftest import TIMEOUT
 
 from bertmon.config import Precision
 from bertmon.monitor.stats import eval_fp32
@@ -110,7 +111,7 @@ def test_fp32_is_ieee_although_the_environment_asks_for_tf32():
     )
     environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
     printed = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=TIMEOUT
     )
     assert printed.stdout.split() == ["True", "False"]
 
