@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from warm_python import WarmProcess, WarmPython
 
 from bertmon import config
 from bertmon.config import FilesConfig, ModelConfig, RunConfig, ScheduleConfig, TrainConfig
@@ -136,12 +137,48 @@ def start_process(tmp_path: Path):
     mark = f"BERTMON_TEST={uuid.uuid4()}"
 
     def start(command: list[str], *, cwd: Path = tmp_path, **environment: str) -> subprocess.Popen:
-        variables = os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment
-        variables |= dict([mark.split("=")])
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=cwd, env=variables, **pipes)
+        return subprocess.Popen(command, cwd=cwd, env=_variables(mark, environment), **pipes)
 
     yield start
+    _kill_marked(mark)
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory):
+    """The WarmPython of this pytest process."""
+    program = WarmPython(tmp_path_factory.mktemp("warm"))
+    yield program
+    program.close()
+
+
+@pytest.fixture
+def start_warm(warm_python, start_process, tmp_path: Path):
+    """As `start_process`, for `python -m MODULE ARGUMENT...` in a process whose imports are made already.
+
+    Where a changed PYTHONPATH or a variable of the test's own could matter to imports, it is started anew.
+    """
+    mark = f"BERTMON_TEST={uuid.uuid4()}"
+    python_path, started = os.environ.get("PYTHONPATH"), []
+
+    def start(module: str, *arguments: str, cwd: Path = tmp_path, cache: str, **environment: str):
+        environment |= {"XDG_CACHE_HOME": cache}
+        if len(environment) > 1 or os.environ.get("PYTHONPATH") != python_path:
+            return start_process([sys.executable, "-m", module, *arguments], cwd=cwd, **environment)
+        started.append(warm_python.start(module, arguments, cwd, _variables(mark, environment)))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+    _kill_marked(mark)
+
+
+def _variables(mark: str, environment: dict[str, str]) -> dict[str, str]:
+    return os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment | dict([mark.split("=")])
+
+
+def _kill_marked(mark: str) -> None:
     while left := [process for process in psutil.process_iter() if _has_mark(process, mark)]:
         for process in left:
             process.kill()
@@ -156,29 +193,28 @@ def _has_mark(process: psutil.Process, mark: str) -> bool:
         return False
 
 
-def completed(process: subprocess.Popen) -> subprocess.CompletedProcess:
-    """Wait for a process of `start_process`."""
+def completed(process: subprocess.Popen | WarmProcess) -> subprocess.CompletedProcess:
+    """Wait for a process of `start_process` or `start_warm`."""
     stdout, stderr = process.communicate(timeout=TIMEOUT)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 @pytest.fixture
-def bertmon(start_process, tmp_path_factory):
+def bertmon(start_warm, tmp_path_factory):
     """Run `python -m bertmon.run` in tmp_path, with a cache of the tests' own.
 
-    Returns the CompletedProcess, or with wait=False the Popen.
+    Returns the CompletedProcess, or with wait=False the process.
     """
     cache = str(tmp_path_factory.getbasetemp() / "cache")
 
     def start(*arguments: str, wait: bool = True, **environment: str):
-        command = [sys.executable, "-m", "bertmon.run", *arguments]
-        process = start_process(command, XDG_CACHE_HOME=cache, **environment)
+        process = start_warm("bertmon.run", *arguments, cache=cache, **environment)
         return completed(process) if wait else process
 
     return start
 
 
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen | None = None) -> Any:
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen | WarmProcess | None = None) -> Any:
     """The first true value of `condition`. Fails when `process` ends before, or after TIMEOUT seconds."""
     end = time.monotonic() + TIMEOUT
     while not (value := condition()):
@@ -189,7 +225,7 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen | None = 
     return value
 
 
-def interrupt(process: subprocess.Popen, number: int = signal.SIGINT) -> subprocess.CompletedProcess:
+def interrupt(process: subprocess.Popen | WarmProcess, number: int = signal.SIGINT) -> subprocess.CompletedProcess:
     """Send a signal to a process of `start_process` and wait for its end."""
     process.send_signal(number)
     return completed(process)

@@ -3,12 +3,11 @@
 import gc
 import json
 import re
-import signal
 import weakref
 from pathlib import Path
 
 import pytest
-from conftest import SHARED, interrupt, needs_newsgroups, results, wait_until
+from conftest import SHARED, needs_newsgroups, results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bertmon.compare import results as compare_results
@@ -178,22 +177,6 @@ def test_failed_run_leaves_no_model_in_memory(bertmon_here, demo_files, tmp_path
     assert "seed=1 failed: out of memory" in done.stderr
     assert [run["status"] for run in results(only_folder(tmp_path)).values()] == ["failed", "finished"]
     assert alive == [[], [False]]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_interrupted_run_leaves_result_and_resume_command(bertmon, demo_files, tmp_path, number):
-    process = bertmon("hydra.run.dir=run", "train.epochs=10000", *demo_files, wait=False)
-    log = tmp_path / "run" / "run.log"
-    wait_until(lambda: log.exists() and "step 5 " in log.read_text(), process)
-    done = interrupt(process, number)
-    assert done.returncode == 128 + number
-    assert "Traceback" not in done.stderr
-    assert re.search(r"^To resume: .* -m bertmon resume run$", done.stdout, flags=re.MULTILINE)
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["status"] == "interrupted"
-    assert [each["step"] for each in result["evaluations"][:2]] == [0, 5]
-    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
-    assert "accuracy/test" in EventAccumulator(str(tmp_path / "run")).Reload().Tags()["scalars"]
 
 
 def test_flags_may_stand_anywhere_and_plus_signs_change_no_name(bertmon_here, demo_files, tmp_path):

@@ -18,7 +18,7 @@ def test_sweep_survives_runs_that_raise_exit_or_run_out_of_memory(bertmon, demo_
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     sweep = tmp_path / "sweep"
     eight = "schedule.warmup_frac=0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8"
-    done = bertmon(eight, "-m", "train.epochs=1", f"hydra.sweep.dir={sweep}", *demo_files)
+    done = bertmon(eight, "-m", "train.epochs=1", "monitor.figures=false", f"hydra.sweep.dir={sweep}", *demo_files)
     assert done.returncode == 1
     expected = {"0.3": "the cat sat on the keyboard", "0.5": "can't allocate memory", "0.7": "enough"}
     for name, result in results(sweep).items():
@@ -50,7 +50,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-LONG = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=20", "monitor.every=1", "train.checkpoint_every=20"]
+LONG = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=8", "monitor.every=1", "train.checkpoint_every=10"]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from bertmon.training import checkpoint
 
-SWEEP = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=2"]
+SWEEP = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=2", "monitor.figures=false"]
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def test_failed_parallel_run_names_its_lines(bertmon, demo_files, tmp_path, monk
     (tmp_path / "sitecustomize.py").write_text(FAILING_RUNS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     chosen = ["hydra/launcher=joblib", "hydra.sweep.dir=sweep"]
-    done = bertmon("schedule.warmup_frac=0.1,0.3,0.9", "-m", *demo_files, *chosen)
+    done = bertmon("schedule.warmup_frac=0.1,0.3,0.9", "-m", "monitor.figures=false", *demo_files, *chosen)
     assert done.returncode == 1
     assert [result["status"] for result in results(tmp_path / "sweep").values()] == ["finished", "failed", "finished"]
     assert "\nwarmup_frac=0.3/seed=0: RuntimeError: the cat sat on the keyboard\n" in done.stdout
@@ -101,7 +101,13 @@ def test_jobs_of_a_real_slurm_are_queued_again_and_resume(tmp_path):
     assert read_runs(sweep.folder) == read_runs(plain.folder)
 
 
-SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.seeds=[0,1]"]
+SEARCH = [
+    "-m",
+    "hydra/sweeper=optuna",
+    "hydra.sweeper.n_trials=3",
+    "hydra.sweeper.seeds=[0,1]",
+    "monitor.figures=false",
+]
 
 
 @pytest.mark.slow

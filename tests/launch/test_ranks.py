@@ -16,13 +16,16 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def bertmon(tmp_path, start_process):
-    """Starts bertmon in tmp_path on a number of processes; returns the Popen of torchrun."""
+def bertmon(tmp_path, start_process, start_warm):
+    """Starts bertmon in tmp_path on a number of processes; returns the process, with several that of torchrun."""
+    cache = str(tmp_path / "cache")
 
     def start(processes, *arguments):
+        if processes == 1:
+            return start_warm("bertmon.run", *arguments, cache=cache)
         torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-        command = [sys.executable, "-m", *(torchrun if processes > 1 else []), "bertmon.run", *arguments]
-        return start_process(command, XDG_CACHE_HOME=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
+        command = [sys.executable, "-m", *torchrun, "bertmon.run", *arguments]
+        return start_process(command, XDG_CACHE_HOME=cache, OMP_NUM_THREADS="1")
 
     return start
 
@@ -72,7 +75,7 @@ def test_two_processes_give_the_numbers_of_one(bertmon, demo_files, tmp_path):
 
 
 def test_two_processes_resume_after_a_signal(bertmon, demo_files, tmp_path):
-    long = [*demo_files, *SETUP[:1], "train.epochs=40", "train.log_every=1"]
+    long = [*demo_files, *SETUP[:1], "train.epochs=40", "train.log_every=1", "monitor.figures=false"]
     output_of(bertmon(2, *long, "hydra.run.dir=whole"))
     broken = bertmon(2, *long, "hydra.run.dir=broken")
     log = tmp_path / "broken" / "run.log"

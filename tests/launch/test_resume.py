@@ -1,33 +1,38 @@
 """`bertmon resume`, and launches that meet in one folder."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
-from conftest import TIMEOUT
+from conftest import TIMEOUT, completed
 from fault_injection import RunContent
 
 from bertmon.result import SWEEP_FILE
 
+NO_FIGURES = ["monitor.figures=false"]  # their process takes seconds to start
 FIRST, SECOND = "warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0"
 
 
 @pytest.mark.slow
-def test_resume_command_finishes_a_sweep_and_refuses_other_folders(bertmon, demo_files, tmp_path):
+def test_resume_command_finishes_a_sweep_and_refuses_other_folders(bertmon, start_warm, demo_files, tmp_path):
     sweep = tmp_path / "sweep"
-    command = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=2", "hydra.sweep.dir=sweep", *demo_files]
+    command = [
+        "schedule.warmup_frac=0.1,0.7",
+        "-m",
+        "train.epochs=2",
+        "hydra.sweep.dir=sweep",
+        *NO_FIGURES,
+        *demo_files,
+    ]
     assert bertmon(*command).returncode == 0
     expected = RunContent.read(sweep / SECOND)
     shutil.rmtree(sweep / SECOND)  # it has never started
     first = (sweep / FIRST / "result.json").stat().st_mtime_ns
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}
 
     def resume(*folders):
-        command = [sys.executable, "-m", "bertmon", "resume", *map(str, folders)]
-        return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+        arguments = ["resume", *map(str, folders)]
+        return completed(start_warm("bertmon", *arguments, cwd=Path("/"), cache=str(tmp_path / "cache")))
 
     done = resume(sweep)
     assert done.returncode == 0, done.stderr
@@ -51,7 +56,14 @@ def test_resume_command_finishes_a_sweep_and_refuses_other_folders(bertmon, demo
 
 @pytest.mark.slow
 def test_two_launches_of_the_same_runs_at_once_share_none(bertmon, demo_files, tmp_path):
-    command = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=1", "hydra.sweep.dir=sweep", *demo_files]
+    command = [
+        "schedule.warmup_frac=0.1,0.7",
+        "-m",
+        "train.epochs=1",
+        "hydra.sweep.dir=sweep",
+        *NO_FIGURES,
+        *demo_files,
+    ]
     both = [bertmon(*command, wait=False) for _ in range(2)]
     errors = [process.communicate(timeout=TIMEOUT)[1] for process in both]
     codes = [process.returncode for process in both]

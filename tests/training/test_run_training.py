@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -245,7 +246,7 @@ def test_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(be
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_leaves_a_checkpoint_and_the_run_resumes_from_it(bertmon, demo_files, tmp_path, number):
     long = ["hydra.run.dir=run", "train.epochs=4000", *demo_files]
     log = tmp_path / "run" / "run.log"
@@ -254,8 +255,12 @@ def test_signal_leaves_a_checkpoint_and_the_run_resumes_from_it(bertmon, demo_fi
     stopped = interrupt(running, number)
     assert stopped.returncode == 128 + number
     assert "Saving a checkpoint and stopping after this step; press Ctrl-C again" in stopped.stdout
+    assert re.search(r"^To resume: .* -m bertmon resume run$", stopped.stdout, flags=re.MULTILINE)
+    assert "Traceback" not in stopped.stderr
     result = RunResult.read(tmp_path / "run")
     assert result.status is Status.interrupted
+    assert [each.step for each in result.evaluations[:2]] == [0, 5]
+    assert "accuracy/test" in EventAccumulator(str(tmp_path / "run")).Reload().Tags()["scalars"]
     assert Checkpoint(tmp_path / "run" / CHECKPOINT_FILE).metadata.state.steps == result.steps > 0
     assert os.listdir(tmp_path / "run").count(CHECKPOINT_FILE) == 1
 
