@@ -76,7 +76,7 @@ class WatchCallback(Guarded, pl.Callback):
         self._losses: list[Tensor] = []  # of the update's batches, each over their number
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._release()
+        self._end()  # a training before, if it is not over yet
         self._failed = False
         if trainer.is_global_zero:
             self._begin(trainer, pl_module)

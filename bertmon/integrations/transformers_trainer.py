@@ -101,7 +101,7 @@ class WatchCallback(Guarded, TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._release()  # of a training that has ended by an exception
+        self._end()  # a training before, which an exception has ended
         self._failed = False
         if state.is_world_process_zero:
             self._begin(args, state, kwargs["optimizer"], kwargs["lr_scheduler"])

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from watched_training import examples, labels, tiny_bert, trainer
+from watched_training import RaiseAt, examples, labels, tiny_bert, trainer
 
 from bertmon.errors import InputError, StorageError
 from bertmon.integrations.own_loop import Watch
@@ -82,6 +82,20 @@ def test_callback_that_failed_watches_the_next_training(tmp_path, monkeypatch):
     trainer(tmp_path, callback).train()
     assert callback.watch.folder == tmp_path / "watched-2"
     assert len(callback.watch.history.losses) == 12
+
+
+def test_interrupted_training_that_cannot_be_closed_does_not_end_the_next_one(tmp_path, caplog, monkeypatch):
+    callback = watching(tmp_path / "watched")
+    with pytest.raises(ZeroDivisionError):
+        trainer(tmp_path, callback, RaiseAt(3, ZeroDivisionError)).train()
+    close = fail_on_call(0, StorageError("could not write: No space left on device."))
+    monkeypatch.setattr(callback.watch, "close", close)
+    done = trainer(tmp_path, callback)
+    done.train()
+    assert done.state.global_step == len(callback.watch.history.losses) == 12
+    assert [record.message for record in errors(caplog)] == [
+        "Monitoring stops here, training continues: could not write: No space left on device."
+    ]
 
 
 def test_model_in_shards_is_refused_with_one_message(tmp_path, caplog, monkeypatch):
