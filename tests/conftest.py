@@ -39,6 +39,14 @@ needs_newsgroups = pytest.mark.skipif(
     not (SHARED / "scikit_learn_data").is_dir(), reason="20 newsgroups are not on this machine"
 )
 
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several workers, files with slow tests come first, so that none works alone at the end."""
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
+
+
 # --- a task small enough to train in a second -----------------------------------------------------
 
 TINY = ModelConfig(
@@ -156,7 +164,7 @@ def warm_python(tmp_path_factory):
 def start_warm(warm_python, start_process, tmp_path: Path):
     """As `start_process`, for `python -m MODULE ARGUMENT...` in a process whose imports are made already.
 
-    Where a changed PYTHONPATH or a variable of the test's own could matter to imports, it is started anew.
+    Where a changed PYTHONPATH or a variable of the test's own could matter to imports, a new Python is started.
     """
     mark = f"BERTMON_TEST={uuid.uuid4()}"
     python_path, started = os.environ.get("PYTHONPATH"), []

@@ -43,14 +43,16 @@ def small_disk(tmp_path):
     """A folder on a disk of its own, of one megabyte, and a function that changes its mount options."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False
+    )
     if made.returncode:
         pytest.skip("a disk can be mounted by root alone")
     yield folder, lambda options: subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
     subprocess.run(["umount", folder], check=True)
 
 
-LONG = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=8", "monitor.every=1", "train.checkpoint_every=10"]
+LONG = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=20", "monitor.every=1", "train.checkpoint_every=20"]
 
 
 @pytest.mark.slow
