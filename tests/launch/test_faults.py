@@ -43,9 +43,7 @@ def small_disk(tmp_path):
     """A folder on a disk of its own, of one megabyte, and a function that changes its mount options."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False
-    )
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False)
     if made.returncode:
         pytest.skip("a disk can be mounted by root alone")
     yield folder, lambda options: subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
