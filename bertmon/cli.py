@@ -88,6 +88,13 @@ def predict(arguments: Sequence[str]) -> None:
     predict_main(list(arguments))
 
 
+def rate_range(arguments: Sequence[str]) -> None:
+    """find the learning rate at which a model fails, in one short run, and rates below it"""
+    from bertmon.launch.rate_range import main as range_main
+
+    range_main(list(arguments))
+
+
 def tensorboard(arguments: Sequence[str]) -> None:
     """start TensorBoard on a sweep, for this machine only; without a folder on the newest one"""
     parser = _parser("tensorboard", tensorboard)
@@ -118,6 +125,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "rerun": rerun,
     "compare": compare,
     "predict": predict,
+    "range": rate_range,
     "tensorboard": tensorboard,
 }
 

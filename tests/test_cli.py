@@ -54,7 +54,7 @@ def test_bertmon_alone_and_help_print_all_commands(capsys):
     for words in ([], ["--help"], ["-h"]):
         cli.main(words)
         overview = capsys.readouterr().out
-        for name in ("run", "resume", "rerun", "compare", "predict", "tensorboard", "--version"):
+        for name in ("run", "resume", "rerun", "compare", "predict", "range", "tensorboard", "--version"):
             assert name in overview
         assert max(map(len, overview.splitlines())) <= 110
 
@@ -66,7 +66,7 @@ def test_version_is_that_of_the_package(capsys):
     assert capsys.readouterr().out == f"bertmon {metadata.version('bertmon')}\n"
 
 
-@pytest.mark.parametrize("command", ["resume", "rerun", "compare", "tensorboard"])
+@pytest.mark.parametrize("command", ["resume", "rerun", "compare", "range", "tensorboard"])
 def test_help_of_a_subcommand_names_its_arguments(capsys, command):
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])
@@ -79,7 +79,7 @@ def test_help_of_a_subcommand_names_its_arguments(capsys, command):
     [
         (["tensorbord"], "bertmon tensorbord: no such command; did you mean tensorboard?"),
         (["comprae", "x"], "bertmon comprae: no such command; did you mean compare?"),
-        (["xyz"], "bertmon xyz: no such command; there are run, resume, rerun, compare, predict, tensorboard."),
+        (["xyz"], "bertmon xyz: no such command; there are run, resume, rerun, compare, predict, range, tensorboard."),
     ],
 )
 def test_mistyped_subcommand_gets_a_suggestion(words, message):

@@ -1,0 +1,111 @@
+"""`bertmon range OVERRIDE...`: where the model's cliff is, and which learning rates keep a distance from it."""
+
+import argparse
+import logging
+import math
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from bertmon.config import RunConfig
+from bertmon.errors import InputError, require
+from bertmon.launch import command_line
+from bertmon.launch.compose import load_config
+from bertmon.launch.threads import configure_threads
+from bertmon.notation import format_rate
+from bertmon.training.plan import warmup_frac
+from bertmon.training.rate_range import RateRange, find_cliff, peak_factor
+
+LR_KEY = "optimizer.lr"
+WARMUPS = (0.0, 0.06, 0.1, 0.3, 0.5, 0.7)
+_EARLY = 10  # times --from: in the study no run broke before
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="bertmon range",
+        description="Raise the learning rate in one short run until gradients vanish, and print the rates that keep "
+        "a distance from there. Leaves no files.",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the run that is planned, as for bertmon run")
+    parser.add_argument("--distance", type=float, default=2.0, help="factor below the cliff (default: 2)")
+    parser.add_argument("--from", dest="lowest", type=float, default=1e-4, help="lowest rate (default: 1e-4)")
+    parser.add_argument("--to", dest="highest", type=float, default=2e-2, help="highest rate (default: 2e-2)")
+    given = parser.parse_args(arguments)
+    configure_threads()
+    try:
+        require(1 <= given.distance < math.inf, "--distance", given.distance, "a finite factor of at least 1")
+        require(0 < given.lowest < math.inf, "--from", given.lowest, "a finite rate above 0")
+        require(given.lowest < given.highest < math.inf, "--to", given.highest, "a finite rate above --from")
+        command_line.check_arguments(given.overrides)
+        config = load_config(command_line.with_own_data_defaults(given.overrides))
+        with _verdicts_silenced():
+            outcome = find_cliff(config, given.lowest, given.highest)
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(command_line.format_error(error))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    print("\n".join(report(config, outcome, given.distance, given.lowest, given.overrides)))
+
+
+@contextmanager
+def _verdicts_silenced() -> Iterator[None]:
+    """That a run is lost whose rate rises until it is would be no news."""
+    log = logging.getLogger("bertmon.monitor.monitor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+def report(
+    config: RunConfig, outcome: RateRange, distance: float, lowest: float, overrides: Sequence[str]
+) -> list[str]:
+    """Lines of at most 80 columns, and a command: the cliff, the plan's own peak, and rates that keep a distance.
+
+    overrides: those that `config` was composed from.
+    """
+    last = format_rate(outcome.last, 2)
+    if outcome.cliff is None:
+        return [f"Training does not break up to an effective rate of {last}: no cliff found."]
+    total_steps, peak = len(outcome.plan), float(outcome.plan.effective_lr.max())
+    limit = outcome.cliff / distance
+    side = "above it" if peak > outcome.cliff else "below it" if peak <= limit else "closer to it than asked"
+    lines = [
+        f"Gradients vanish at an effective rate of {last}, after {outcome.steps} steps.",
+        f"Cliff: runs are expected not to learn from a peak of about {format_rate(outcome.cliff, 2)}.",
+        f"This plan peaks at {format_rate(peak, 2)}: {side}.",
+    ]
+    if outcome.last < _EARLY * lowest:
+        lines.append(f"That is early: start lower, with --from {format_rate(lowest / _EARLY)}.")
+    lines += ["", f"Largest optimizer.lr with a peak a factor of {distance:g} below, in {total_steps} steps:", ""]
+    lines += _rate_table(config, limit, total_steps)
+    adam, planned = config.optimizer, warmup_frac(config.schedule, total_steps)
+    rate = limit / peak_factor(config, total_steps, warmup_frac=planned, bias_correction=adam.bias_correction)
+    others = [word for word in overrides if not word.startswith(f"{LR_KEY}=")]
+    return [*lines, "", shlex.join([*command_line.program(), "run", *others, f"{LR_KEY}={_round_down(rate)}"])]
+
+
+def _rate_table(config: RunConfig, limit: float, total_steps: int) -> Iterator[str]:
+    """The rates that peak at `limit`, by warm-up and correction."""
+    yield "schedule.warmup_frac  optimizer.bias_correction=false  =true"
+    for warmup in sorted({*WARMUPS, warmup_frac(config.schedule, total_steps)}):
+        factors = [
+            peak_factor(config, total_steps, warmup_frac=warmup, bias_correction=corrected)
+            for corrected in (False, True)
+        ]
+        without, corrected = (_round_down(limit / factor) for factor in factors)
+        yield f"{warmup:<20.3g}  {without:31}  {corrected}"
+
+
+def _round_down(rate: float) -> str:
+    """To two digits."""
+    unit = 10.0 ** (math.floor(math.log10(rate)) - 1)
+    return format_rate(math.floor(rate / unit * (1 + 1e-12)) * unit, 2)

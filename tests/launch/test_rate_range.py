@@ -1,0 +1,97 @@
+"""bertmon range: what it prints."""
+
+import copy
+import functools
+import shlex
+
+import numpy as np
+import pytest
+
+from bertmon.config import RunConfig
+from bertmon.launch import rate_range
+from bertmon.launch.compose import load_config
+from bertmon.training.plan import plan_run
+from bertmon.training.rate_range import RateRange
+
+OVERRIDES = ["experiment=quickstart", "optimizer.lr=1e-3", "schedule.warmup_frac=0.2"]
+
+
+@functools.cache
+def composed() -> RunConfig:
+    return load_config(OVERRIDES)
+
+
+def outcome(last: float, broke: bool = True) -> RateRange:
+    return RateRange(plan_run(composed(), 225, 1.4), steps=200, last=last, broke=broke)
+
+
+def report(last: float, broke: bool = True) -> list[str]:
+    return rate_range.report(composed(), outcome(last, broke), 2.0, 1e-4, OVERRIDES)
+
+
+def test_command_keeps_the_distance_from_the_cliff_and_wastes_none():
+    lines = report(3e-3)
+    assert max(map(len, lines[:-1])) <= 80
+    words = shlex.split(lines[-1])
+    overrides = words[words.index("run") + 1 :]
+    assert overrides[:2] == ["experiment=quickstart", "schedule.warmup_frac=0.2"]
+    peak, limit = plan_run(load_config(overrides), 225, 1.4).effective_lr.max(), outcome(3e-3).cliff / 2
+    assert 0.9 * limit < peak <= limit
+
+
+def test_every_rate_of_the_table_keeps_the_distance():
+    lines = report(3e-3)
+    header = next(number for number, line in enumerate(lines) if line.startswith("schedule.warmup_frac "))
+    rows = [line.split() for line in lines[header + 1 : -2]]
+    assert [float(row[0]) for row in rows] == [0, 0.06, 0.1, 0.2, 0.3, 0.5, 0.7]
+    config = copy.deepcopy(composed())
+    for warmup, *rates in rows:
+        config.schedule.warmup_frac = float(warmup)
+        for rate, config.optimizer.bias_correction in zip(rates, (False, True), strict=True):
+            config.optimizer.lr = float(rate)
+            peak = plan_run(config, 225, 1.4).effective_lr.max()
+            assert 0.9 < peak / (outcome(3e-3).cliff / 2) <= 1.0
+
+
+@pytest.mark.parametrize(("last", "words"), [(1e-3, "above it"), (6e-3, "closer to it than asked"), (2e-2, "below it")])
+def test_report_says_on_which_side_the_plan_is(last, words):
+    text = "\n".join(report(last))
+    assert f": {words}." in text
+    assert "start lower" not in text
+
+
+def test_report_of_a_run_that_broke_early_says_to_start_lower():
+    assert any("start lower, with --from 1e-5" in line for line in report(5e-4))
+
+
+def test_report_without_a_cliff_is_one_line():
+    assert report(2e-2, broke=False) == ["Training does not break up to an effective rate of 2e-2: no cliff found."]
+
+
+def test_rates_are_rounded_down_to_two_digits():
+    assert [rate_range._round_down(rate) for rate in (1.999e-3, 3.0e-4, np.float64(0.5))] == ["1.9e-3", "3e-4", "0.5"]
+
+
+def test_range_of_a_real_run_leaves_no_files(demo_files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    files = set(tmp_path.iterdir())
+    rate_range.main([*demo_files, f"cache_dir={tmp_path.parent / 'cache'}", "--from", "1e-4", "--to", "1.1e-4"])
+    assert capsys.readouterr().out.startswith("Training does not break up to an effective rate of 1.1e-4")
+    assert set(tmp_path.iterdir()) == files
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--distance", "0.5"], "--distance: expected a finite factor of at least 1, got 0.5."),
+        (["--from", "0"], "--from: expected a finite rate above 0, got 0.0."),
+        (["--from", "1e-3", "--to", "1e-4"], "--to: expected a finite rate above --from, got 0.0001."),
+        (["optimizer.lr=-1"], "optimizer.lr: expected a finite number above 0, got -1.0."),
+        (["train.clip=1"], "train.clip was renamed to train.max_grad_norm."),
+        (["data=files"], "data.train: expected a value, got none; give data.train=..."),
+    ],
+)
+def test_bad_input_is_one_message(arguments, message):
+    with pytest.raises(SystemExit) as end:
+        rate_range.main(arguments)
+    assert end.value.code == message
