@@ -114,7 +114,9 @@ def _heat_map(sweep: Sweep, rows: str, columns: str, third: str | None, facet: A
     means = [100 * setting.mean("accuracy")[0] for setting in sweep.settings if setting.ended]
     with plot_style.theme():
         figure = Figure(figsize=(11, height))
-        grid = figure.add_gridspec(1, 2, left=0.09, right=0.99, bottom=0.52 / height, top=1 - 0.38 / height, wspace=0.17)
+        grid = figure.add_gridspec(
+            1, 2, left=0.09, right=0.99, bottom=0.52 / height, top=1 - 0.38 / height, wspace=0.17
+        )
         left, right = grid.subplots(squeeze=False)[0]
         colors = COLOR_SCALE.with_extremes(bad=(0, 0, 0, 0))
         _cells(left, accuracy, texts[0], colors, (min(means), max(means)))
