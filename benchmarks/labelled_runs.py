@@ -225,6 +225,7 @@ def pack(runs: list[LabelledRun], store: Path = STORE) -> None:
     file = io.BytesIO()
     np.savez(file, about=np.array(json.dumps(metadata)), **arrays)
     store.write_bytes(lzma.compress(file.getvalue(), preset=9))
+    _unpack.cache_clear()
 
 
 def unpack(store: Path = STORE) -> list[LabelledRun]:

@@ -131,7 +131,15 @@ def token_spreads(model: nn.Module, batch: Batch) -> tuple[float, ...]:
     ids, mask = batch.input_ids[:MAX_TEXTS], batch.attention_mask[:MAX_TEXTS]
     with stats.eval_fp32(model):
         states = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-    return tuple(round(stats.token_spread(state, mask).item(), 6) for state in states)
+    return tuple(round(_spread(state, mask).mean().item(), 6) for state in states)
+
+
+def _spread(state: Tensor, mask: Tensor) -> Tensor:
+    """Of hidden states [B, T, D] over the tokens with a mask [B, T] of 1: one value a text [B]."""
+    weights = (mask / mask.sum(dim=1, keepdim=True))[:, :, None]
+    mean = (weights * state).sum(dim=1, keepdim=True)
+    variance = (weights * (state - mean).square()).sum(dim=1).mean(dim=1)
+    return (variance / (weights * state.square()).sum(dim=1).mean(dim=1)).sqrt()
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -65,8 +65,11 @@ def run(folder: Path, way: str) -> None:
 def results(folder: Path, way: str) -> dict[str, RunResult]:
     """The runs of a sweep that have ended, by the settings that tell them apart."""
     ended = {path: RunResult.read_ended(path.parent) for path in (folder / f"sweep_{way}").glob(f"*/*/{RESULT_FILE}")}
-    keys = ("optimizer.lr", "optimizer.bias_correction", "schedule.warmup_frac")
-    return {", ".join(f"{key}={result.overrides[key]}" for key in keys): result for result in ended.values() if result}
+    return {
+        ", ".join(f"{key}={value}" for key, value in result.overrides.items()): result
+        for result in ended.values()
+        if result
+    }
 
 
 def table(folder: Path, ways: Sequence[str]) -> Iterator[str]:

@@ -290,21 +290,34 @@ def print_all(runs: list[LabelledRun]) -> None:
 
 def print_families(runs: list[LabelledRun]) -> None:
     """All tables of the study on pretrained weights and wide models."""
-    for name, part in family_parts(runs).items():
-        print(f"\n{name}: {len(part)} runs: {count_labels(part)}")
-        for every in (30, 10):
+    parts = family_parts(runs)
+    print("\n| runs | did not learn | learned | between |\n|---|---|---|---|")
+    for name, part in parts.items():
+        counts = [sum(run.label == label for run in part) for label in Label]
+        print(f"| {name}: {len(part)} | {' | '.join(map(str, counts))} |")
+    for every in (10, 30):
+        print(f"\nA snapshot every {every} steps\n")
+        print("| | did not learn: flagged | of these, logits shrank | learned: flagged | between | median flag |")
+        print("|---|---|---|---|---|---|")
+        for name, part in parts.items():
+            print(summary_row(name, part, every))
+    for name, part in parts.items():
+        for every in (10, 30):
             print_part(name, part, every)
-            print(f"\n{flags_by_end(part, every)}")
 
 
-def flags_by_end(runs: list[LabelledRun], every: int) -> str:
-    """Flagged runs among those that did not learn: by whether their logits say less of the texts than at the start."""
-    groups: dict[bool, list[bool]] = {True: [], False: []}
-    for run in runs:
-        if run.label == Label.did_not_learn:
-            groups[run.logits_shrank].append(bertmon_rules(run, every) is not None)
-    shrunk, grown = (f"{sum(flags)} of {len(flags)}" for flags in groups.values())
-    return f"did not learn, flagged: {shrunk} whose logits spread less at the end than at step 0, {grown} of the others"
+def summary_row(name: str, runs: list[LabelledRun], every: int) -> str:
+    """bertmon's verdicts on some runs, with those that did not learn by what became of their logits."""
+    flags = {label: [(run, bertmon_rules(run, every)) for run in runs if run.label == label] for label in Label}
+    lost = flags[Label.did_not_learn]
+    shares = [step / len(run.history.plan) for run, step in lost if step is not None]
+    shrank = [step is not None for run, step in lost if run.logits_shrank]
+    alarms, between = ([step is not None for _, step in flags[label]] for label in (Label.learned, Label.between))
+    return (
+        f"| {name} | {_share(len(shares), len(lost))} | {sum(shrank)} of {len(shrank)} "
+        f"| {_share(sum(alarms), len(alarms))} | {sum(between)} of {len(between)} "
+        f"| {f'{np.median(shares):.1%}' if shares else ''} |"
+    )
 
 
 def count_labels(runs: list[LabelledRun]) -> str:

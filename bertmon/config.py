@@ -540,15 +540,12 @@ class VerdictThresholds:
     """Below this depth ratio gradients have vanished beyond doubt: a BERT-base on a plateau that ended had 0.02 to
     0.05, most collapsed runs of a pretrained MiniLM 0.005 and less. Above 0."""
     shrunk_logit_std_ratio: float = 0.1
-    """Below this share of the spread of the logits at step 0 they have shrunk, and how they will grow is not
-    extrapolated (min_final_logit_std): a BERT-base on a plateau that ended had 0.06 to 0.09, runs with too small a rate
-    0.3 and more. In (0, 1)."""
+    """Below this share of the spread of the logits at step 0 they have shrunk, and their own slope says nothing of the
+    steps to come (max_logit_std_growth is assumed): a BERT-base on a plateau that ended had 0.06 to 0.09, runs with too
+    small a rate 0.3 and more. In (0, 1)."""
     min_update_per_lr: float = 1e-2
     """Below this size of Adam's step in units of the effective learning rate weights have stopped to move. Runs that
     learn have 0.05 to 1. Above 0."""
-    min_token_spread: float = 5e-3
-    """With monitor.token_spread=true: below this standard deviation over the tokens of a text, as a share of their
-    root mean square, they have become one. Above 0."""
     learned_loss_ratio: float = 0.95
     """A smoothed training loss below this share of the entropy of the labels has used the texts. In (0, 1)."""
     min_final_logit_std: float = 3e-3
@@ -595,9 +592,6 @@ class MonitorConfig:
     skip_prob: float = 0.0
     """Share of weights not monitored, in [0, 1): chosen at random, but the same in every run, and never the first or
     the last one. Verdicts use the weights that are monitored."""
-    token_spread: bool = False
-    """true: measure how much the tokens of a text still differ in the last encoder layer, by a forward pass over at
-    most 8 texts at each measurement. Where they become one, a run is called collapsed earlier (docs/verdicts.md)."""
     on_doomed: OnDoomed = OnDoomed.warn
     """What happens to a run whose verdict is collapsed or not learning: warn (it continues) or stop (after a last
     evaluation, with status "stopped"; a verdict that would have been withdrawn later is final then). A run that

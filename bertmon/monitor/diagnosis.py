@@ -168,20 +168,13 @@ def _diverged(history: History, rules: VerdictThresholds, before: Diagnosis | No
 
 
 def _collapsed(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
-    """The logits ignore the texts, while the gradient dies towards the input or the weights have stopped to move.
-
-    Or the tokens of each text have become one, where that is measured.
-    """
+    """The logits ignore the texts, while the gradient dies towards the input or the weights have stopped to move."""
     snapshot, limit = history.snapshots[-1], _same_logits_limit(history, rules)
     vanishing = snapshot.depth_ratio[0] < rules.min_depth_ratio
     resting = snapshot.signals.get("update_per_lr/linear", math.inf) < rules.min_update_per_lr
     if before is not None and before.verdict is Verdict.collapsed:
-        apart = not snapshot.token_spread < _HYSTERESIS * rules.min_token_spread
-        if apart and all(spread > _HYSTERESIS * limit for spread in _last_spreads(history)):
+        if all(spread > _HYSTERESIS * limit for spread in _last_spreads(history)):
             return None  # some odd batches are no recovery
-    elif snapshot.token_spread < rules.min_token_spread:
-        if _learned(history, rules, before):
-            return None
     elif not (snapshot.logit_std < limit and (vanishing or resting)):
         return None
     elif _learned(history, rules, before) and max(_last_spreads(history)) >= limit:
@@ -201,14 +194,8 @@ def _collapse_findings(snapshot: Snapshot, limit: float, rules: VerdictThreshold
     if moved < rules.min_update_per_lr:
         text = f"the weights barely move (steps {_below(moved, rules.min_update_per_lr)} of the learning rate)"
         yield Finding("update_per_lr/linear", None, moved, rules.min_update_per_lr, snapshot.step, text)
-    alike = snapshot.token_spread < rules.min_token_spread
-    if alike:
-        spread = _below(snapshot.token_spread, rules.min_token_spread)
-        text = f"all tokens of a text are the same in the last layer (spread {spread})"
-        yield Finding("token_spread", None, snapshot.token_spread, rules.min_token_spread, snapshot.step, text)
-    if snapshot.logit_std < limit or not alike:
-        text = f"every text gets the same logits (standard deviation {_below(snapshot.logit_std, limit)})"
-        yield Finding("logit_std", None, snapshot.logit_std, limit, snapshot.step, text)
+    text = f"every text gets the same logits (standard deviation {_below(snapshot.logit_std, limit)})"
+    yield Finding("logit_std", None, snapshot.logit_std, limit, snapshot.step, text)
 
 
 def _same_logits_limit(history: History, rules: VerdictThresholds) -> float:
@@ -259,11 +246,10 @@ def _blown_up(history: History, rules: VerdictThresholds, before: Diagnosis | No
 def _not_learning(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
     """By the end of the run the logits will barely depend on the texts, even at the best growth to expect."""
     plan, shots = history.plan, history.snapshots
-    step, expected = shots[-1].step, _predict_final_spread(plan, shots, rules)
+    shrunk = shots[-1].logit_std < rules.shrunk_logit_std_ratio * _fresh_spread(history)
+    step, expected = shots[-1].step, _predict_final_spread(plan, shots, rules, own_slope=not shrunk)
     if not plan.effective_lr[: step + 1].any():
         return None  # no weight has moved yet: nothing can be said of the growth
-    if shots[-1].logit_std < rules.shrunk_logit_std_ratio * _fresh_spread(history):
-        return None  # they have shrunk: a plateau that can end any time, or a collapse, but no slow growth
     stay = _HYSTERESIS if before is not None and before.verdict is Verdict.not_learning else 1.0
     if not expected < rules.min_final_logit_std * stay:
         return None
@@ -278,14 +264,14 @@ def _not_learning(history: History, rules: VerdictThresholds, before: Diagnosis 
     )
 
 
-def _predict_final_spread(plan: RunPlan, shots: list[Snapshot], rules: VerdictThresholds) -> float:
+def _predict_final_spread(plan: RunPlan, shots: list[Snapshot], rules: VerdictThresholds, *, own_slope: bool) -> float:
     """The largest spread of the logits to expect at the end of the run; infinite where that cannot be said.
 
     Off a plateau the spread grows exponentially, and the learning rate is its clock: against the effective learning
     rates added up, its logarithm is a line. Through the latter half of the steps so far it is fitted, and followed to
     the last step at its slope and twice the slope's standard error more, or at a quarter of the growth of the fastest
-    run known, since a plateau can end suddenly. Before the clock has run for `patience` of the whole, or where there
-    are too few snapshots for a line, that growth itself is assumed.
+    run known, since a plateau can end suddenly. Before the clock has run for `min_lr_used` of the whole, where there
+    are too few snapshots for a line, and without `own_slope`, that growth itself is assumed.
     """
     clock = np.cumsum(plan.effective_lr)
     first = bisect_left(shots, shots[-1].step / 2, key=lambda shot: shot.step)
@@ -295,7 +281,7 @@ def _predict_final_spread(plan: RunPlan, shots: list[Snapshot], rules: VerdictTh
     now, left = clock[shots[-1].step], clock[-1] - clock[shots[-1].step]
     if not recent:
         return math.inf
-    if now < rules.min_lr_used * clock[-1] or len(recent) < 3:
+    if not own_slope or now < rules.min_lr_used * clock[-1] or len(recent) < 3:
         end = spreads.mean() + rules.max_logit_std_growth * left
     else:
         apart = times - times.mean()

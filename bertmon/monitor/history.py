@@ -64,7 +64,6 @@ class Snapshot:
     logit_std: float  # standard deviation of the logits over a batch's texts, mean over classes, without dropout
     layers: WeightTable
     values: FloatArray  # [L, S]
-    token_spread: float = math.nan  # of the tokens of a text in the last layer, over their size; nan: not measured
 
     def __post_init__(self) -> None:
         assert self.values.shape == (len(self.layers), len(STATISTICS)), self.values.shape
@@ -97,7 +96,7 @@ class Snapshot:
         update_per_lr is the root mean square of what the step changed in a weight over the effective learning rate,
         median over all weights of a kind: Adam's step in units of the one that a constant gradient would give.
         """
-        signals = {"depth_ratio": self.depth_ratio[0], "logit_std": self.logit_std, "token_spread": self.token_spread}
+        signals = {"depth_ratio": self.depth_ratio[0], "logit_std": self.logit_std}
         if self.effective_lr > 0:
             with np.errstate(invalid="ignore", over="ignore"):  # in a run that has diverged
                 steps = self["update_ratio"] * self["weight_rms"] / self.effective_lr
@@ -115,7 +114,6 @@ class Snapshot:
             and (self.step, self.lr, self.effective_lr, self.layers)
             == (other.step, other.lr, other.effective_lr, other.layers)
             and np.array_equal(self.logit_std, other.logit_std, equal_nan=True)
-            and np.array_equal(self.token_spread, other.token_spread, equal_nan=True)
             and np.array_equal(self.values, other.values, equal_nan=True)
         )
 
@@ -170,8 +168,6 @@ class History:
         layers = shots[0].layers if shots else WeightTable((), (), ())
         plan = self.plan
         about = {"chance_loss": plan.chance_loss, "warmup_frac": plan.warmup_frac}
-        spreads = np.array([shot.token_spread for shot in shots], dtype=np.float32)
-        optional: dict[str, Any] = {} if np.isnan(spreads).all() else {"token_spread": spreads}
         file = io.BytesIO()
         np.savez_compressed(
             file,
@@ -183,7 +179,6 @@ class History:
             step=np.array([shot.step for shot in shots], dtype=np.int64),
             logit_std=np.array([shot.logit_std for shot in shots], dtype=np.float32),
             values=np.array([shot.values for shot in shots]).reshape(len(shots), len(layers), len(STATISTICS)),
-            **optional,
         )
         return file.getvalue()
 
@@ -237,15 +232,12 @@ class History:
                 about["warmup_frac"],
                 about["bias_correction"],
             )
-            steps = stored["step"].tolist()
-            spreads = stored["token_spread"].tolist() if "token_spread" in stored else [math.nan] * len(steps)
             shots = [
-                Snapshot(step, plan.lr[step], plan.effective_lr[step], logit_std, layers, values, token_spread)
-                for step, logit_std, values, token_spread in zip(
-                    steps,
+                Snapshot(step, plan.lr[step], plan.effective_lr[step], logit_std, layers, values)
+                for step, logit_std, values in zip(
+                    stored["step"].tolist(),
                     stored["logit_std" if "logit_std" in stored else "logit_spread"].tolist(),
                     stored["values"],
-                    spreads,
                     strict=True,
                 )
             ]

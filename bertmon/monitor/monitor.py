@@ -132,7 +132,6 @@ class Monitor:
         self._scalars = PendingScalars(mean_over_processes)
         self._pending: _PendingSnapshot | None = None
         self._logit_std: Tensor | None = None
-        self._token_spread: Tensor | None = None
         self._logged_steps = 0  # steps whose scalars have been logged
 
     @property
@@ -185,8 +184,6 @@ class Monitor:
         """The second part: measure the logits and keep the weights as they are now."""
         if self.due(step):
             self._logit_std = self._probe.logit_std(step, batch, logits) if self._probe else None
-            if self._config.token_spread and self._probe:
-                self._token_spread = self._probe.token_spread(batch)
             self._statistics.keep_weights()
 
     def after_update(self, step: int) -> None:
@@ -300,7 +297,6 @@ class Monitor:
             logit_std=math.nan if logit_std is None else logit_std.item(),
             layers=self._table,
             values=values,
-            token_spread=math.nan if self._token_spread is None else self._token_spread.item(),
         )
 
 

@@ -1,4 +1,4 @@
-"""How much a model's logits depend on what it reads, and whether the tokens of a text still differ.
+"""How much a model's logits depend on what it reads.
 
 Shapes: B texts of a batch, C classes.
 """
@@ -24,7 +24,6 @@ class LogitProbe:
     tenth step: dropout and bfloat16 would hide the differences that matter. It may give None: not measured.
     training_logits: the logits [B, C] of all processes' texts, from the batch and the logits of the training pass.
     Given only if that pass is exact, without dropout and in float32; then no pass of the probe's own is made.
-    token_spread: that of the batch's first texts [], see stats.token_spread; called in eval mode. None: not known.
     """
 
     def __init__(
@@ -32,12 +31,10 @@ class LogitProbe:
         model: nn.Module,
         forward: Callable[[Any], Tensor | None],
         training_logits: Callable[[Any, Tensor], Tensor] | None = None,
-        token_spread: Callable[[Any], Tensor] | None = None,
     ) -> None:
         self._model = model
         self._forward = forward
         self._training_logits = training_logits
-        self._token_spread = token_spread
         self.next_step = 0
         """The first step at which a pass of the probe's own is made again."""
 
@@ -54,13 +51,6 @@ class LogitProbe:
         with stats.eval_fp32(self._model):
             own = self._forward(batch)
             return None if own is None else stats.logit_std(own)
-
-    def token_spread(self, batch: Any) -> Tensor | None:
-        """How much the tokens of a text differ in the last layer, mean over texts []. None: it cannot be measured."""
-        if self._token_spread is None:
-            return None
-        with stats.eval_fp32(self._model):
-            return self._token_spread(batch)
 
 
 def is_exact(model: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """Gradients, updates and logits to statistics on the device; nothing here waits for it.
 
 Knows `.grad` and a parameter before and after its update. Leaves when to measure to monitor.
-Shapes: L weights, S statistics in the order of history.STATISTICS, B texts, C classes, T tokens, D width.
+Shapes: L weights, S statistics in the order of history.STATISTICS, B texts, C classes.
 """
 
 from collections import Counter
@@ -147,20 +147,6 @@ def logit_std(logits: Tensor) -> Tensor:
     if len(logits) < 2:
         return torch.full_like(logits[0, 0], torch.nan)
     return logits.float().std(dim=0, correction=0).mean()
-
-
-def token_spread(states: Tensor, mask: Tensor) -> Tensor:
-    """Standard deviation of hidden states [B, T, D] over the tokens of a text, over their root mean square: [].
-
-    Of tokens with a mask [B, T] of 1; mean over texts. 0: all tokens of each text have become one (rank collapse; Noci
-    et al. 2022, arXiv 2206.03126).
-    """
-    weights = (mask / mask.sum(dim=1, keepdim=True))[:, :, None].float()
-    states = states.float()
-    mean = (weights * states).sum(dim=1, keepdim=True)
-    variance = (weights * (states - mean).square()).sum(dim=1).mean(dim=1)
-    square = (weights * states.square()).sum(dim=1).mean(dim=1)
-    return (variance / square).sqrt().mean()
 
 
 @contextmanager

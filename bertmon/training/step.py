@@ -21,7 +21,6 @@ from bertmon import distributed
 from bertmon.config import Device, Precision
 from bertmon.data.batches import Batch
 from bertmon.errors import InputError
-from bertmon.monitor import stats
 from bertmon.monitor.probe import MAX_TEXTS, LogitProbe, is_exact
 
 log = logging.getLogger(__name__)
@@ -129,17 +128,12 @@ def _attention_mask(model: nn.Module, batch: Batch, dtype: torch.dtype) -> Tenso
 
 def compute_logits(model: nn.Module, batch: Batch, precision: Precision) -> Tensor:
     """The model's logits [B, C] in float32, whatever the precision of the matrix products."""
-    logits: Tensor = _forward(model, batch, precision).logits
-    return logits.float()
-
-
-def _forward(model: nn.Module, batch: Batch, precision: Precision, **options: bool) -> Any:
-    """What the model returns for a batch."""
     dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
     with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=precision is Precision.bf16):
         mask = _attention_mask(model, batch, dtype)
         types = {} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids}
-        return model(input_ids=batch.input_ids, attention_mask=mask, **types, **options)
+        logits: Tensor = model(input_ids=batch.input_ids, attention_mask=mask, **types).logits
+    return logits.float()
 
 
 def forward_backward(
@@ -197,35 +191,24 @@ def build_probe(model: nn.Module, precision: Precision) -> LogitProbe:
     """The probe of a run's own training passes, over the texts of all processes."""
 
     def forward(batch: Batch) -> Tensor:
-        first = _first_texts(batch)
+        texts = min(MAX_TEXTS, batch.global_size)
+        rows = slice(-(-texts // distributed.world_size()))
+        first = batch._replace(
+            input_ids=batch.input_ids[rows],
+            attention_mask=batch.attention_mask[rows],
+            labels=batch.labels[rows],
+            token_counts=batch.token_counts[rows],
+            token_type_ids=None if batch.token_type_ids is None else batch.token_type_ids[rows],
+            global_size=texts,
+        )
         logits = compute_logits(model, first, Precision.fp32)
-        return distributed.all_gather_rows(logits, first.global_size)
-
-    def token_spread(batch: Batch) -> Tensor:
-        first = _first_texts(batch)
-        states = _forward(model, first, Precision.fp32, output_hidden_states=True).hidden_states
-        own = stats.token_spread(states[-1], first.attention_mask)
-        return distributed.all_reduce_sum(own) / distributed.world_size()
+        return distributed.all_gather_rows(logits, texts)
 
     def training_logits(batch: Batch, logits: Tensor) -> Tensor:
         return distributed.all_gather_rows(logits, batch.global_size)
 
     exact = precision is Precision.fp32 and is_exact(model)
-    return LogitProbe(model, forward, training_logits if exact else None, token_spread)
-
-
-def _first_texts(batch: Batch) -> Batch:
-    """At most MAX_TEXTS of all processes; this one's share of them."""
-    texts = min(MAX_TEXTS, batch.global_size)
-    rows = slice(-(-texts // distributed.world_size()))
-    return batch._replace(
-        input_ids=batch.input_ids[rows],
-        attention_mask=batch.attention_mask[rows],
-        labels=batch.labels[rows],
-        token_counts=batch.token_counts[rows],
-        token_type_ids=None if batch.token_type_ids is None else batch.token_type_ids[rows],
-        global_size=texts,
-    )
+    return LogitProbe(model, forward, training_logits if exact else None)
 
 
 class GuardedUpdate:

@@ -1,13 +1,45 @@
 """The study on pretrained weights: its settings, its texts, and which of its runs are blind."""
 
+import dataclasses
 from collections import Counter
 
 import pretrained_grid
 import pytest
-from labelled_runs import PRETRAINED_FROM, WIDE_FROM, Family, LabelledRun
+from labelled_runs import PRETRAINED_FROM, PRETRAINED_STORE, WIDE_FROM, Family, LabelledRun, pack, unpack
 from pretrained_grid import TASKS, numbers, setting, subject_and_body
+from recorded_signals import unpack_signals
 
 from bertmon.launch.compose import load_config
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return unpack(PRETRAINED_STORE)
+
+
+def test_setting_of_a_number_equals_that_of_the_stored_run(stored):
+    for run in stored:
+        assert " ".join(setting(run.setting)) == run.overrides
+
+
+def test_store_holds_signals_of_every_run(stored):
+    recorded = unpack_signals()
+    assert set(recorded) == {run.setting for run in stored}
+    for run in stored:
+        assert [row.step for row in recorded[run.setting]] == [shot.step for shot in run.history.snapshots]
+
+
+def test_runs_packed_again_stay_as_they_are_and_new_ones_are_added(stored, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained_grid, "PRETRAINED_STORE", tmp_path / "runs")
+    monkeypatch.setattr(pretrained_grid, "pack_signals", lambda folder: None)
+    pack(stored[1:4:2], tmp_path / "runs")
+    monkeypatch.setattr(pretrained_grid, "read_folder", lambda folder: iter(stored[2:3]))
+    pretrained_grid.pack_all(tmp_path)
+    for before, after in zip(stored[1:4], unpack(tmp_path / "runs"), strict=True):
+        assert dataclasses.replace(after, history=before.history) == before
+        assert after.history.losses == before.history.losses
+        for one, other in zip(before.history.snapshots, after.history.snapshots, strict=True):
+            assert one == other
 
 
 @pytest.mark.parametrize("number", [PRETRAINED_FROM, PRETRAINED_FROM + 1, WIDE_FROM])
@@ -32,20 +64,13 @@ def test_numbers_put_a_wide_model_after_every_ten():
     assert list(numbers(0, 2)) == [2000, 2001]
 
 
-def test_every_third_setting_is_blind_and_no_other_is_held_out(stored_history):
+def test_every_third_setting_is_blind_and_no_other_is_held_out(stored):
     def run(number):
-        return LabelledRun(number, 0, "", 0.5, 0.25, 300, None, stored_history)
+        return LabelledRun(number, 0, "", 0.5, 0.25, 300, None, stored[0].history)
 
     assert [run(number).blind for number in (1000, 1001, 1002, 1003, 2000, 2002)] == [False, False, True] * 2
     assert all(run(number).blind != run(number).calibration for number in (1001, 1002, 2001, 2002))
     assert [run(number).family for number in (236, 1000, 2000)] == list(Family)
-
-
-@pytest.fixture
-def stored_history():
-    from labelled_runs import unpack
-
-    return unpack()[0].history
 
 
 def test_a_text_is_one_line_of_subject_and_body():

@@ -31,14 +31,14 @@ def plan(steps=600, lr=1e-3, warmup_frac=0.1, bias_correction=True):
     return RunPlan(rates, rates * factors, CHANCE, warmup_frac, bias_correction)
 
 
-def snapshot(plan, step, *, logit_std=1e-3, depth_ratio=1.0, per_lr=0.2, layers=LAYERS, token_spread=math.nan):
+def snapshot(plan, step, *, logit_std=1e-3, depth_ratio=1.0, per_lr=0.2, layers=LAYERS):
     """A measurement with the given signals: gradients grow evenly from the first to the last encoder layer."""
     values = np.ones((len(layers), len(STATISTICS)))
     depths = np.array([3 if depth is None else depth for depth in layers.depths])
     values[:, STATISTICS.index("grad_mean")] = 1e-3 * depth_ratio ** ((3 - depths) / 3)
     values[:, STATISTICS.index("weight_rms")] = 0.02
     values[:, STATISTICS.index("update_ratio")] = per_lr * plan.effective_lr[step] / 0.02
-    return Snapshot(step, plan.lr[step], plan.effective_lr[step], logit_std, layers, values, token_spread)
+    return Snapshot(step, plan.lr[step], plan.effective_lr[step], logit_std, layers, values)
 
 
 def history(plan, *snapshots, loss=CHANCE):
@@ -212,32 +212,16 @@ def test_collapse_of_a_model_whose_logits_spread_wide_at_first_is_relative_to_th
     assert diagnose(late, THRESHOLDS).verdict is Verdict.undecided  # step 0 was not measured
 
 
-def test_logits_that_have_shrunk_are_not_extrapolated():
-    """A BERT-base on a plateau that ended: 0.012 of the spread at step 0, gradients vanishing but not gone."""
-    steps = plan(lr=1e-5)
-    shots = [snapshot(steps, step, logit_std=2e-4, depth_ratio=0.016) for step in range(30, 300, 30)]
-    shrunk = history(steps, snapshot(steps, 0, logit_std=2e-2), *shots)
+def test_slope_of_logits_that_have_shrunk_is_not_used():
+    """A BERT-base on a plateau that ended: 0.01 of the spread at step 0, gradients vanishing but not gone."""
+    steps = plan(lr=1e-4)
+    shots = [snapshot(steps, step, logit_std=2e-4, depth_ratio=0.016) for step in range(30, 600, 30)]
+    shrunk = history(steps, snapshot(steps, 0, logit_std=2e-2), *shots[:9])
     assert diagnose(shrunk, THRESHOLDS).verdict is Verdict.slow
-    flat = history(steps, snapshot(steps, 0, logit_std=2e-4), *shots)
+    flat = history(steps, snapshot(steps, 0, logit_std=2e-4), *shots[:9])
     assert diagnose(flat, THRESHOLDS).verdict is Verdict.not_learning
-
-
-def test_tokens_that_have_become_one_are_a_collapse_where_they_are_measured():
-    steps = plan()
-    start = snapshot(steps, 0, token_spread=0.8)
-    run = history(steps, start, snapshot(steps, 30, token_spread=0.004))
-    diagnosis = diagnose(run, THRESHOLDS)
-    assert str(diagnosis).startswith(
-        "step 30: collapsed - all tokens of a text are the same in the last layer (spread 4e-3 < 5e-3). Likely cause:"
-    )
-    for spread, verdict in ((0.04, Verdict.collapsed), (0.06, Verdict.undecided)):
-        later = history(steps, *run.snapshots, *(snapshot(steps, at, token_spread=spread) for at in (60, 90, 120)))
-        assert diagnose(later, THRESHOLDS, diagnosis).verdict is verdict
-    learned = history(steps, *run.snapshots, loss=0.9)
-    assert diagnose(learned, THRESHOLDS).verdict is Verdict.healthy
-    assert diagnose(history(steps, start, snapshot(steps, 30, token_spread=0.006)), THRESHOLDS) == Diagnosis(
-        Verdict.undecided, 30
-    )
+    late = history(steps, snapshot(steps, 0, logit_std=2e-2), *shots)
+    assert diagnose(late, THRESHOLDS).verdict is Verdict.not_learning  # no growth that is known saves it now
 
 
 def test_collapse_watched_at_every_step_is_not_withdrawn_sooner():

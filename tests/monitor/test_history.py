@@ -34,17 +34,6 @@ def test_history_from_its_file_is_the_one_that_was_written(tmp_path):
     assert (loaded.plan.chance_loss, loaded.plan.warmup_frac, loaded.plan.bias_correction) == (1.0, 0.1, False)
 
 
-def test_token_spread_is_in_the_file_where_it_was_measured():
-    history = measured_history()
-    with np.load(io.BytesIO(history.to_bytes())) as stored:
-        assert "token_spread" not in stored
-    history.snapshots[1] = dataclasses.replace(history.snapshots[1], token_spread=0.25)
-    loaded = History.from_bytes(history.to_bytes())
-    assert math.isnan(loaded.snapshots[0].token_spread)
-    assert loaded.snapshots[1].token_spread == loaded.snapshots[1].signals["token_spread"] == 0.25
-    assert history.snapshots[1] != measured_history().snapshots[1]
-
-
 def test_history_without_a_step_can_be_stored(tmp_path):
     (tmp_path / "history.npz").write_bytes(History(plan()).to_bytes())
     loaded = History.load(tmp_path / "history.npz")

@@ -108,24 +108,6 @@ def test_logit_std_without_logits_of_the_training_pass_measures_them(task, batch
     assert without == pytest.approx(probe.logit_std(0, batch, logits).item(), rel=1e-5)
 
 
-def test_token_spread_is_that_of_the_last_layer_without_padding_and_dropout(task, batch):
-    model = task.classifier
-    random_state = torch.get_rng_state()
-    measured = step.build_probe(model, Precision.bf16).token_spread(batch)
-    assert model.training
-    assert torch.equal(torch.get_rng_state(), random_state)
-    spreads = []
-    model.eval()
-    for ids, count in zip(batch.input_ids[:MAX_TEXTS], batch.token_counts, strict=False):
-        states = model(input_ids=ids[None, :count], output_hidden_states=True).hidden_states[-1][0].detach()
-        spreads.append(states.var(dim=0, correction=0).mean().sqrt() / states.square().mean().sqrt())
-    assert measured.item() == pytest.approx(torch.stack(spreads).mean().item(), rel=1e-4)
-
-
-def test_token_spread_of_logits_alone_is_not_known(task, batch):
-    assert LogitProbe(task.classifier, lambda batch: None).token_spread(batch) is None
-
-
 def test_first_texts_cuts_the_rows_of_tensors_alone():
     inputs = {"input_ids": torch.arange(40).reshape(20, 2), "scale": torch.ones(()), "flag": True}
     first = first_texts(inputs)

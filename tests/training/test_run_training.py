@@ -1,8 +1,6 @@
 """Whole runs: what they leave in their folder, resumed, refused, or with a disk that is full."""
 
-import dataclasses
 import json
-import math
 import os
 import random
 import re
@@ -268,14 +266,3 @@ def test_signal_leaves_a_checkpoint_and_the_run_resumes_from_it(bertmon, demo_fi
     wait_until(lambda: f"resuming at step {result.steps} of 20000" in log.read_text(), again)
     again.kill()
     completed(again)
-
-
-def test_token_spread_is_measured_on_demand_and_training_stays_the_same(tmp_path, settings):
-    plain = run_training(settings, tmp_path / "plain", name="plain")
-    settings.monitor.token_spread = True
-    measured = run_training(settings, tmp_path / "measured", name="measured")
-    assert measured.evaluations == plain.evaluations
-    one, other = (History.load(tmp_path / name / "history.npz").snapshots for name in ("plain", "measured"))
-    assert all(math.isnan(shot.token_spread) for shot in one)
-    assert all(0 < shot.token_spread < 2 for shot in other)
-    assert [dataclasses.replace(shot, token_spread=math.nan) for shot in other] == one
