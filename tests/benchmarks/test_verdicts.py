@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import verdicts
-from labelled_runs import Label, unpack
+from labelled_runs import PRETRAINED_STORE, Label, unpack
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +50,13 @@ def test_all_runs_whose_logits_shrank_are_flagged(runs):
     """Others ran out of steps; of the small models' most are called not learning."""
     row = verdicts.summary_row("all", runs, 10)
     assert row == "| all | 155 of 156 (99.4%) | 114 of 114 | 0 of 164 (0.0%) | 12 of 54 | 13.3% |"
+
+
+def test_verdicts_on_pretrained_and_wide_models_find_every_collapse():
+    for name, part in verdicts.family_parts(unpack(PRETRAINED_STORE)).items():
+        shrank = [run for run in part if run.label is Label.did_not_learn and run.logits_shrank]
+        assert all(verdicts.bertmon_rules(run, 10) is not None for run in shrank), name
+        assert not any(verdicts.bertmon_rules(run, 10) for run in part if run.label is Label.learned), name
 
 
 def test_verdicts_with_an_unknown_argument_print_the_usage():
