@@ -182,7 +182,7 @@ def train_all(folder: Path, pretrained: int, wide: int) -> None:
         Path("texts.unfinished").rename("texts")
     for number in numbers(pretrained, wide):
         with recording() as rows:
-            always = [f"monitor.every={10 if number >= WIDE_FROM else 5}", "cache_dir=cache"]
+            always = [f"monitor.every={10 if number >= WIDE_FROM else 5}", "train.eval_every=1000", "cache_dir=cache"]
             run_dir = Path(f"{number:04d}", "seed=0")
             line = train(run_dir, setting(number), 0, always=always, finish=lambda work: write_signals(rows, work))
         print(line, flush=True)

@@ -32,6 +32,7 @@ SWEEP = [
     "schedule.warmup_frac=0.06,0.3",
     "train.batch_size=8",
     "train.epochs=1",
+    "train.eval_every=1000",  # at the end alone
     "monitor.every=10",
     "monitor.figures=false",
     "device=cpu",

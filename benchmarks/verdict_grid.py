@@ -81,7 +81,7 @@ def train(
     run_dir: Path,
     setting: list[str],
     seed: int,
-    always: Sequence[str] = ("monitor.every=10",),
+    always: Sequence[str] = ("monitor.every=10", "train.eval_every=10000"),
     finish: Callable[[Path], None] = lambda work: None,
 ) -> str:
     """Train one run into the folder, unless it is there; returns a line about it.
