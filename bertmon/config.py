@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -688,8 +688,10 @@ def _flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 def require_same_run(here: Mapping[str, Any], there: Mapping[str, Any], folder: Path) -> None:
     """Raise InputError with all differences (up to 20) unless two identities are equal.
 
-    there: that of the run in `folder`, of which here is the one that would resume.
+    there: that of the run in `folder`, of which here is the one that would resume. A key that an earlier version of
+    bertmon did not have counts as its default.
     """
+    there = {**run_identity(asdict(RunConfig())), **there}
     keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
     if keys:
         differences = (

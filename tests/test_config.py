@@ -219,3 +219,11 @@ def test_require_same_run_lists_all_differences():
     )
     with pytest.raises(InputError, match=re.escape(message)):
         config.require_same_run(changed, here, Path("sweep"))
+
+
+def test_require_same_run_takes_keys_of_later_versions_at_their_defaults():
+    here = config.run_identity(dataclasses.asdict(config.RunConfig()))
+    earlier = {key: value for key, value in here.items() if key != "monitor.thresholds.slow_after"}
+    config.require_same_run(here, earlier, Path("sweep"))
+    with pytest.raises(InputError, match=r"monitor\.thresholds\.slow_after was 0\.3, now 0\.5\."):
+        config.require_same_run({**here, "monitor.thresholds.slow_after": 0.5}, earlier, Path("sweep"))
