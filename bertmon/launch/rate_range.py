@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         require(0 < given.lowest < math.inf, "--from", given.lowest, "a finite rate above 0")
         require(given.lowest < given.highest < math.inf, "--to", given.highest, "a finite rate above --from")
         command_line.check_arguments(given.overrides)
+        _require_single_run(given.overrides)
         config = load_config(command_line.with_own_data_defaults(given.overrides))
         with _verdicts_silenced():
             outcome = find_cliff(config, given.lowest, given.highest)
@@ -52,6 +54,14 @@ def main(arguments: Sequence[str]) -> None:
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     print("\n".join(report(config, outcome, given.distance, given.lowest, given.overrides)))
+
+
+def _require_single_run(overrides: Sequence[str]) -> None:
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        value = override.input_line.partition("=")[2] if override.input_line else ""
+        require(
+            not override.is_sweep_override(), override.key_or_group, value, "one value, as range plans a single run"
+        )
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def _vanished(snapshots: Sequence[Snapshot], thresholds: VerdictThresholds) -> b
     """Whether the geometric mean of the last depth ratios is below the verdict's threshold."""
     last = snapshots[-MEAN_OF:]
     if not last[-1].layers.matrix_groups:
-        raise InputError("model: expected at least two encoder layers, whose gradients can be compared.")
+        raise InputError("model: expected at least two encoder layers, whose gradients can be compared, got fewer.")
     ratios = np.nan_to_num([snapshot.depth_ratio[0] for snapshot in last])  # nan: the last layer's are all zero
     return bool(np.prod(ratios) < thresholds.min_depth_ratio ** len(ratios))
 
