@@ -76,7 +76,7 @@ def text_of(driver: webdriver.Chrome) -> str:
     return text
 
 
-def shows(driver: webdriver.Chrome, address: str, *words: str, seconds: float = 40) -> str:
+def shows(driver: webdriver.Chrome, address: str, *words: str, seconds: float = 600) -> str:
     """Open the address and wait until all the words are there; returns the page's text."""
     driver.get("about:blank")
     driver.get(address)

@@ -1,6 +1,7 @@
 """What a reader sees: the report and TensorBoard in Chromium, on a real sweep."""
 
 import pytest
+from conftest import TIMEOUT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bertmon.compare import report, summary
@@ -115,7 +116,7 @@ def test_report_tables_sort_filter_and_copy(sweep):
         field.clear()
         field.send_keys(" ")
         driver.find_element("css selector", ".table:has(#settings) button").click()
-        screenshots.WebDriverWait(driver, 40).until(lambda _: driver.execute_script("return window.copied"))
+        screenshots.WebDriverWait(driver, TIMEOUT).until(lambda _: driver.execute_script("return window.copied"))
         copied = driver.execute_script("return window.copied").splitlines()
         assert copied[0].startswith("warmup_frac,runs,test accuracy")
         assert [line.split(",")[0] for line in copied[1:]] == ["0.7", "0.1"]
@@ -134,7 +135,7 @@ def test_tensorboard_shows_every_page(sweep):
         def drawn(_):
             return loaded_images(driver).count(1050) >= 4  # TensorBoard loads what is in view
 
-        screenshots.WebDriverWait(driver, 40).until(drawn)
+        screenshots.WebDriverWait(driver, TIMEOUT).until(drawn)
         columns = (
             "schedule.warmup_frac",
             "seed",
