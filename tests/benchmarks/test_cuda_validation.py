@@ -1,9 +1,7 @@
 """The script for a GPU machine, rehearsed without one: every part at tiny sizes, and what the driver does with them."""
 
 import json
-import os
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +10,6 @@ import cuda_parts
 import cuda_validation
 import pytest
 import torch
-from conftest import TIMEOUT
 
 ROOT = Path(__file__).parents[2]
 SKIPPED_ON_THE_CPU = {"waits", "compile", "memory"}
@@ -105,16 +102,25 @@ def test_the_bytes_of_an_update_are_those_of_its_reads_and_writes():
     assert cuda_parts.update_bytes(10) == 10 * (norm + clipping + adamw)
 
 
+@pytest.fixture
+def warm_parts(warm_python, monkeypatch):
+    """Each part in a process of its own, without the seconds of its imports."""
+
+    def run(command, *, env, stderr, timeout, **options):
+        process = warm_python.start("cuda_parts", command[2:], ROOT / "benchmarks", env)
+        output, errors = process.communicate(timeout)
+        stderr.write(errors)
+        return subprocess.CompletedProcess(command, process.returncode, output)
+
+    names = {"PIPE": subprocess.PIPE, "TimeoutExpired": subprocess.TimeoutExpired}
+    monkeypatch.setattr(cuda_validation, "subprocess", SimpleNamespace(run=run, **names))
+
+
 @pytest.mark.slow
-def test_a_rehearsal_runs_every_part(tmp_path):
+def test_a_rehearsal_runs_every_part(tmp_path, warm_parts, monkeypatch, capsys):
     """On the CPU or a GPU, with no claim; parts that need CUDA are skipped on the CPU."""
-    command = [sys.executable, str(ROOT / "benchmarks/cuda_validation.py"), str(tmp_path / "out"), "--rehearse"]
-    environment = os.environ | {"BERTMON_VALIDATION": str(tmp_path / "work"), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=2 * TIMEOUT
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setenv("BERTMON_VALIDATION", str(tmp_path / "work"))
+    assert cuda_validation.main([str(tmp_path / "out"), "--rehearse", "--minutes=600"]) == 0, capsys.readouterr().out
     outcomes = json.loads((tmp_path / "out/results.json").read_text())
     assert list(outcomes) == list(cuda_validation.PARTS)
     skipped = {name for name, outcome in outcomes.items() if "skipped" in outcome}
