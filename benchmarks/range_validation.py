@@ -320,8 +320,6 @@ def train(shape: Shape, lr: float) -> RealRun:
 
 def main(arguments: Sequence[str]) -> None:
     """See the module's docstring."""
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
     match list(arguments):
         case []:
             predictions = read(PREDICTIONS, Prediction)
@@ -343,4 +341,6 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
     main(sys.argv[1:])
