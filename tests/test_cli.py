@@ -127,9 +127,9 @@ def test_program_names_what_started_this_process(monkeypatch, tmp_path):
     assert program() == ["bertmon"]
 
 
-def test_program_runs_when_pasted(tmp_path, start_process):
+def test_program_runs_when_pasted(start_process):
     command = shlex.join([*program(), "--version"])
-    done = completed(start_process(["sh", "-c", command]))
+    done = completed(start_process(["sh", "-c", command], cwd=Path.cwd()))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("bertmon ")
 

@@ -119,10 +119,10 @@ def diagnose(
         diagnosis = Diagnosis(Verdict.undecided, len(history.losses) - 1)
     if before is not None and before.verdict is diagnosis.verdict:
         return before
-    return _explained(diagnosis, history, vocabulary)
+    return _explained(diagnosis, history, rules, vocabulary)
 
 
-def _explained(diagnosis: Diagnosis, history: History, vocabulary: Vocabulary) -> Diagnosis:
+def _explained(diagnosis: Diagnosis, history: History, rules: VerdictThresholds, vocabulary: Vocabulary) -> Diagnosis:
     """With cause and advice, if it is a doomed one."""
     plan, step = history.plan, diagnosis.since_step
     if diagnosis.verdict is Verdict.diverged:
@@ -131,6 +131,8 @@ def _explained(diagnosis: Diagnosis, history: History, vocabulary: Vocabulary) -
         return replace(diagnosis, **advice.explain_collapse(plan, step, vocabulary))
     if diagnosis.verdict is Verdict.not_learning and diagnosis.findings[0].signal == "loss/train":
         return replace(diagnosis, **advice.explain_blow_up(plan, step, vocabulary))
+    if diagnosis.verdict is Verdict.not_learning and _logits_shrunk(history, rules):
+        return replace(diagnosis, **advice.explain_collapse(plan, step, vocabulary))
     if diagnosis.verdict is Verdict.not_learning:
         return replace(diagnosis, **advice.explain_not_learning(plan, history.snapshots, vocabulary))
     return diagnosis
@@ -210,6 +212,11 @@ def _same_logits_limit(history: History, rules: VerdictThresholds) -> float:
     return max(rules.min_logit_std, relative) if vanished else rules.min_logit_std
 
 
+def _logits_shrunk(history: History, rules: VerdictThresholds) -> bool:
+    """Whether steps were so large that the spread of the logits fell far below that of step 0."""
+    return history.snapshots[-1].logit_std < rules.shrunk_logit_std_ratio * _fresh_spread(history)
+
+
 def _fresh_spread(history: History) -> float:
     """That of the logits at step 0, before the first update; 0 if it was not measured."""
     first = history.snapshots[0]
@@ -246,8 +253,10 @@ def _blown_up(history: History, rules: VerdictThresholds, before: Diagnosis | No
 def _not_learning(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
     """By the end of the run the logits will barely depend on the texts, even at the best growth to expect."""
     plan, shots = history.plan, history.snapshots
-    shrunk = shots[-1].logit_std < rules.shrunk_logit_std_ratio * _fresh_spread(history)
-    step, expected = shots[-1].step, _predict_final_spread(plan, shots, rules, own_slope=not shrunk)
+    step, expected = (
+        shots[-1].step,
+        _predict_final_spread(plan, shots, rules, own_slope=not _logits_shrunk(history, rules)),
+    )
     if not plan.effective_lr[: step + 1].any():
         return None  # no weight has moved yet: nothing can be said of the growth
     stay = _HYSTERESIS if before is not None and before.verdict is Verdict.not_learning else 1.0

@@ -221,7 +221,10 @@ def test_slope_of_logits_that_have_shrunk_is_not_used():
     flat = history(steps, snapshot(steps, 0, logit_std=2e-4), *shots[:9])
     assert diagnose(flat, THRESHOLDS).verdict is Verdict.not_learning
     late = history(steps, snapshot(steps, 0, logit_std=2e-2), *shots)
-    assert diagnose(late, THRESHOLDS).verdict is Verdict.not_learning  # no growth that is known saves it now
+    diagnosis = diagnose(late, THRESHOLDS)
+    assert diagnosis.verdict is Verdict.not_learning  # no growth that is known saves it now
+    assert "too large" in diagnosis.cause  # larger steps or more of them would not help
+    assert "too small" in diagnose(flat, THRESHOLDS).cause
 
 
 def test_collapse_watched_at_every_step_is_not_withdrawn_sooner():
