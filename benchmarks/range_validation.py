@@ -122,7 +122,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Cliff:
-    """Where a shape's real runs stop to learn."""
+    """Where a shape's real runs stop learning."""
 
     low: float  # 0 if no run learned
     high: float  # inf if all did

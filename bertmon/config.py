@@ -544,7 +544,7 @@ class VerdictThresholds:
     steps to come (max_logit_std_growth is assumed): a BERT-base on a plateau that ended had 0.06 to 0.09, runs with too
     small a rate 0.3 and more. In (0, 1)."""
     min_update_per_lr: float = 1e-2
-    """Below this size of Adam's step in units of the effective learning rate weights have stopped to move. Runs that
+    """Below this size of Adam's step in units of the effective learning rate weights have stopped moving. Runs that
     learn have 0.05 to 1. Above 0."""
     learned_loss_ratio: float = 0.95
     """A smoothed training loss below this share of the entropy of the labels has used the texts. In (0, 1)."""

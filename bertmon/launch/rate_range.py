@@ -66,7 +66,7 @@ def _require_single_run(overrides: Sequence[str]) -> None:
 
 @contextmanager
 def _verdicts_silenced() -> Iterator[None]:
-    """That a run is lost whose rate rises until it is would be no news."""
+    """The run is meant to fail: its verdicts are not logged."""
     log = logging.getLogger("bertmon.monitor.monitor")
     before, log.disabled = log.disabled, True
     try:

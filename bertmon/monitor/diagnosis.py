@@ -170,7 +170,7 @@ def _diverged(history: History, rules: VerdictThresholds, before: Diagnosis | No
 
 
 def _collapsed(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
-    """The logits ignore the texts, while the gradient dies towards the input or the weights have stopped to move."""
+    """The logits ignore the texts, while the gradient dies towards the input or the weights have stopped moving."""
     snapshot, limit = history.snapshots[-1], _same_logits_limit(history, rules)
     vanishing = snapshot.depth_ratio[0] < rules.min_depth_ratio
     resting = snapshot.signals.get("update_per_lr/linear", math.inf) < rules.min_update_per_lr

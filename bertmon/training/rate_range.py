@@ -26,6 +26,9 @@ OVERSHOOT = 1.8
 WATCH_EVERY = 2
 MEAN_OF = 5
 """Snapshots over which depth ratios are averaged: a single one may be low for a moment."""
+LEARNED = 0.5
+"""A loss below this share of chance is that of a model that has learned: its gradients are small because its errors are.
+Where gradients vanished in the validation, the loss of the last 20 steps was 0.8 of chance and more."""
 
 
 class _Unlogged:
@@ -78,7 +81,7 @@ def find_cliff(config: RunConfig, lowest: float, highest: float) -> RateRange:
         with monitor.update(step, batches[0], logits):
             grad_norm = update.update(loss, float(rates[step]))
         monitor.record(loss, grad_norm)
-        if monitor.due(step) and (not monitor.flush() or _vanished(history.snapshots, config.monitor.thresholds)):
+        if monitor.due(step) and (not monitor.flush() or _vanished(history, config.monitor.thresholds)):
             return RateRange(planned, step + 1, float(rates[step]), broke=True)
     return RateRange(planned, len(rates), float(rates[-1]), broke=False)
 
@@ -94,13 +97,14 @@ def _batches(task: Task, config: RunConfig, steps: int) -> Iterator[Sequence[Bat
             yield group
 
 
-def _vanished(snapshots: Sequence[Snapshot], thresholds: VerdictThresholds) -> bool:
-    """Whether the geometric mean of the last depth ratios is below the verdict's threshold."""
-    last = snapshots[-MEAN_OF:]
+def _vanished(history: History, thresholds: VerdictThresholds) -> bool:
+    """Whether the geometric mean of the last depth ratios is below the verdict's threshold, in a model at chance."""
+    last = history.snapshots[-MEAN_OF:]
     if not last[-1].layers.matrix_groups:
         raise InputError("model: expected at least two encoder layers, whose gradients can be compared, got fewer.")
     ratios = np.nan_to_num([snapshot.depth_ratio[0] for snapshot in last])  # nan: the last layer's are all zero
-    return bool(np.prod(ratios) < thresholds.min_depth_ratio ** len(ratios))
+    learned = np.mean(history.losses[-WATCH_EVERY * MEAN_OF :]) < LEARNED * history.plan.chance_loss
+    return bool(np.prod(ratios) < thresholds.min_depth_ratio ** len(ratios) and not learned)
 
 
 def peak_factor(config: RunConfig, total_steps: int, *, warmup_frac: float, bias_correction: bool) -> float:

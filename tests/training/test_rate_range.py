@@ -7,6 +7,7 @@ import pytest
 from conftest import TINY
 
 from bertmon.errors import InputError
+from bertmon.training import rate_range
 from bertmon.training.plan import plan_run
 from bertmon.training.rate_range import OVERSHOOT, find_cliff, peak_factor, rising_rates
 
@@ -40,6 +41,12 @@ def test_a_threshold_that_every_gradient_meets_breaks_at_once(settings):
     settings.monitor.thresholds.min_depth_ratio = 1e6
     outcome = find_cliff(settings, 1e-3, 1e-2)
     assert (outcome.broke, outcome.steps, outcome.last) == (True, 1, 1e-3)
+
+
+def test_vanishing_gradients_of_a_model_that_has_learned_are_no_cliff(settings, monkeypatch):
+    settings.monitor.thresholds.min_depth_ratio = 1e6
+    monkeypatch.setattr(rate_range, "LEARNED", 100)  # any loss is that of a model that has learned
+    assert not find_cliff(settings, 1e-3, 1.1e-3).broke
 
 
 def test_a_single_layer_has_no_gradients_to_compare(settings):
