@@ -28,6 +28,7 @@ from verdicts import verdicts
 from bertmon.integrations.optuna import BehindPruner, LearnedPruner, trial_attributes
 from bertmon.monitor.behind import loss_reduction
 from bertmon.monitor.history import History
+from bertmon.notation import format_percent
 
 REPORTS = 27
 RUNS = 16
@@ -169,7 +170,7 @@ def print_table(runs: Sequence[ReplayedRun], count: int) -> None:
         for group in sweeps:
             results = [policy(sweep, f"sweep {number}") for number, sweep in enumerate(group)]
             columns.append(f"{np.mean([result.steps_share for result in results]):.2f}")
-            columns.append(f"{np.mean([result.best_lost for result in results]):.1%}")
+            columns.append(format_percent(float(np.mean([result.best_lost for result in results]))))
             columns.append(f"{100 * np.mean([result.accuracy_lost for result in results]):.2f}")
         print(f"| {title} | {' | '.join(columns)} |", flush=True)
 

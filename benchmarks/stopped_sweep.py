@@ -18,6 +18,7 @@ from pathlib import Path
 
 from environment import describe
 
+from bertmon.notation import format_percent, format_value
 from bertmon.result import RESULT_FILE, RunResult
 
 SWEEP = [
@@ -67,7 +68,7 @@ def results(folder: Path, way: str) -> dict[str, RunResult]:
     """The runs of a sweep that have ended, by the settings that tell them apart."""
     ended = {path: RunResult.read_ended(path.parent) for path in (folder / f"sweep_{way}").glob(f"*/*/{RESULT_FILE}")}
     return {
-        ", ".join(f"{key}={value}" for key, value in result.overrides.items()): result
+        ", ".join(f"{key}={format_value(value)}" for key, value in result.overrides.items()): result
         for result in ended.values()
         if result
     }
@@ -85,7 +86,7 @@ def table(folder: Path, ways: Sequence[str]) -> Iterator[str]:
         steps = sum(run.steps for run in runs.values())
         yield (
             f"| {WAYS[way][0]} | {cost['clock']:.0f} | {cost['cpu']:.0f} | {steps:,} "
-            f"| {len(runs) - len(complete)} of {len(runs)} | {complete[best].final.accuracy:.1%} ({best}) |"
+            f"| {len(runs) - len(complete)} of {len(runs)} | {format_percent(complete[best].final.accuracy)} ({best}) |"
         )
 
 

@@ -38,7 +38,7 @@ from bertmon.config import VerdictThresholds
 from bertmon.monitor.diagnosis import Diagnosis, diagnose
 from bertmon.monitor.history import History, Snapshot
 from bertmon.monitor.plan_check import STUDIED_PEAKS
-from bertmon.notation import format_rate
+from bertmon.notation import format_percent, format_rate
 
 # --- the rules -----------------------------------------------------------------------------------
 
@@ -156,13 +156,13 @@ def print_scores(runs: list[LabelledRun], every: int) -> None:
         print(
             f"| {name} | {_share(len(flags), len(lost))} | {_share(sum(alarms), len(alarms))} "
             f"| {sum(between)} of {len(between)} "
-            f"| {f'{np.median(flags):.1%}' if flags else ''} "
+            f"| {format_percent(float(np.median(flags))) if flags else ''} "
             f"| {f'{np.median(leads):+.0f}' if leads and rule is not bertmon_rules else ''} |"
         )
 
 
 def _share(count: int, total: int) -> str:
-    return f"{count} of {total} ({count / total:.1%})" if total else "none"
+    return f"{count} of {total} ({format_percent(count / total)})" if total else "none"
 
 
 def print_advice() -> None:
@@ -316,7 +316,7 @@ def summary_row(name: str, runs: list[LabelledRun], every: int) -> str:
     return (
         f"| {name} | {_share(len(shares), len(lost))} | {sum(shrank)} of {len(shrank)} "
         f"| {_share(sum(alarms), len(alarms))} | {sum(between)} of {len(between)} "
-        f"| {f'{np.median(shares):.1%}' if shares else ''} |"
+        f"| {format_percent(float(np.median(shares))) if shares else ''} |"
     )
 
 

@@ -27,7 +27,7 @@ WATCH_EVERY = 2
 MEAN_OF = 5
 """Snapshots over which depth ratios are averaged: a single one may be low for a moment."""
 LEARNED = 0.5
-"""A loss below this share of chance is that of a model that has learned: its gradients are small because its errors are.
+"""A loss below this share of chance is that of a model that has learned: its gradients are small since its errors are.
 Where gradients vanished in the validation, the loss of the last 20 steps was 0.8 of chance and more."""
 
 

@@ -87,4 +87,4 @@ def test_table_has_a_row_for_every_policy(capsys):
     compute_saved.main(["calibration", "2"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + 2 + 2 * len(compute_saved.PRUNERS) + 1
-    assert rows[1] == "| all runs to the end | 1.00 | 0.0% | 0.00 | 1.00 | 0.0% | 0.00 |"
+    assert rows[1] == "| all runs to the end | 1.00 | 0.0 % | 0.00 | 1.00 | 0.0 % | 0.00 |"

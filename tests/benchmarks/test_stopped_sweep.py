@@ -25,7 +25,7 @@ def test_table_has_the_cost_and_the_best_run_of_each_way(tmp_path):
         leave_run(folder, 2e-3, second, 100 if way == "end" else 30, 0.25)
         (folder / "cost.json").write_text(json.dumps({"clock": cost, "cpu": cost / 2}))
     *_, end, doomed = stopped_sweep.table(tmp_path, ["end", "doomed"])
-    best = "70.0% (optimizer.lr=0.0001, optimizer.bias_correction=True, schedule.warmup_frac=0.06)"
+    best = "70.0 % (optimizer.lr=1e-4, optimizer.bias_correction=true, schedule.warmup_frac=0.06)"
     assert end == f"| all runs to the end | 90 | 45 | 200 | 0 of 2 | {best} |"
     assert doomed == f"| `monitor.on_doomed=stop` | 60 | 30 | 130 | 1 of 2 | {best} |"
 

@@ -49,7 +49,7 @@ def test_verdicts_tables_equal_those_of_the_page(runs, capsys):
 def test_all_runs_whose_logits_shrank_are_flagged(runs):
     """Others ran out of steps; of the small models' most are called not learning."""
     row = verdicts.summary_row("all", runs, 10)
-    assert row == "| all | 155 of 156 (99.4%) | 114 of 114 | 0 of 164 (0.0%) | 12 of 54 | 13.3% |"
+    assert row == "| all | 155 of 156 (99.4 %) | 114 of 114 | 0 of 164 (0.0 %) | 12 of 54 | 13.3 % |"
 
 
 def test_verdicts_on_pretrained_and_wide_models_find_every_collapse():
