@@ -10,6 +10,7 @@ import pytest
 from conftest import completed
 
 from bertmon import cli
+from bertmon.errors import InputError
 from bertmon.launch.command_line import program
 
 
@@ -147,6 +148,33 @@ def test_resume_from_another_folder_prints_paths_that_are_right_there(tmp_path, 
     directory, *arguments = resume_argv(sweep.relative_to(tmp_path))
     assert (directory, arguments[:2]) == (str(started), ["seed=1,2", "-m"])
     assert arguments[2] == f"resume='{sweep}'"  # absolute: right from both
+
+
+@pytest.mark.parametrize(
+    ("runs", "named", "now"),
+    [
+        ((".",), "hydra.run.dir=before", "hydra.run.dir=now"),
+        (("x/seed=0",), "hydra.run.dir='before/x/seed=0'", "hydra.run.dir='now/x/seed=0'"),
+        (("x/seed=0",), "hydra.sweep.dir=${now:%H-%M}", "hydra.sweep.dir=now"),
+    ],
+)
+def test_resume_of_a_moved_folder_resumes_there(tmp_path, monkeypatch, runs, named, now):
+    from bertmon.launch.run_dirs import resume_argv
+    from bertmon.result import SweepFile
+
+    monkeypatch.chdir(tmp_path)
+    Path("now").mkdir()
+    SweepFile(runs, ("seed=1", named), str(tmp_path)).write(Path("now"))
+    assert resume_argv(Path("now")) == [str(tmp_path), "seed=1", now, "resume=now"]
+
+
+def test_resume_where_the_directory_is_gone_prints_what_to_start(tmp_path):
+    from bertmon.launch.run_dirs import resume_argv
+    from bertmon.result import SweepFile
+
+    SweepFile((".",), ("seed=1,2", "-m", "resume=x"), "/no/where").write(tmp_path)
+    with pytest.raises(InputError, match=f"does not exist any more.*: .* run seed=1,2 -m resume={tmp_path}$"):
+        resume_argv(tmp_path)
 
 
 def test_predict_is_called_with_its_arguments(monkeypatch):

@@ -1,6 +1,7 @@
 """Which folder a launch and each of its runs have, whether they may use it, and sweep.json."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,10 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from bertmon.config import require_same_run, run_identity
 from bertmon.errors import InputError, StorageError, require
+from bertmon.launch.command_line import program
 from bertmon.launch.compose import PlannedRun
 from bertmon.launch.read_config import read_config
 from bertmon.launch.run_names import quote_override
-from bertmon.result import RESULT_FILE, SWEEP_FILE, SweepFile
+from bertmon.result import RESULT_FILE, SWEEP_FILE, SweepFile, run_names
 from bertmon.sanitize import has_control_characters, sanitize_line
 from bertmon.storage import read_json
 
@@ -52,6 +54,8 @@ def check_run_dirs(runs: Sequence[PlannedRun], sweep_dir: Path) -> None:
             _check_same_run(run.run_dir, run.config)
         elif os.path.lexists(run.run_dir / RESULT_FILE):
             raise InputError(f"{run.run_dir} already contains a run: choose another folder or delete it.")
+    if runs and runs[0].config.resume:
+        _check_resumes_any([run.run_dir for run in runs if run.run_dir], sweep_dir)
 
 
 def _check_hydra_paths(config: DictConfig) -> None:
@@ -83,6 +87,16 @@ def _check_sweep_dir(sweep_dir: Path, config: DictConfig) -> None:
     elif Path.cwd().is_relative_to(sweep_dir.resolve()):
         mode = "sweep" if config.hydra.mode == RunMode.MULTIRUN else "run"
         raise InputError(f"hydra.{mode}.dir: expected a folder for runs alone, got {sweep_dir}.")
+
+
+def _check_resumes_any(run_dirs: Sequence[Path], sweep_dir: Path) -> None:
+    """Raise InputError if the earlier launch has runs, and none of this one's: it is another command's."""
+    earlier, names = run_names(sweep_dir), [run_dir.relative_to(sweep_dir).as_posix() for run_dir in run_dirs]
+    if names and earlier and set(earlier).isdisjoint(names):
+        raise InputError(
+            f"resume: expected a folder of the same command, got {sweep_dir}: it has no run {names[0]}, but "
+            f"{earlier[0]}. To resume its own runs: {shlex.join([*program(), 'resume', str(sweep_dir)])}"
+        )
 
 
 def _check_same_run(run_dir: Path, config: DictConfig) -> None:
@@ -119,15 +133,36 @@ def create_sweep_dir(sweep_dir: Path, runs: Sequence[PlannedRun], command: Seque
 
 
 def resume_argv(sweep_dir: Path) -> list[str]:
-    """The directory that a launch was started in, then the arguments that resume it there. Raises InputError."""
+    """The directory that a launch was started in, then the arguments that resume it there. Raises InputError.
+
+    The launch's folder may have been moved since.
+    """
     sweep = SweepFile.read(sweep_dir)
     if sweep is None or sweep.command is None or sweep.directory is None:
         raise InputError(f"{sanitize_line(sweep_dir)}: not a sweep folder: {SWEEP_FILE} is missing or corrupt.")
     directory = sweep.directory
     if not os.path.isdir(directory):  # unlike pathlib, without an error for a name that is too long
-        started = f"was started in {sanitize_line(directory)}, which does not exist any more"
-        raise InputError(f"{sanitize_line(sweep_dir)} {started}.")
+        started = f"was started in {sanitize_line(directory)}, which does not exist any more. Create it, or start"
+        command = sanitize_line(shlex.join([*program(), "run", *_resumed(sweep, sweep_dir.resolve())]), 2000)
+        raise InputError(f"{sanitize_line(sweep_dir)} {started} it where its relative paths are valid: {command}")
     here = os.path.samefile(directory, os.curdir)  # else paths are printed that are right from here, too
     folder = os.path.relpath(sweep_dir.resolve(), directory) if here else str(sweep_dir.resolve())
-    arguments = [word for word in sweep.command if not word.startswith("resume=")]
-    return [directory, *arguments, f"resume={quote_override(folder)}"]
+    return [directory, *_resumed(sweep, Path(folder))]
+
+
+def _resumed(sweep: SweepFile, folder: Path) -> list[str]:
+    """The arguments that resume a launch whose folder is `folder` now."""
+    arguments = [word for word in sweep.command or () if not word.startswith("resume=")]
+    return [*(_moved(word, sweep.runs, folder) for word in arguments), f"resume={quote_override(folder)}"]
+
+
+def _moved(argument: str, runs: Sequence[str], folder: Path) -> str:
+    """The argument, with `folder` for the launch's folder if it names that."""
+    key, _, value = argument.partition("=")
+    if key == "hydra.sweep.dir":
+        return f"{key}={quote_override(folder)}"
+    if key == "hydra.run.dir":
+        run_dir = "/" + value.strip("'\"")
+        below = max((name for name in runs if run_dir.endswith(f"/{name}")), key=len, default=".")
+        return f"{key}={quote_override(folder / below)}"
+    return argument

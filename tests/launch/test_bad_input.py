@@ -17,6 +17,7 @@ import pytest
 from conftest import TIMEOUT, write_texts
 
 from bertmon.cli import main as program
+from bertmon.result import SweepFile
 
 Make = Callable[[], object]
 
@@ -360,7 +361,7 @@ RESUMED = [  # id, content of the folder's sweep.json, part of the message
     (
         "nowhere",
         {"runs": [], "command": [], "directory": "/no\x1b[31m/where"},
-        "launch was started in /no\\x1b[31m/where, which does not exist any more.",
+        "launch was started in /no\\x1b[31m/where, which does not exist any more. Create it, or start ",
     ),
     ("a wrong key", {"runs": [], "command": ["nope=1"], "directory": "."}, "nope: no such key"),
     ("an escape", {"runs": [], "command": ["seed='\x1b[31m'"], "directory": "."}, "Value '\\x1b[31m' of type 'str'"),
@@ -382,6 +383,15 @@ def test_resume_of_invalid_folder_is_one_error(monkeypatch, content, message):
         settings = {"settings": {"optimizer": {"lr": "\x1b[31m"}, LONG: 1}}
         Path("launch", name, "result.json").write_text(json.dumps(settings))
     assert message in error_of(monkeypatch, "resume", "launch")
+
+
+def test_resume_of_another_commands_folder_is_one_error(monkeypatch):
+    Path("other").mkdir()
+    SweepFile((".",), ("experiment=article", "hydra.run.dir=other"), os.getcwd()).write(Path("other"))
+    message = error_of(monkeypatch, "experiment=quickstart", *FILES, *TINY, "resume=other")
+    assert "resume: expected a folder of the same command, got other: it has no run quickstart/seed=0, but ." in message
+    assert "bertmon resume other" in message
+    assert os.listdir("other") == ["sweep.json"]
 
 
 TENSORBOARD = [  # arguments of `bertmon tensorboard`, part of the message
