@@ -39,6 +39,7 @@ TRAIN_TEXTS = (200, 800, 1600)
 TEST_TEXTS = 300
 STEPS = 100  # of a run of MiniLM, at least
 WIDE_STEPS = 400
+FROZEN_FROM = PRETRAINED_FROM + 130  # the settings from here on were drawn when layers could be frozen
 
 
 def setting(number: int) -> list[str]:
@@ -75,7 +76,12 @@ def _pretrained_setting(number: int) -> list[str]:
         f"schedule.warmup_frac={one(0.0, 0.06, 0.1, 0.3, 0.6)}",
         f"train.precision={one('fp32', 'bf16', p=[0.94, 0.06])}",
         *_length(batch_size, texts, STEPS),
+        *_frozen_layers(number, one("null", 0, 2, 4, p=[0.6, 0.1, 0.15, 0.15])),
     ]
+
+
+def _frozen_layers(number: int, layers: str | int) -> list[str]:
+    return [f"model.frozen_layers={layers}"] if number >= FROZEN_FROM else []
 
 
 def _wide_setting(number: int) -> list[str]:

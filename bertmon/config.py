@@ -307,6 +307,9 @@ class ModelConfig:
     """Dropout of embeddings, feed-forward and attention outputs, in [0, 1)."""
     attention_probs_dropout_prob: float | None = None
     """Dropout of attention weights, in [0, 1)."""
+    frozen_layers: int | None = None
+    """Lowest encoder layers whose weights, and those of the embeddings, do not train: 0 freezes the embeddings alone.
+    null: everything trains."""
 
     def __post_init__(self) -> None:
         for key in ("name", "tokenizer", "model_type"):
@@ -322,6 +325,8 @@ class ModelConfig:
                 require(0 <= value < 1, f"model.{key}", value, "a number of at least 0 and below 1")
             else:
                 _require_int(f"model.{key}", value, most=1000 if key == "num_hidden_layers" else MAX_INT)
+        if self.frozen_layers is not None:
+            _require_int("model.frozen_layers", self.frozen_layers, least=0, most=1000)
         if self.hidden_size and self.num_attention_heads:
             require(
                 self.hidden_size % self.num_attention_heads == 0,

@@ -51,6 +51,8 @@ def build_model(
     else:
         model = _load_pretrained(str(config.name), model_config)
     classifier: nn.Module = model.train()
+    if config.frozen_layers is not None:
+        _freeze_lowest(classifier, config.frozen_layers)
     return classifier
 
 
@@ -70,6 +72,8 @@ def check_model(
     except Exception as error:  # whatever the family's own code makes of the keys
         raise InputError(f"model: cannot build {family}: {_first_line(error)}") from None
     n_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if config.frozen_layers is not None:
+        _freeze_lowest(model, config.frozen_layers)
     memory = _memory_bytes()
     if memory is not None and n_bytes > memory:
         raise InputError(
@@ -81,6 +85,19 @@ def check_model(
             _require_positions(max_length, module.num_embeddings - module.padding_idx - 1)  # RoBERTa skips the padding
     if config.init is Init.pretrained and os.path.isdir(str(config.name)):
         _check_weights(Path(str(config.name)))
+
+
+def _freeze_lowest(model: nn.Module, layers: int) -> None:
+    """Freeze the embeddings and so many encoder layers above them. Raises InputError if the model has fewer."""
+    depths = {name: encoder_layer(name) for name, _ in model.named_parameters()}
+    count = len({depth for depth in depths.values() if depth is not None})
+    require(
+        layers <= count, "model.frozen_layers", layers, f"at most the {count} encoder layers with weights of their own"
+    )
+    for name, parameter in model.named_parameters():
+        depth = depths[name]
+        if ("embeddings" in name) if depth is None else depth < layers:
+            parameter.requires_grad = False
 
 
 def build_model_config(
@@ -208,9 +225,12 @@ def missing_features(model: nn.Module) -> list[str]:
     depths = {weight.depth for weight in named_weights(model).values()} - {None}
     missing = []
     if len(depths) < 2:
-        why = (
-            "shares one set of weights among its layers" if family == "albert" else "has fewer than two encoder layers"
-        )
+        if family == "albert":
+            why = "shares one set of weights among its layers"
+        elif all(parameter.requires_grad for parameter in model.parameters()):
+            why = "has fewer than two encoder layers"
+        else:
+            why = "has fewer than two encoder layers that train"
         missing.append(f"depth_ratio: {family} {why}, so there are no gradients of single layers to compare")
     return missing
 
@@ -277,9 +297,14 @@ def named_weights(model: nn.Module, *, biases: bool = False, frozen: bool = Fals
         label = re.sub(_PEFT, "", name).removeprefix(prefix).removesuffix(".weight")
         label = re.sub(r"\bencoder\.layers?\.", "enc.l.", label).replace(".self.", ".")
         kind = "bias" if role == "bias" else _kind(model.get_submodule(owner))
-        number = re.search(r"\blayers?\.(\d+)\.", name)
-        weights[label] = NamedWeight(parameter, kind, int(number[1]) if number else None)
+        weights[label] = NamedWeight(parameter, kind, encoder_layer(name))
     return weights
+
+
+def encoder_layer(name: str) -> int | None:
+    """Index of the encoder layer that the parameter of that name belongs to, counted from the input."""
+    number = re.search(r"\blayers?\.(\d+)\.", name)
+    return int(number[1]) if number else None
 
 
 def _kind(module: nn.Module) -> str:

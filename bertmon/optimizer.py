@@ -1,13 +1,13 @@
 """AdamW with and without bias correction; which parameters decay, and which have a rate of their own."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
 from bertmon.config import OptimizerConfig
+from bertmon.model import encoder_layer
 
 _UNBIASED_STEP = 2.0**24
 """A step count at which both of Adam's corrections are exactly 1, and which float32 cannot count past."""
@@ -61,7 +61,7 @@ def build_optimizer(
 def lr_scales(config: OptimizerConfig, model: nn.Module) -> dict[nn.Parameter, float]:
     """Each parameter's factor of the schedule's learning rate, by layer_decay and head_lr."""
     base = f"{getattr(model, 'base_model_prefix', '')}."
-    depths = {name: _encoder_layer(name) for name, _ in model.named_parameters()}
+    depths = {name: encoder_layer(name) for name, _ in model.named_parameters()}
     layers = 1 + max((depth for depth in depths.values() if depth is not None), default=-1)
     head = 1.0 if config.head_lr is None else config.head_lr / config.lr
     scales = {}
@@ -74,11 +74,6 @@ def lr_scales(config: OptimizerConfig, model: nn.Module) -> dict[nn.Parameter, f
         else:  # the pooler belongs to the base model, and is above all layers
             scales[parameter] = 1.0 if name.startswith(base) else head
     return scales
-
-
-def _encoder_layer(name: str) -> int | None:
-    number = re.search(r"\blayers?\.(\d+)\.", name)
-    return int(number[1]) if number else None
 
 
 def bias_correction_gain(config: OptimizerConfig, step: int) -> float:

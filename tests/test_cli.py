@@ -148,6 +148,11 @@ def test_resume_from_another_folder_prints_paths_that_are_right_there(tmp_path, 
     directory, *arguments = resume_argv(sweep.relative_to(tmp_path))
     assert (directory, arguments[:2]) == (str(started), ["seed=1,2", "-m"])
     assert arguments[2] == f"resume='{sweep}'"  # absolute: right from both
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "link").symlink_to(started)
+    SweepFile(("x/seed=0",), ("seed=1,2",), str(tmp_path / "deeper" / "link")).write(sweep)
+    monkeypatch.chdir(started)
+    assert resume_argv(Path("multirun/now")) == [str(started), "seed=1,2", "resume=multirun/now"]
 
 
 @pytest.mark.parametrize(

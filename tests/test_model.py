@@ -303,6 +303,29 @@ def test_missing_features_of_a_family_name_the_depth_ratio_of_albert_alone(tmp_p
         assert missing == []
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frozen_layers_are_the_lowest_of_every_family(tmp_path, family):
+    save_checkpoint(tmp_path, family)
+    for init in Init:
+        config = ModelConfig(init=init, name=str(tmp_path), frozen_layers=1)
+        if family == "albert":
+            with pytest.raises(
+                InputError, match="frozen_layers: expected at most the 0 encoder layers with weights of"
+            ):
+                model.build_model(config, **BUILD_MODEL)
+            continue
+        built = model.build_model(config, **BUILD_MODEL)
+        trained = model.named_weights(built)
+        frozen = {
+            label: weight for label, weight in model.named_weights(built, frozen=True).items() if label not in trained
+        }
+        assert {weight.depth for weight in frozen.values()} == {None, 0}
+        assert 0 not in {weight.depth for weight in trained.values()}
+        assert [label for label, weight in frozen.items() if weight.depth is None and "embeddings" not in label] == []
+        assert [label for label in trained if "embeddings" in label] == []
+        assert "has fewer than two encoder layers that train" in model.missing_features(built)[0]
+
+
 def test_missing_features_of_one_layer_name_the_depth_ratio():
     one = model.build_model(dataclasses.replace(TINY, num_hidden_layers=1), **BUILD_MODEL)
     assert model.missing_features(one) == [

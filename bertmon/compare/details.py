@@ -119,7 +119,9 @@ def _family(values: Values) -> str:
 def _model(result: RunResult, values: Values) -> str:
     parameters = f"{result.parameters / 1e6:.1f} M parameters" if result.parameters else ""
     weights = f"{values['model.init']} weights" if values.get("model.init") else ""
-    return ", ".join(part for part in (_model_name(values) or _family(values), parameters, weights) if part)
+    layers = values.get("model.frozen_layers")
+    frozen = "" if layers is None else f"embeddings and {layers} layers frozen"
+    return ", ".join(part for part in (_model_name(values) or _family(values), parameters, weights, frozen) if part)
 
 
 def _optimizer(values: Values) -> str:

@@ -145,6 +145,7 @@ def resume_argv(sweep_dir: Path) -> list[str]:
         started = f"was started in {sanitize_line(directory)}, which does not exist any more. Create it, or start"
         command = sanitize_line(shlex.join([*program(), "run", *_resumed(sweep, sweep_dir.resolve())]), 2000)
         raise InputError(f"{sanitize_line(sweep_dir)} {started} it where its relative paths are valid: {command}")
+    directory = os.path.realpath(directory)  # relative paths lead from where a link points to
     here = os.path.samefile(directory, os.curdir)  # else paths are printed that are right from here, too
     folder = os.path.relpath(sweep_dir.resolve(), directory) if here else str(sweep_dir.resolve())
     return [directory, *_resumed(sweep, Path(folder))]

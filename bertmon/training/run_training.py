@@ -136,7 +136,7 @@ def _start_or_resume(
 ) -> tuple[TrainState, Monitor]:
     """A fresh state and monitor, or those of the checkpoint, whose weights and random states are restored."""
     sizes = f"{len(task.corpus.train)} texts to train on, {len(task.corpus.test)} to test on"
-    summary = f"{name}: {sizes}, {(result.parameters or 0) / 1e6:.1f} M parameters on {result.device['type']}"
+    summary = f"{name}: {sizes}, {_size(task.classifier)} on {result.device['type']}"
     if checkpoint is None:
         writer.text("config", OmegaConf.to_yaml(OmegaConf.structured(config)))
         log.info(summary)
@@ -156,6 +156,12 @@ def _start_or_resume(
     checkpoint.restore(task.classifier, task.optimizer)
     seed_dropout(config.seed, state.steps)
     return state, monitor
+
+
+def _size(classifier: nn.Module) -> str:
+    total = sum(parameter.numel() for parameter in classifier.parameters())
+    frozen = sum(parameter.numel() for parameter in classifier.parameters() if not parameter.requires_grad)
+    return f"{total / 1e6:.1f} M parameters" + (f", {frozen / 1e6:.1f} M of them frozen," if frozen else "")
 
 
 def _log_first_lines(config: RunConfig, task: Task) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 import pretrained_grid
 import pytest
 from labelled_runs import PRETRAINED_FROM, PRETRAINED_STORE, WIDE_FROM, Family, LabelledRun, pack, unpack
-from pretrained_grid import TASKS, numbers, setting, subject_and_body
+from pretrained_grid import FROZEN_FROM, SETTINGS, TASKS, numbers, setting, subject_and_body
 from recorded_signals import unpack_signals
 
 from bertmon.launch.compose import load_config
@@ -42,7 +42,7 @@ def test_runs_packed_again_stay_as_they_are_and_new_ones_are_added(stored, tmp_p
             assert one == other
 
 
-@pytest.mark.parametrize("number", [PRETRAINED_FROM, PRETRAINED_FROM + 1, WIDE_FROM])
+@pytest.mark.parametrize("number", [PRETRAINED_FROM, FROZEN_FROM, WIDE_FROM])
 def test_setting_of_a_number_is_a_config_of_at_least_100_steps(number):
     config = load_config(["experiment=quickstart", *setting(number)])
     texts = int(config.data.train.split("_")[-1].removesuffix(".csv"))
@@ -57,6 +57,9 @@ def test_settings_cover_what_the_study_promises():
     for task in TASKS:
         assert seen[f"data.test=texts/{task}_test.csv"] >= 10
     assert sum(count for override, count in seen.items() if override.startswith("optimizer.lr=")) == 120
+    later = [setting(number) for number in range(FROZEN_FROM, PRETRAINED_FROM + SETTINGS)]
+    for layers in (0, 2, 4):
+        assert sum(f"model.frozen_layers={layers}" in overrides for overrides in later) >= 3
 
 
 def test_numbers_put_a_wide_model_after_every_ten():

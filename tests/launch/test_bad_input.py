@@ -94,6 +94,8 @@ VALUES = [  # an override, part of the message
         "model.max_position_embeddings: expected a whole number of at least 1 and at",
     ),
     ("model.num_attention_heads=3", "model.hidden_size: expected a multiple of model.num_attention_heads=3, got "),
+    ("model.frozen_layers=3", "model.frozen_layers: expected at most the 2 encoder layers with weights of their own"),
+    ("model.frozen_layers=-1", "model.frozen_layers: expected a whole number of at least 0 and at most 1000, got -1"),
     ("model.model_type=''", "model.model_type: expected a name, or null, got ''."),
     ("model.tokenizer=''", "model.tokenizer: expected a name, or null, got ''."),
     ("model.name=''", "model.name: expected a name, or null, got ''."),

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 
 from bertmon import optimizer
-from bertmon.config import OptimizerConfig, Precision
+from bertmon.config import OptimizerConfig, Precision, SaveModel
 from bertmon.data import Split
 from bertmon.errors import InputError
 from bertmon.monitor.history import HISTORY_FILE, History
@@ -101,6 +102,36 @@ def test_lr_scales_fall_from_the_head_to_the_embeddings(settings):
     assert by_name["bert.encoder.layer.1.output.dense.weight"] == 0.5
     assert by_name["bert.encoder.layer.0.output.LayerNorm.bias"] == 0.25
     assert by_name["bert.embeddings.word_embeddings.weight"] == 0.125
+
+
+def test_frozen_layers_stay_as_they_are_and_are_not_watched(settings, tmp_path, caplog):
+    caplog.set_level("INFO")
+    settings.model.frozen_layers = 1
+    before = build_task(settings, torch.device("cpu")).classifier.state_dict()
+    settings.train.save_model = SaveModel.last
+    assert run_training(settings, tmp_path, name="test").status == "finished"
+    after = load_file(tmp_path / "model" / "model.safetensors")
+    frozen = {name for name in after if torch.equal(after[name], before[name])}
+    assert frozen == {name for name in after if "embeddings" in name or ".layer.0." in name}
+    labels = History.load(tmp_path / HISTORY_FILE).snapshots[0].layers.labels
+    assert [label for label in labels if "embeddings" in label or "enc.l.0" in label] == []
+    assert "enc.l.1.output.dense" in labels
+    assert "M of them frozen, on cpu" in caplog.text
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_gradients_above_frozen_layers_are_those_of_a_model_that_trains_whole(settings, layers):
+    def gradients_of_one_batch():
+        task = build_task(settings, torch.device("cpu"))
+        forward_backward(task.classifier, list(task.train.epoch_batches(0, 0))[:1], Precision.fp32)
+        return {name: parameter.grad for name, parameter in task.classifier.named_parameters()}
+
+    whole = gradients_of_one_batch()
+    settings.model.frozen_layers = layers
+    partial = gradients_of_one_batch()
+    assert sum(gradient is None for gradient in partial.values()) == 5 + 16 * layers
+    for name, gradient in partial.items():
+        assert gradient is None or torch.equal(gradient, whole[name]), name
 
 
 def test_every_weight_is_measured_by_its_own_rate(settings, tmp_path):
