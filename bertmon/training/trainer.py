@@ -12,7 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -92,8 +92,9 @@ class Trainer:
             logging_redirect_tqdm([logging.getLogger()]),
             deferred_signals(self._save_checkpoint is not None) as self._signals,
         ):
-            if not self.state.steps:
-                self._evaluate()  # so that curves start at chance
+            if self._evaluation_missing():  # at step 0, so that curves start at chance; or it was interrupted
+                self._evaluate_and_save()
+                self._checkpoint_if_due()
             if not self.state.ended:
                 self._train()
 
@@ -102,9 +103,9 @@ class Trainer:
             self._train_step(step, batches)
             if self._must_pause(step):
                 self._pause(step)
+                self._checkpoint_if_due()
                 if self.state.ended:
                     return
-                self._checkpoint_if_due(step)
 
     def _remaining_batches(self) -> Iterator[tuple[int, Sequence[Batch]]]:
         """All steps that are left, each with the batches whose gradients it adds up."""
@@ -151,9 +152,7 @@ class Trainer:
         if self.state.ended or self._logs_after(step):
             self._show(self._monitor.log_means())
         if self.state.ended or self._evaluates_after(step):
-            self._evaluate()
-            if self._save_model and self._saves_now():
-                self._save_model()
+            self._evaluate_and_save()
         self.state.train_seconds = time.perf_counter() - self._started - self.state.eval_seconds
 
     def _status_after(self, step: int, finite: bool) -> Status:
@@ -173,17 +172,32 @@ class Trainer:
             log.info(f"{self._name}: step {step}: behind - {finding.text}; stopping")
         return finding is not None
 
-    def _evaluate(self) -> None:
-        if self.state.evaluations and not self.state.steps:
-            return  # diverged at the first step: the weights are those that were evaluated before it
+    def _evaluation_missing(self) -> bool:
+        """Whether the weights as they are should have been evaluated, and have not been."""
+        steps, evaluations = self.state.steps, self.state.evaluations
+        due = steps == 0 or self.state.ended or self._evaluates_after(steps - 1)
+        return due and not (evaluations and evaluations[-1].step == steps)
+
+    def _evaluate_and_save(self) -> None:
+        """Evaluate, unless a signal comes first, and save the model if it is to be."""
         begin = time.perf_counter()
-        test = self._evaluate_on("test", self._task.test)
-        validation = self._evaluate_on("validation", self._task.validation) if self._task.validation else None
+        if self._evaluation_missing():  # else it diverged at the first step: step 0 was evaluated before it
+            with suppress(_EvaluationInterruptedError):
+                self._evaluate()
+        self.state.eval_seconds += time.perf_counter() - begin
+        if self._save_model and not self._evaluation_missing() and self._saves_now():
+            self._save_model()
+
+    def _evaluate(self) -> None:
+        test = self._evaluate_on(self._task.test)
+        validation = self._evaluate_on(self._task.validation) if self._task.validation else None
         self.state.add(test, validation, self._config.metric)
+        for split, result in (("test", test), *([("validation", validation)] if validation else [])):
+            values = {"loss": result.loss, "accuracy": result.accuracy, "f1_macro": result.f1_macro, "mcc": result.mcc}
+            self._log_scalars(result.step, {f"{name}/{split}": value for name, value in values.items()})
         shown = [*([("validation", validation)] if validation else []), ("test", test)]
         results = "; ".join(_format_evaluation(split, result, self._config.metric) for split, result in shown)
         log.info(f"{self._name}: step {test.step} of {self._total_steps}: {results}")
-        self.state.eval_seconds += time.perf_counter() - begin
         split, selected = shown[0]  # the one that the best evaluation is chosen by
         if self.state.status is not Status.diverged and not math.isfinite(selected.loss):
             self.state.status = Status.diverged
@@ -194,21 +208,32 @@ class Trainer:
             log.info(f"{self._name}: step {test.step}: {reason}; stopping early")
             self.state.status = Status.finished
 
-    def _evaluate_on(self, split: str, loader: BatchLoader) -> EvalResult:
+    def _evaluate_on(self, loader: BatchLoader) -> EvalResult:
         task, precision = self._task, self._config.precision
-        result = evaluate(task.classifier, loader, precision, step=self.state.steps, class_weights=task.class_weights)
-        values = {"loss": result.loss, "accuracy": result.accuracy, "f1_macro": result.f1_macro, "mcc": result.mcc}
-        self._log_scalars(result.step, {f"{name}/{split}": value for name, value in values.items()})
-        return result
+        return evaluate(
+            task.classifier,
+            loader,
+            precision,
+            step=self.state.steps,
+            class_weights=task.class_weights,
+            before_batch=self._interrupt_evaluation,
+        )
+
+    def _interrupt_evaluation(self) -> None:
+        """Raise if a signal has come. Several processes have signals of their own: they evaluate to the end."""
+        if self._signals and distributed.world_size() == 1:
+            raise _EvaluationInterruptedError
 
     def _saves_now(self) -> bool:
         if self._config.save_model is SaveModel.best:
             return self.state.steps > 0 and self.state.evaluations_since_best(self._config.metric) == 0
         return self._config.save_model is SaveModel.last and self.state.ended
 
-    def _checkpoint_if_due(self, step: int) -> None:
-        """Save if a checkpoint is due or a signal has come, which is raised then."""
-        due = _every(step + 1, self._config.checkpoint_every) or self._checkpoint_overdue()
+    def _checkpoint_if_due(self) -> None:
+        """Unless the run is complete, save if a checkpoint is due or a signal has come, which is raised then."""
+        if self.state.ended and not self._evaluation_missing():
+            return
+        due = _every(self.state.steps, self._config.checkpoint_every) or self._checkpoint_overdue()
         due, ending = distributed.broadcast((due, bool(self._signals)))
         if self._save_checkpoint and (due or ending):
             self._save_checkpoint()
@@ -242,29 +267,48 @@ class Trainer:
         self._bar.set_postfix(shown, refresh=False)
 
 
+class _EvaluationInterruptedError(Exception):
+    """A signal came before the evaluation's end."""
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
+
+
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: BatchLoader, precision: Precision, *, step: int, class_weights: Tensor | None = None
+    model: nn.Module,
+    loader: BatchLoader,
+    precision: Precision,
+    *,
+    step: int,
+    class_weights: Tensor | None = None,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> EvalResult:
     """Metrics over all texts; the model is in eval mode meanwhile and in train mode after.
 
-    class_weights [C]: of the loss, as in training.
+    class_weights [C]: of the loss, as in training. before_batch: may raise, to end the evaluation.
     """
-    model.eval()
     device = next(model.parameters()).device
     classes = int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
     loss = torch.zeros((), device=device)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     total_weight = torch.zeros_like(loss)
-    batches = loader.sorted_by_length()
-    for batch in tqdm(batches, total=len(loader), desc="evaluating", leave=False, disable=_no_bar(), position=1):
-        own = distributed.local_count(batch.global_size)
-        logits, labels = compute_logits(model, batch, precision)[:own], batch.labels[:own]
-        loss += nn.functional.cross_entropy(logits, labels, weight=class_weights, reduction="sum")
-        total_weight += len(labels) if class_weights is None else class_weights[labels].sum()
-        cells = labels * classes + logits.argmax(dim=1)
-        confusion.index_add_(0, cells, torch.ones_like(cells))  # bincount would wait for the device
-    model.train()
+    bar = tqdm(loader.sorted_by_length(), "evaluating", len(loader), leave=False, disable=_no_bar(), position=1)
+    with _eval_mode(model), bar as batches:
+        for batch in batches:
+            before_batch()
+            own = distributed.local_count(batch.global_size)
+            logits, labels = compute_logits(model, batch, precision)[:own], batch.labels[:own]
+            loss += nn.functional.cross_entropy(logits, labels, weight=class_weights, reduction="sum")
+            total_weight += len(labels) if class_weights is None else class_weights[labels].sum()
+            cells = labels * classes + logits.argmax(dim=1)
+            confusion.index_add_(0, cells, torch.ones_like(cells))  # bincount would wait for the device
     loss, total_weight, confusion = map(distributed.all_reduce_sum, (loss, total_weight, confusion))
     return EvalResult.from_confusion(
         step, loss.item() / total_weight.item(), confusion.view(classes, classes).cpu().numpy()
@@ -277,7 +321,7 @@ def _format_evaluation(split: str, result: EvalResult, metric: str) -> str:
 
 
 def _every(steps: int, every: int | None) -> bool:
-    return every is not None and steps % every == 0
+    return every is not None and steps > 0 and steps % every == 0
 
 
 def _no_bar() -> bool | None:

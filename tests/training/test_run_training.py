@@ -18,10 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from bertmon import config
-from bertmon.config import Precision
+from bertmon.config import OnDoomed, Precision, SaveModel
 from bertmon.errors import InputError
 from bertmon.monitor.diagnosis import Verdict
 from bertmon.monitor.history import HISTORY_FILE, History
+from bertmon.monitor.monitor import Monitor
 from bertmon.result import RESULT_FILE, RunResult, Status
 from bertmon.training import checkpoint, trainer
 from bertmon.training.checkpoint import CHECKPOINT_FILE, Checkpoint
@@ -125,6 +126,55 @@ def test_interrupted_run_when_resumed_leaves_what_an_undisturbed_one_leaves(
     accuracy = f"{100 * result.final.accuracy:.1f} %"
     assert caplog.messages[-1] == f"run: already finished (finished, accuracy/test {accuracy}), skipped"
     assert (broken / RESULT_FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("in_validation", [False, True])
+@pytest.mark.parametrize("at", [0, 5, 10])
+def test_run_interrupted_in_an_evaluation_makes_it_when_resumed(
+    settings, whole, broken, monkeypatch, at, in_validation
+):
+    settings.train.checkpoint_every, settings.train.save_model = 100, SaveModel.best
+    settings.data.validation_frac = 0.2
+    run_training(settings, whole, name="run")
+    evaluate, calls = trainer.evaluate, []
+
+    def send_signal(*arguments, step, **options):
+        calls.append(step)
+        if step == at and calls.count(at) == 1 + in_validation:
+            signal.raise_signal(signal.SIGINT)
+        return evaluate(*arguments, step=step, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", send_signal)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(settings, broken, name="run")
+    assert RunResult.read(broken).status is Status.interrupted
+    assert [each.step for each in RunResult.read(broken).evaluations] == [step for step in (0, 5, 10) if step < at]
+    settings.resume = str(broken.parent)
+    assert run_training(settings, broken, name="run").status is Status.finished
+    assert RunContent.read(broken) == RunContent.read(whole)
+    for name in ("config.json", "model.safetensors"):
+        assert (broken / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
+
+
+def test_doomed_run_interrupted_in_its_last_evaluation_makes_it_when_resumed(settings, whole, broken, monkeypatch):
+    settings.train.checkpoint_every, settings.monitor.on_doomed, settings.train.log_every = 100, OnDoomed.stop, 1
+    monkeypatch.setattr(Monitor, "doomed", property(lambda self: len(self.history.losses) == 4))
+    assert run_training(settings, whole, name="run").status is Status.stopped
+    evaluate = trainer.evaluate
+
+    def send_signal(*arguments, step, **options):
+        if step:
+            signal.raise_signal(signal.SIGINT)
+        return evaluate(*arguments, step=step, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", send_signal)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(settings, broken, name="run")
+    settings.resume = str(broken.parent)
+    assert run_training(settings, broken, name="run").status is Status.stopped
+    assert RunContent.read(broken) == RunContent.read(whole)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
