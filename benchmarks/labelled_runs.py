@@ -12,7 +12,7 @@ import json
 import lzma
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -29,12 +29,18 @@ from bertmon.result import RunResult
 
 STORE = Path(__file__).parent / "results" / "verdict_histories.npz.xz"
 PRETRAINED_STORE = STORE.with_name("pretrained_histories.npz.xz")
+BASE_STORE = STORE.with_name("bert_base_histories.npz.xz")
 ADVICE = STORE.with_name("verdict_advice.json")
 STORED_STATISTICS = [STATISTICS.index(name) for name in ("grad_mean", "update_ratio", "weight_rms")]
 CALIBRATION_SETTINGS = 137
 BLIND_FROM = 197  # no rule was changed after these settings were scored
 PRETRAINED_FROM = 1000  # settings of pretrained_grid.py from here on are MiniLM's
 WIDE_FROM = 2000  # and from here on those of wide models
+BASE_FROM = 3000  # and from here on those of bert_base.py
+CALIBRATION_BASE = (
+    "experiment=article data.max_length=64 schedule.warmup_frac=0.1 optimizer.bias_correction=false optimizer.lr=3e-5"
+)
+"""The setting whose run with seed 0 had been seen up to step 397 when the rules were changed the last time."""
 MAX_MAJORITY = 0.8  # above it, 20 points more than the majority class cannot be had
 PLATEAU = 0.25  # a run whose loss first falls after this share of its steps learned late
 
@@ -53,6 +59,7 @@ class Family(StrEnum):
     small = "small, random weights"
     pretrained = "pretrained MiniLM"
     wide = "wide, random weights"
+    base = "BERT-base, random weights"
 
 
 def label(
@@ -93,6 +100,7 @@ class LabelledRun:
     history: History
     guesses: bool | None = None  # RunResult.did_not_learn; None for runs of version 0.1
     recall_above_chance: float | None = None  # mean recall over classes less 1 / classes; likewise
+    evaluations: tuple[tuple[int, float], ...] = ()  # updates done and test accuracy; none of older runs
 
     @property
     def label(self) -> Label:
@@ -102,18 +110,29 @@ class LabelledRun:
     def family(self) -> Family:
         if self.setting < PRETRAINED_FROM:
             return Family.small
+        if self.setting >= BASE_FROM:
+            return Family.base
         return Family.pretrained if self.setting < WIDE_FROM else Family.wide
+
+    @property
+    def complete(self) -> bool:
+        """Whether it was trained to its end, and not stopped."""
+        return len(self.history.losses) == len(self.history.plan)
 
     @property
     def calibration(self) -> bool:
         """Thresholds were set on these runs; all others are held out."""
         if self.family is Family.small:
             return self.setting < CALIBRATION_SETTINGS and self.seed == 0
+        if self.family is Family.base:
+            return self.overrides == CALIBRATION_BASE and self.seed == 0
         return not self.blind
 
     @property
     def blind(self) -> bool:
         """Scored once, after the last change of a rule."""
+        if self.family is Family.base:
+            return not self.calibration
         return self.setting >= BLIND_FROM if self.family is Family.small else self.setting % 1000 % 3 == 2
 
     @property
@@ -151,25 +170,34 @@ def smooth_loss(history: History) -> tuple[FloatArray, int]:
 def read_folder(folder: Path) -> Iterator[LabelledRun]:
     """The runs that verdict_grid.py left; those that have not ended are skipped."""
     for path in sorted(folder.glob(f"*/seed=?/{HISTORY_FILE}")):
-        result = RunResult.read_ended(path.parent)
-        if result is None:
-            continue
-        assert result.final is not None
-        assert result.data is not None
-        assert result.seed is not None
-        confusion = result.final.confusion
-        yield LabelledRun(
-            setting=int(path.parent.parent.name),
-            seed=result.seed,
-            overrides=" ".join(path.with_name("overrides.txt").read_text().split()),
-            accuracy=result.final.accuracy,
-            majority_share=result.data.majority_share,
-            test_texts=result.data.test_texts,
-            recorded=result.diagnosis.verdict if result.diagnosis else None,
-            history=History.load(path),
-            guesses=result.did_not_learn,
-            recall_above_chance=None if confusion is None else _recall_above_chance(np.array(confusion)),
-        )
+        overrides = path.with_name("overrides.txt").read_text().split()
+        run = read_run(path.parent, int(path.parent.parent.name), overrides)
+        if run is not None:
+            yield run
+
+
+def read_run(run_dir: Path, setting: int, overrides: Sequence[str]) -> LabelledRun | None:
+    """The run in a folder; None if it has not ended."""
+    result = RunResult.read_ended(run_dir)
+    if result is None:
+        return None
+    assert result.final is not None
+    assert result.data is not None
+    assert result.seed is not None
+    confusion = result.final.confusion
+    return LabelledRun(
+        setting=setting,
+        seed=result.seed,
+        overrides=" ".join(overrides),
+        accuracy=result.final.accuracy,
+        majority_share=result.data.majority_share,
+        test_texts=result.data.test_texts,
+        recorded=result.diagnosis.verdict if result.diagnosis else None,
+        history=History.load(run_dir / HISTORY_FILE),
+        guesses=result.did_not_learn,
+        recall_above_chance=None if confusion is None else _recall_above_chance(np.array(confusion)),
+        evaluations=tuple((each.step, each.accuracy) for each in result.evaluations),
+    )
 
 
 def _recall_above_chance(confusion: npt.NDArray[np.int64]) -> float:
@@ -253,7 +281,9 @@ def _unpack_run(stored: Any, number: int, about: dict[str, Any]) -> LabelledRun:
     ]
     losses = (stored[f"loss{number}"] / 1e4).tolist()
     history = History(plan, losses, _dequantize(stored[f"norm{number}"]).tolist(), snapshots)
-    return LabelledRun(**{name: about.get(stored) for name, stored in _STORED_NAMES.items()}, history=history)
+    fields = {name: about.get(stored) for name, stored in _STORED_NAMES.items()}
+    fields["evaluations"] = tuple(map(tuple, fields["evaluations"] or ()))
+    return LabelledRun(**fields, history=history)
 
 
 def _plan(about: dict[str, Any]) -> RunPlan:

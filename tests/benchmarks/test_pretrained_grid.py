@@ -73,7 +73,7 @@ def test_every_third_setting_is_blind_and_no_other_is_held_out(stored):
 
     assert [run(number).blind for number in (1000, 1001, 1002, 1003, 2000, 2002)] == [False, False, True] * 2
     assert all(run(number).blind != run(number).calibration for number in (1001, 1002, 2001, 2002))
-    assert [run(number).family for number in (236, 1000, 2000)] == list(Family)
+    assert [run(number).family for number in (236, 1000, 2000, 3000)] == list(Family)
 
 
 def test_a_text_is_one_line_of_subject_and_body():

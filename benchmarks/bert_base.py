@@ -1,0 +1,132 @@
+"""BERT-base from random weights on the article's task: what became of each run, and what its signals said on the way.
+
+    python benchmarks/bert_base.py                   the tables, from the stored runs
+    python benchmarks/bert_base.py pack FOLDER...    add the runs below these folders to those that are stored
+
+A run takes an hour on one CPU thread (64 tokens, 5 s a step). It writes checkpoints, and `bertmon resume` resumes it:
+
+    python -m bertmon.run -m experiment=article data.max_length=64 seed=0,1,2 schedule.warmup_frac=0.1,0.7 \\
+        monitor.every=10 monitor.figures=false train.eval_every=128 train.checkpoint_minutes=15 device=cpu
+"""
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from labelled_runs import BASE_FROM, BASE_STORE, Label, LabelledRun, pack, read_run, unpack
+from verdicts import verdicts
+
+from bertmon.monitor.diagnosis import Verdict
+from bertmon.monitor.history import HISTORY_FILE, Snapshot
+from bertmon.notation import format_percent, format_rate, format_value
+from bertmon.result import RunResult
+
+SHOWN_STEPS = (0, 60, 120, 180, 240, 300, 400, 500, 600)
+EVALUATED_STEPS = (128, 256, 384, 512, 640)
+KEYS = {  # of a run of this study, in the order of the tables, and where result.json has them
+    "data.max_length": ("data", "max_length"),
+    "schedule.warmup_frac": ("schedule", "warmup_frac"),
+    "optimizer.bias_correction": ("optimizer", "bias_correction"),
+    "optimizer.lr": ("optimizer", "lr"),
+}
+
+
+def read_runs(folders: Sequence[Path]) -> Iterator[LabelledRun]:
+    """Those below the folders that have ended, numbered by `add`."""
+    for path in sorted(path for folder in folders for path in folder.rglob(HISTORY_FILE)):
+        result = RunResult.read_ended(path.parent)
+        if result is None or not result.config:
+            continue
+        values = {key: result.config[group][name] for key, (group, name) in KEYS.items()}
+        overrides = [f"{key}={format_value(value)}" for key, value in values.items()]
+        run = read_run(path.parent, BASE_FROM, ["experiment=article", *overrides])
+        assert run is not None
+        yield run
+
+
+def add(stored: Sequence[LabelledRun], new: Sequence[LabelledRun]) -> list[LabelledRun]:
+    """All runs, one a setting and seed, the new one first, with numbers in the order of their peak effective rates."""
+    runs = {(run.overrides, run.seed): run for run in (*stored, *new)}
+    peaks = {run.overrides: float(run.history.plan.effective_lr.max()) for run in runs.values()}
+    settings = sorted(peaks, key=lambda overrides: (peaks[overrides], overrides))
+    numbered = (replace(run, setting=BASE_FROM + settings.index(run.overrides)) for run in runs.values())
+    return sorted(numbered, key=lambda run: (run.setting, run.seed))
+
+
+def name(run: LabelledRun) -> str:
+    """In a table's first columns."""
+    values = dict(override.split("=") for override in run.overrides.split())
+    corrected = "yes" if values["optimizer.bias_correction"] == "true" else "no"
+    keys = (values["data.max_length"], values["schedule.warmup_frac"], values["optimizer.lr"], corrected)
+    return " | ".join([*keys, format_rate(run.history.plan.effective_lr.max(), 2), str(run.seed)])
+
+
+HEADER = "| tokens | warm-up | rate | bias correction | peak | seed |"
+RULE = "|---|---|---|---|---|---|"
+
+
+def print_ends(runs: Sequence[LabelledRun]) -> None:
+    """Accuracies on the way, and the verdicts that a snapshot every 10 steps gives."""
+    steps = ", ".join(map(str, EVALUATED_STEPS))
+    print(f"{HEADER} test accuracy at steps {steps} [%] | verdicts, from step |\n{RULE}---|---|")
+    for run in runs:
+        accuracies = dict(run.evaluations)
+        shown = [f"{100 * accuracies[step]:.1f}" if step in accuracies else "-" for step in EVALUATED_STEPS]
+        if not run.complete:
+            shown = [f"stopped at {len(run.history.losses)}: {100 * run.accuracy:.1f}"]
+        changes = {diagnosis.since_step: diagnosis.verdict for _, diagnosis in verdicts(run.history, 10)}
+        said = ", ".join(f"{verdict} {step}" for step, verdict in changes.items() if verdict is not Verdict.undecided)
+        print(f"| {name(run)} | {', '.join(shown)} | {said} |")
+
+
+def print_signals(runs: Sequence[LabelledRun]) -> None:
+    """The spread of the logits and the gradients of the first layer over the last, on the way."""
+    signals: dict[str, Callable[[Snapshot], float]] = {
+        "logit_std": lambda shot: shot.logit_std,
+        "depth_ratio": lambda shot: shot.depth_ratio[0],
+    }
+    for tag, signal in signals.items():
+        print(f"\n{HEADER} `{tag}` at steps {', '.join(map(str, SHOWN_STEPS))} |\n{RULE}---|")
+        for run in runs:
+            values = {shot.step: signal(shot) for shot in run.history.snapshots}
+            print(f"| {name(run)} | {', '.join(_format(values.get(step, math.nan)) for step in SHOWN_STEPS)} |")
+
+
+def _format(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1e}"
+
+
+def print_stop(runs: Sequence[LabelledRun], step: int = 180) -> None:
+    """What stopping at vanishing gradients, as the article advises, would have stopped."""
+    vanishing = [
+        run
+        for run in runs
+        if run.complete and any(s.step == step and s.depth_ratio[0] < 0.03 for s in run.history.snapshots)
+    ]
+    learned = [run for run in vanishing if run.label is Label.learned]
+    best = max((run.accuracy for run in learned), default=math.nan)
+    print(
+        f"\nGradients vanish (`depth_ratio` below 0.03) at step {step}: {len(vanishing)} runs that were trained to the"
+    )
+    print(f"end, of which {len(learned)} learned" + (f", up to {format_percent(best)}." if learned else "."))
+
+
+def main(arguments: list[str]) -> None:
+    """See the module's docstring."""
+    match arguments:
+        case ["pack", *folders] if folders:
+            stored = unpack(BASE_STORE) if BASE_STORE.exists() else []
+            pack(add(stored, list(read_runs(list(map(Path, folders))))), BASE_STORE)
+        case []:
+            runs = unpack(BASE_STORE)
+            print_ends(runs)
+            print_signals(runs)
+            print_stop(runs)
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

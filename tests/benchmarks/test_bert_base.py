@@ -1,0 +1,65 @@
+"""The study on BERT-base: what is stored of a run, and its lines in the tables."""
+
+import dataclasses
+
+import bert_base
+import numpy as np
+import pytest
+from labelled_runs import BASE_FROM, CALIBRATION_BASE, Family, unpack
+
+from bertmon.config import OnDoomed, OptimizerConfig
+from bertmon.monitor.monitor import Monitor
+from bertmon.training.run_training import run_training
+
+
+@pytest.fixture
+def folder(settings, tmp_path, monkeypatch):
+    """Two runs to their ends, and one with a larger rate that was stopped after 4 steps."""
+    settings.monitor.every, settings.train.eval_every, settings.train.log_every = 2, 6, 1
+    for name, seed, lr in (("a", 0, 1e-3), ("b/c", 1, 1e-3), ("d", 0, 2e-3)):
+        config = dataclasses.replace(settings, seed=seed, optimizer=OptimizerConfig(lr=lr))
+        run_dir = tmp_path / "study" / name
+        run_dir.mkdir(parents=True)
+        if name == "d":
+            config.monitor.on_doomed = OnDoomed.stop
+            monkeypatch.setattr(Monitor, "doomed", property(lambda self: len(self.history.losses) == 4))
+        run_training(config, run_dir, name=name)
+    return tmp_path / "study"
+
+
+def test_packed_runs_come_back_in_the_order_of_their_peaks(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bert_base, "BASE_STORE", tmp_path / "store")
+    monkeypatch.setattr(bert_base, "EVALUATED_STEPS", (0, 6, 9, 12))
+    monkeypatch.setattr(bert_base, "SHOWN_STEPS", (0, 10, 11))
+    bert_base.main(["pack", str(folder / "d"), str(folder / "b")])
+    bert_base.main(["pack", str(folder / "a")])  # joins those that are stored
+    runs = unpack(tmp_path / "store")
+    assert [(run.setting, run.seed, run.complete) for run in runs] == [
+        (BASE_FROM, 0, True),
+        (BASE_FROM, 1, True),
+        (BASE_FROM + 1, 0, False),
+    ]
+    assert {run.family for run in runs} == {Family.base}
+    assert [step for step, _ in runs[0].evaluations] == [0, 6, 12]
+    assert np.array(runs[0].history.losses) == pytest.approx(
+        np.array(next(iter(bert_base.read_runs([folder / "a"]))).history.losses), abs=1e-4
+    )
+    bert_base.main([])
+    ends, spreads, ratios = (table.strip().split("\n") for table in capsys.readouterr().out.split("\n\n")[:3])
+    accuracies = [f"{100 * accuracy:.1f}" for _, accuracy in runs[0].evaluations]
+    assert ends[2].startswith(
+        f"| 32 | 0.25 | 1e-3 | yes | 1e-3 | 0 | {accuracies[0]}, {accuracies[1]}, -, {accuracies[2]} |"
+    )
+    assert ends[4].startswith("| 32 | 0.25 | 2e-3 | yes | 2e-3 | 0 | stopped at 4: ")
+    first = runs[0].history.snapshots[0]
+    assert spreads[2].split(" | ")[-1].startswith(f"{first.logit_std:.1e}, ")
+    assert ratios[2].endswith(", - |")
+    assert ratios[2].split(" | ")[-1].startswith(f"{first.depth_ratio[0]:.1e}, ")
+
+
+def test_run_that_was_seen_before_the_last_change_of_a_rule_is_not_held_out(folder):
+    run = next(iter(bert_base.read_runs([folder / "a"])))
+    seen = dataclasses.replace(run, overrides=CALIBRATION_BASE)
+    assert (seen.calibration, seen.blind) == (True, False)
+    assert (run.calibration, run.blind) == (False, True)
+    assert dataclasses.replace(seen, seed=1).blind
