@@ -38,6 +38,12 @@ class EvalResult:
         accuracy = int(np.trace(confusion)) / int(confusion.sum())
         return cls(step, loss, accuracy, f1_macro(confusion), matthews(confusion), matrix)
 
+    @property
+    def constant_prediction(self) -> int | None:
+        """The class that is predicted for every text; None if there are several, or that is not known."""
+        predicted = [label for label, texts in enumerate(zip(*(self.confusion or ()), strict=True)) if any(texts)]
+        return predicted[0] if len(predicted) == 1 else None
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of dataclasses.asdict; null stands for nan. Raises KeyError, TypeError and ValueError."""

@@ -40,7 +40,7 @@ def advise(sweep: Sweep, setting: Setting, *, brief: bool = False) -> str:
     """
     flagged = [run for run in setting.did_not_learn if run.flagged_step is not None]
     if not flagged:
-        return ""
+        return _advise_on_imbalance(setting)
     sentences = []
     if worked := _nearest_that_worked(sweep, setting):
         sentences.append(_named(sweep, setting, worked))
@@ -53,6 +53,15 @@ def advise(sweep: Sweep, setting: Setting, *, brief: bool = False) -> str:
     elif not worked and (advice := _most_common_advice(flagged)) and not _contradicted(sweep, advice):
         sentences.append(f"Try {advice}.")
     return " ".join(sentences)
+
+
+def _advise_on_imbalance(setting: Setting) -> str:
+    """Weights of the rare classes, or time for them; tried on a MiniLM with nine texts in ten of one class."""
+    runs = setting.did_not_learn
+    if not runs or not runs[0].only_majority:
+        return ""
+    weighted = runs[0].values.get("train.class_weights") is not None
+    return "Try more steps." if weighted else "Try train.class_weights=balanced or more steps."
 
 
 def remedies(run: RunSummary) -> list[Remedy]:

@@ -117,6 +117,14 @@ class RunSummary:
         return self.result.did_not_learn if self.result else None
 
     @property
+    def only_majority(self) -> str | None:
+        """The class that a run whose loss is below chance predicts for every text; None for any other run."""
+        if self.verdict is not Verdict.healthy or not self.result or not self.result.final or not self.result.data:
+            return None
+        label, names = self.result.final.constant_prediction, self.result.data.label_names
+        return names[label] if label is not None and label < len(names) else None
+
+    @property
     def seconds(self) -> float:
         """From start to end; nan if that is not known."""
         return self.result.seconds if self.result and self.result.seconds is not None else math.nan

@@ -306,9 +306,14 @@ def _predict_final_spread(plan: RunPlan, shots: list[Snapshot], rules: VerdictTh
 
 
 def _slow(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
-    """Nothing learned after a good part of the run, and no sign that it is lost."""
+    """Nothing learned after a good part of the run, and no sign that it is lost.
+
+    A loss that is below chance, but scatters too much to be called learned, is no such sign either.
+    """
     done, (loss, _), chance = len(history.losses), _smoothed(history), history.plan.chance_loss
     if done < rules.slow_after * len(history.plan) or not history.plan.loss_known:
+        return None
+    if loss < rules.learned_loss_ratio * chance:
         return None
     text = (
         f"after {done} of {len(history.plan)} steps the loss is no better than chance ({loss:.2f}, chance {chance:.2f})"

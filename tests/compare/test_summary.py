@@ -143,6 +143,18 @@ def test_conclusions_of_a_failure_that_no_rule_saw_say_so(tmp_path):
     assert summary.conclusions(read_sweep([tmp_path]))[1] == "a: did not learn, and no rule flagged it by the end."
 
 
+@pytest.mark.parametrize("weights", [None, "balanced"])
+def test_conclusions_say_that_a_run_below_chance_predicts_one_class(tmp_path, weights):
+    evaluation = {"step": 100, "loss": 0.25, "accuracy": 0.9, "confusion": [[0, 100], [0, 900]]}
+    data = {"fingerprint": "f", "train_texts": 900, "test_texts": 1000, "label_names": ["rare", "fre\nquent"]}
+    config = {"train": {"class_weights": weights}}
+    leave_run(tmp_path / "a/seed=0", evaluations=[evaluation], data={**data, "majority_share": 0.9}, config=config)
+    advice = "Try train.class_weights=balanced or more steps." if weights is None else "Try more steps."
+    assert summary.conclusions(read_sweep([tmp_path]))[1] == (
+        f"a: did not learn: the loss is below chance, but fre\\nquent is predicted for every text. {advice}"
+    )
+
+
 def test_conclusions_name_no_best_where_nothing_learned(tmp_path):
     for number in range(2):
         leave_run(tmp_path / f"{number}/seed=0", learns=False, overrides={"n": number})
