@@ -11,9 +11,10 @@ A run takes an hour on one CPU thread (64 tokens, 5 s a step). It writes checkpo
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from labelled_runs import BASE_FROM, BASE_STORE, Label, LabelledRun, pack, read_run, unpack
 from verdicts import verdicts
@@ -34,16 +35,26 @@ KEYS = {  # of a run of this study, in the order of the tables, and where result
 
 
 def read_runs(folders: Sequence[Path]) -> Iterator[LabelledRun]:
-    """Those below the folders that have ended, numbered by `add`."""
+    """Those below the folders that have ended, numbered by `add`. Other experiments and runs twice raise ValueError."""
+    seen: dict[tuple[str, int | None], Path] = {}
     for path in sorted(path for folder in folders for path in folder.rglob(HISTORY_FILE)):
         result = RunResult.read_ended(path.parent)
         if result is None or not result.config:
             continue
+        if result.experiment != "article":
+            raise ValueError(f"{path.parent}: expected a run of experiment=article, got {result.experiment}.")
         values = {key: result.config[group][name] for key, (group, name) in KEYS.items()}
-        overrides = [f"{key}={format_value(value)}" for key, value in values.items()]
-        run = read_run(path.parent, BASE_FROM, ["experiment=article", *overrides])
+        run = read_run(path.parent, BASE_FROM, setting_text(values).split())
         assert run is not None
+        if (run.overrides, run.seed) in seen:
+            raise ValueError(f"{path.parent}: the same setting and seed as {seen[run.overrides, run.seed]}.")
+        seen[run.overrides, run.seed] = path.parent
         yield run
+
+
+def setting_text(values: Mapping[str, Any]) -> str:
+    """The overrides of a run with these values of KEYS."""
+    return " ".join(["experiment=article", *(f"{key}={format_value(value)}" for key, value in values.items())])
 
 
 def add(stored: Sequence[LabelledRun], new: Sequence[LabelledRun]) -> list[LabelledRun]:

@@ -88,7 +88,16 @@ def check_model(
 
 
 def _freeze_lowest(model: nn.Module, layers: int) -> None:
-    """Freeze the embeddings and so many encoder layers above them. Raises InputError if the model has fewer."""
+    """Freeze the embeddings and so many encoder layers above them.
+
+    Raises InputError if the model has fewer, or a decoder, whose layers have numbers too.
+    """
+    family: Any = model.config
+    if family.is_encoder_decoder:
+        raise InputError(
+            f"model.frozen_layers: expected null for {family.model_type}, which has a decoder, got {layers}."
+        )
+    embeddings = {id(parameter) for parameter in model.get_input_embeddings().parameters()}  # type: ignore[operator]
     depths = {name: encoder_layer(name) for name, _ in model.named_parameters()}
     count = len({depth for depth in depths.values() if depth is not None})
     require(
@@ -96,7 +105,8 @@ def _freeze_lowest(model: nn.Module, layers: int) -> None:
     )
     for name, parameter in model.named_parameters():
         depth = depths[name]
-        if ("embeddings" in name) if depth is None else depth < layers:
+        below = ("embeddings" in name or id(parameter) in embeddings) if depth is None else depth < layers
+        if below:
             parameter.requires_grad = False
 
 

@@ -158,9 +158,11 @@ def test_resume_from_another_folder_prints_paths_that_are_right_there(tmp_path, 
 @pytest.mark.parametrize(
     ("runs", "named", "now"),
     [
-        ((".",), "hydra.run.dir=before", "hydra.run.dir=now"),
-        (("x/seed=0",), "hydra.run.dir='before/x/seed=0'", "hydra.run.dir='now/x/seed=0'"),
-        (("x/seed=0",), "hydra.sweep.dir=${now:%H-%M}", "hydra.sweep.dir=now"),
+        ((".",), "++hydra.run.dir=before", ["hydra.run.dir=now"]),
+        (("x/seed=0",), "hydra.run.dir='before/${hydra.sweep.subdir}'", []),
+        (("x/seed=0",), "hydra.run.dir=before/x/seed=0/", []),
+        (("x/seed=0",), "hydra.sweep.dir=${now:%H-%M}", []),
+        (("x/seed=0",), "+resume=elsewhere", []),
     ],
 )
 def test_resume_of_a_moved_folder_resumes_there(tmp_path, monkeypatch, runs, named, now):
@@ -170,15 +172,17 @@ def test_resume_of_a_moved_folder_resumes_there(tmp_path, monkeypatch, runs, nam
     monkeypatch.chdir(tmp_path)
     Path("now").mkdir()
     SweepFile(runs, ("seed=1", named), str(tmp_path)).write(Path("now"))
-    assert resume_argv(Path("now")) == [str(tmp_path), "seed=1", now, "resume=now"]
+    assert resume_argv(Path("now")) == [str(tmp_path), "seed=1", *now, "resume=now"]
 
 
 def test_resume_where_the_directory_is_gone_prints_what_to_start(tmp_path):
     from bertmon.launch.run_dirs import resume_argv
     from bertmon.result import SweepFile
 
-    SweepFile((".",), ("seed=1,2", "-m", "resume=x"), "/no/where").write(tmp_path)
-    with pytest.raises(InputError, match=f"does not exist any more.*: .* run seed=1,2 -m resume={tmp_path}$"):
+    SweepFile((".",), ("seed=1,2", "resume=x"), "/no/where").write(tmp_path)
+    with pytest.raises(
+        InputError, match=f"does not exist any more.*: .* run seed=1,2 hydra.run.dir={tmp_path} resume={tmp_path}$"
+    ):
         resume_argv(tmp_path)
 
 

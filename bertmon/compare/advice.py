@@ -58,7 +58,7 @@ def advise(sweep: Sweep, setting: Setting, *, brief: bool = False) -> str:
 def _advise_on_imbalance(setting: Setting) -> str:
     """Weights of the rare classes, or time for them; tried on a MiniLM with nine texts in ten of one class."""
     runs = setting.did_not_learn
-    if not runs or not runs[0].only_majority:
+    if not runs or not all(run.constant_prediction and run.has_rare_classes for run in runs):
         return ""
     weighted = runs[0].values.get("train.class_weights") is not None
     return "Try more steps." if weighted else "Try train.class_weights=balanced or more steps."

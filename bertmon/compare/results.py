@@ -117,12 +117,18 @@ class RunSummary:
         return self.result.did_not_learn if self.result else None
 
     @property
-    def only_majority(self) -> str | None:
-        """The class that a run whose loss is below chance predicts for every text; None for any other run."""
+    def constant_prediction(self) -> str | None:
+        """The class that a run whose training loss is below chance predicts for every text; None for any other run."""
         if self.verdict is not Verdict.healthy or not self.result or not self.result.final or not self.result.data:
             return None
         label, names = self.result.final.constant_prediction, self.result.data.label_names
         return names[label] if label is not None and label < len(names) else None
+
+    @property
+    def has_rare_classes(self) -> bool:
+        """Whether the most frequent class has at least twice its equal share of the test texts, or three quarters."""
+        data = self.result.data if self.result else None
+        return data is not None and data.majority_share >= min(2 / max(len(data.label_names), 1), 0.75)
 
     @property
     def seconds(self) -> float:

@@ -161,8 +161,9 @@ def _failure(setting: Setting) -> str:
         which = f"{len(failed)} of {len(setting.ended)} runs did not learn"
     text = f"{setting.name}: {which}"
     flagged = [run for run in failed if run.flagged_step is not None]
-    if not flagged and (label := failed[0].only_majority):
-        return f"{text}: the loss is below chance, but {sanitize_line(label)} is predicted for every text."
+    predicted = {run.constant_prediction for run in failed}
+    if not flagged and len(predicted) == 1 and (label := predicted.pop()):
+        return f"{text}: the training loss is below chance, but {sanitize_line(label)} is predicted for every text."
     if not flagged:
         watched = any(run.verdict for run in failed)
         return text + (", and no rule flagged it by the end." if watched else ", and it was not watched.")

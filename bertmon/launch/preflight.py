@@ -97,6 +97,8 @@ def start_launch(config: DictConfig, command: Sequence[str]) -> Path:
     sweep_dir = run_dirs.sweep_dir_of_launch(config)
     run_dirs.check_run_dirs(launch.runs, sweep_dir)
     check_configs(configs, devices=config.hydra.runtime.choices["hydra/launcher"] not in _REMOTE_LAUNCHERS)
+    if config.hydra.runtime.choices.get("experiment") == "auto":  # nor may another machine that resumes it
+        command = [*command, f"experiment={config.experiment}"]
     run_dirs.create_sweep_dir(sweep_dir, launch.runs, command)
     task_overrides = list(launch.task_overrides)
     if _may_restart_runs(config) and not config.resume:  # a run that is started again resumes, and so does its launch

@@ -84,18 +84,23 @@ def _check_sweep_dir(sweep_dir: Path, config: DictConfig) -> None:
         require(os.path.isdir(earlier), "resume", config.resume, "the folder of an earlier launch")
         is_launch = (earlier / SWEEP_FILE).exists() or not any(earlier.iterdir())
         require(is_launch, "resume", config.resume, f"a folder with a {SWEEP_FILE}")
+        expected = f"the folder that hydra.{'sweep' if config.hydra.mode == RunMode.MULTIRUN else 'run'}.dir names"
+        require(earlier.resolve() == sweep_dir.resolve(), "resume", config.resume, expected)
     elif Path.cwd().is_relative_to(sweep_dir.resolve()):
         mode = "sweep" if config.hydra.mode == RunMode.MULTIRUN else "run"
         raise InputError(f"hydra.{mode}.dir: expected a folder for runs alone, got {sweep_dir}.")
 
 
 def _check_resumes_any(run_dirs: Sequence[Path], sweep_dir: Path) -> None:
-    """Raise InputError if the earlier launch has runs, and none of this one's: it is another command's."""
+    """Raise InputError if the earlier launch has runs, and none of this one's: it is another command's.
+
+    With one of them among its runs a launch adds the others.
+    """
     earlier, names = run_names(sweep_dir), [run_dir.relative_to(sweep_dir).as_posix() for run_dir in run_dirs]
     if names and earlier and set(earlier).isdisjoint(names):
         raise InputError(
-            f"resume: expected a folder of the same command, got {sweep_dir}: it has no run {names[0]}, but "
-            f"{earlier[0]}. To resume its own runs: {shlex.join([*program(), 'resume', str(sweep_dir)])}"
+            f"resume: expected a folder of the same command, got {sweep_dir}, which has none of its runs. "
+            f"To resume the runs there: {shlex.join([*program(), 'resume', str(sweep_dir)])}"
         )
 
 
@@ -152,18 +157,10 @@ def resume_argv(sweep_dir: Path) -> list[str]:
 
 
 def _resumed(sweep: SweepFile, folder: Path) -> list[str]:
-    """The arguments that resume a launch whose folder is `folder` now."""
-    arguments = [word for word in sweep.command or () if not word.startswith("resume=")]
-    return [*(_moved(word, sweep.runs, folder) for word in arguments), f"resume={quote_override(folder)}"]
-
-
-def _moved(argument: str, runs: Sequence[str], folder: Path) -> str:
-    """The argument, with `folder` for the launch's folder if it names that."""
-    key, _, value = argument.partition("=")
-    if key == "hydra.sweep.dir":
-        return f"{key}={quote_override(folder)}"
-    if key == "hydra.run.dir":
-        run_dir = "/" + value.strip("'\"")
-        below = max((name for name in runs if run_dir.endswith(f"/{name}")), key=len, default=".")
-        return f"{key}={quote_override(folder / below)}"
-    return argument
+    """The arguments that resume a launch whose folder is `folder` now: `resume` alone places all runs in it, but for a
+    single run that is not in a folder below it.
+    """
+    dropped = ("resume", "hydra.run.dir", "hydra.sweep.dir")
+    arguments = [word for word in sweep.command or () if word.partition("=")[0].lstrip("+") not in dropped]
+    place = [f"hydra.run.dir={quote_override(folder)}"] if "." in sweep.runs else []
+    return [*arguments, *place, f"resume={quote_override(folder)}"]

@@ -308,12 +308,14 @@ def _predict_final_spread(plan: RunPlan, shots: list[Snapshot], rules: VerdictTh
 def _slow(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
     """Nothing learned after a good part of the run, and no sign that it is lost.
 
-    A loss that is below chance, but scatters too much to be called learned, is no such sign either.
+    A loss that is below chance, but scatters too much to be called learned, is not slow. A run that was slow before
+    stays so until it has learned.
     """
     done, (loss, _), chance = len(history.losses), _smoothed(history), history.plan.chance_loss
     if done < rules.slow_after * len(history.plan) or not history.plan.loss_known:
         return None
-    if loss < rules.learned_loss_ratio * chance:
+    was_slow = before is not None and before.verdict is Verdict.slow
+    if loss < rules.learned_loss_ratio * chance and not was_slow:
         return None
     text = (
         f"after {done} of {len(history.plan)} steps the loss is no better than chance ({loss:.2f}, chance {chance:.2f})"

@@ -129,7 +129,6 @@ class RunWriter:
             self._file.write(summaries.custom_scalars(_LAYOUT))
         self._drawer = figure_process.shared() if draw else None
         self._figures: deque[tuple[int, Future[PngByTag]]] = deque()  # by step; not yet written
-        self._tags: set[str] = set()  # of the scalars written
 
     def __enter__(self) -> Self:
         return self
@@ -157,7 +156,6 @@ class RunWriter:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One point for each tag, and for its twin among the headlines."""
-        self._tags |= values.keys()
         twins = {_HEADLINES[tag]: value for tag, value in values.items() if tag in _HEADLINES}
         twins |= {_LOG10[tag]: math.log10(value) for tag, value in values.items() if tag in _LOG10 and value > 0}
         points = [Summary.Value(tag=tag, simple_value=value) for tag, value in {**values, **twins}.items()]
@@ -182,16 +180,17 @@ class RunWriter:
         indented = "\n".join(f"    {line}" for line in text.splitlines())  # markdown's code block
         self._file.write(summaries.text(tag, indented), step)
 
-    def hparams(self, settings: Mapping[str, object], metrics: Mapping[str, float]) -> None:
-        """A row of the HPARAMS table, whose metrics are the last points of the scalars named; a metric that is no
-        scalar of the run becomes one, at step 0.
+    def hparams(
+        self, settings: Mapping[str, object], logged: Mapping[str, float], unlogged: Mapping[str, float]
+    ) -> None:
+        """A row of the HPARAMS table, whose metrics are the last points of scalars. `unlogged` ones get a point here, at
+        step 0.
 
         Written into this run's own event file: SummaryWriter.add_hparams would create a second run.
         """
-        if missing := {tag: value for tag, value in metrics.items() if tag not in self._tags}:
-            self.scalars(0, missing)
+        self.scalars(0, unlogged)
         plain = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in settings.items()}
-        for summary in summaries.hparams(plain, dict(metrics)):
+        for summary in summaries.hparams(plain, {**logged, **unlogged}):
             self._file.write(summary)
 
     def _write_figures(self, *, wait: bool) -> None:

@@ -101,7 +101,9 @@ def _vanished(history: History, thresholds: VerdictThresholds) -> bool:
     """Whether the geometric mean of the last depth ratios is below the verdict's threshold, in a model at chance."""
     last = history.snapshots[-MEAN_OF:]
     if not last[-1].layers.matrix_groups:
-        raise InputError("model: expected at least two encoder layers, whose gradients can be compared, got fewer.")
+        raise InputError(
+            "model: expected at least two encoder layers that train, whose gradients can be compared, got fewer."
+        )
     ratios = np.nan_to_num([snapshot.depth_ratio[0] for snapshot in last])  # nan: the last layer's are all zero
     learned = np.mean(history.losses[-WATCH_EVERY * MEAN_OF :]) < LEARNED * history.plan.chance_loss
     return bool(np.prod(ratios) < thresholds.min_depth_ratio ** len(ratios) and not learned)

@@ -275,15 +275,15 @@ def _fill(result: RunResult, state: TrainState, monitor: Monitor, task: Task) ->
         result.device["max_memory_bytes"] = torch.cuda.max_memory_allocated(task.device)
 
 
-def _hparams(result: RunResult, plan: RunPlan) -> tuple[dict[str, Any], dict[str, float]]:
-    """Columns and metrics of TensorBoard's HPARAMS table."""
+def _hparams(result: RunResult, plan: RunPlan) -> tuple[dict[str, Any], dict[str, float], dict[str, float]]:
+    """Columns of TensorBoard's HPARAMS table, metrics that have been logged, and those that have not."""
     assert result.final is not None
     columns: dict[str, Any] = {**(result.overrides or _main_settings(result)), "seed": result.seed}
     if result.diagnosis:
         columns |= {"verdict": result.diagnosis.verdict, "verdict_step": result.diagnosis.since_step}
-    metrics = {"accuracy/test": result.final.accuracy, "loss/test": result.final.loss}
-    metrics |= {"peak_effective_lr": float(plan.effective_lr.max()), "did_not_learn": float(bool(result.did_not_learn))}
-    return columns, metrics
+    logged = {"accuracy/test": result.final.accuracy, "loss/test": result.final.loss}
+    unlogged = {"peak_effective_lr": float(plan.effective_lr.max()), "did_not_learn": float(bool(result.did_not_learn))}
+    return columns, logged, unlogged
 
 
 def _main_settings(result: RunResult) -> dict[str, Any]:

@@ -47,10 +47,10 @@ LogScalars = Callable[[int, Mapping[str, float]], None]
 class Trainer:
     """Trains a task to its end, from where `state` and `monitor.history` are.
 
-    log_scalars: where evaluations are written. save_checkpoint: called between two steps, when a checkpoint is due and
-    when a signal has come, which then ends training by its exception. None: no checkpoints. save_model: called after an
-    evaluation, when config.train.save_model asks for the model; None: models are not saved. find_behind: whether the
-    run cannot catch up with its sweep, which stops it; None: not asked.
+    log_scalars: where evaluations are written. save_checkpoint: called after a step or an evaluation, when a checkpoint
+    is due and when a signal has come, which then ends training by its exception. None: no checkpoints. save_model:
+    called after an evaluation, when config.train.save_model asks for the model; None: models are not saved.
+    find_behind: whether the run cannot catch up with its sweep, which stops it; None: not asked.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Trainer:
     def _evaluate_and_save(self) -> None:
         """Evaluate, unless a signal comes first, and save the model if it is to be."""
         begin = time.perf_counter()
-        if self._evaluation_missing():  # else it diverged at the first step: step 0 was evaluated before it
+        if self._evaluation_missing():  # else it diverged at the step after an evaluation: the weights are the same
             with suppress(_EvaluationInterruptedError):
                 self._evaluate()
         self.state.eval_seconds += time.perf_counter() - begin
@@ -189,13 +189,15 @@ class Trainer:
             self._save_model()
 
     def _evaluate(self) -> None:
-        test = self._evaluate_on(self._task.test)
-        validation = self._evaluate_on(self._task.validation) if self._task.validation else None
-        self.state.add(test, validation, self._config.metric)
-        for split, result in (("test", test), *([("validation", validation)] if validation else [])):
+        evaluated = {"test": self._evaluate_on(self._task.test)}
+        if self._task.validation:
+            evaluated["validation"] = self._evaluate_on(self._task.validation)
+        test = evaluated["test"]
+        self.state.add(test, evaluated.get("validation"), self._config.metric)
+        for split, result in evaluated.items():
             values = {"loss": result.loss, "accuracy": result.accuracy, "f1_macro": result.f1_macro, "mcc": result.mcc}
             self._log_scalars(result.step, {f"{name}/{split}": value for name, value in values.items()})
-        shown = [*([("validation", validation)] if validation else []), ("test", test)]
+        shown = list(reversed(evaluated.items()))
         results = "; ".join(_format_evaluation(split, result, self._config.metric) for split, result in shown)
         log.info(f"{self._name}: step {test.step} of {self._total_steps}: {results}")
         split, selected = shown[0]  # the one that the best evaluation is chosen by
@@ -230,10 +232,10 @@ class Trainer:
         return self._config.save_model is SaveModel.last and self.state.ended
 
     def _checkpoint_if_due(self) -> None:
-        """Unless the run is complete, save if a checkpoint is due or a signal has come, which is raised then."""
-        if self.state.ended and not self._evaluation_missing():
-            return
+        """Save if a checkpoint is due, unless the run is complete, or if a signal has come, which is raised then."""
+        complete = self.state.ended and not self._evaluation_missing()
         due = _every(self.state.steps, self._config.checkpoint_every) or self._checkpoint_overdue()
+        due = due and not complete
         due, ending = distributed.broadcast((due, bool(self._signals)))
         if self._save_checkpoint and (due or ending):
             self._save_checkpoint()

@@ -1,6 +1,8 @@
 """The study on BERT-base: what is stored of a run, and its lines in the tables."""
 
 import dataclasses
+import json
+import shutil
 
 import bert_base
 import numpy as np
@@ -8,13 +10,16 @@ import pytest
 from labelled_runs import BASE_FROM, CALIBRATION_BASE, Family, unpack
 
 from bertmon.config import OnDoomed, OptimizerConfig
+from bertmon.launch.compose import load_config
 from bertmon.monitor.monitor import Monitor
+from bertmon.result import RESULT_FILE
 from bertmon.training.run_training import run_training
 
 
 @pytest.fixture
 def folder(settings, tmp_path, monkeypatch):
     """Two runs to their ends, and one with a larger rate that was stopped after 4 steps."""
+    settings.experiment = "article"
     settings.monitor.every, settings.train.eval_every, settings.train.log_every = 2, 6, 1
     for name, seed, lr in (("a", 0, 1e-3), ("b/c", 1, 1e-3), ("d", 0, 2e-3)):
         config = dataclasses.replace(settings, seed=seed, optimizer=OptimizerConfig(lr=lr))
@@ -57,7 +62,20 @@ def test_packed_runs_come_back_in_the_order_of_their_peaks(folder, tmp_path, mon
     assert ratios[2].split(" | ")[-1].startswith(f"{first.depth_ratio[0]:.1e}, ")
 
 
+def test_runs_of_the_same_setting_and_seed_and_of_other_experiments_are_refused(folder, tmp_path):
+    shutil.copytree(folder / "a", folder / "copy")
+    with pytest.raises(ValueError, match=r"copy: the same setting and seed as .*/a"):
+        list(bert_base.read_runs([folder]))
+    result = json.loads((folder / "a" / RESULT_FILE).read_text())
+    (folder / "a" / RESULT_FILE).write_text(json.dumps({**result, "experiment": "quickstart"}))
+    with pytest.raises(ValueError, match="a: expected a run of experiment=article, got quickstart"):
+        list(bert_base.read_runs([folder]))
+
+
 def test_run_that_was_seen_before_the_last_change_of_a_rule_is_not_held_out(folder):
+    config = load_config(["experiment=article", "data.max_length=64", "schedule.warmup_frac=0.1"])
+    values = {key: getattr(getattr(config, group), name) for key, (group, name) in bert_base.KEYS.items()}
+    assert bert_base.setting_text(values) == CALIBRATION_BASE
     run = next(iter(bert_base.read_runs([folder / "a"])))
     seen = dataclasses.replace(run, overrides=CALIBRATION_BASE)
     assert (seen.calibration, seen.blind) == (True, False)

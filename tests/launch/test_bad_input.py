@@ -391,9 +391,12 @@ def test_resume_of_another_commands_folder_is_one_error(monkeypatch):
     Path("other").mkdir()
     SweepFile((".",), ("experiment=article", "hydra.run.dir=other"), os.getcwd()).write(Path("other"))
     message = error_of(monkeypatch, "experiment=quickstart", *FILES, *TINY, "resume=other")
-    assert "resume: expected a folder of the same command, got other: it has no run quickstart/seed=0, but ." in message
+    assert "resume: expected a folder of the same command, got other, which has none of its runs. To resume" in message
     assert "bertmon resume other" in message
+    elsewhere = error_of(monkeypatch, "experiment=quickstart", *FILES, *TINY, "resume=other", "hydra.run.dir=before")
+    assert "resume: expected the folder that hydra.run.dir names, got other." in elsewhere
     assert os.listdir("other") == ["sweep.json"]
+    assert not os.path.exists("before")
 
 
 TENSORBOARD = [  # arguments of `bertmon tensorboard`, part of the message

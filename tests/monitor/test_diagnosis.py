@@ -103,6 +103,8 @@ def test_losses_below_chance_that_scatter_have_not_learned_and_are_not_slow():
     losses = [0.0, 2.6] * 150 + [0.0]  # mean 1.3, standard error 0.24
     diagnosis = diagnose(history(steps, *constant(steps, 300, logit_std=1e-2), loss=losses), THRESHOLDS)
     assert diagnosis.verdict is Verdict.undecided
+    slow = Diagnosis(Verdict.slow, 100)
+    assert diagnose(history(steps, *constant(steps, 300, logit_std=1e-2), loss=losses), THRESHOLDS, slow) is slow
 
 
 def test_loss_around_the_threshold_does_not_change_the_verdict_to_and_fro():

@@ -24,7 +24,7 @@ def test_run_writer_writes_what_tensorboard_reads(tmp_path):
         writer.text("config", "seed: 1\n# no *markdown*")
         writer.scalars(3, {"grad_norm": 1.5, "learning_rate": 1e-3})
         writer.snapshot(snapshot)
-        writer.hparams({"schedule.warmup_frac": 0.1, "data.train": None, "flag": True}, {"grad_norm": 0.5})
+        writer.hparams({"schedule.warmup_frac": 0.1, "data.train": None, "flag": True}, {"grad_norm": 0.5}, {})
     assert len(list(tmp_path.iterdir())) == 1  # one event file, no second run
 
     events = read(tmp_path)
@@ -71,7 +71,7 @@ def test_headlines_sort_first_and_have_logarithms(tmp_path):
 def test_hparams_metrics_without_a_curve_become_points(tmp_path):
     with RunWriter(tmp_path, draw=False) as writer:
         writer.scalars(7, {"accuracy/test": 0.75})
-        writer.hparams({"seed": 1}, {"accuracy/test": 0.75, "peak_effective_lr": 2e-3, "did_not_learn": 1.0})
+        writer.hparams({"seed": 1}, {"accuracy/test": 0.75}, {"peak_effective_lr": 2e-3, "did_not_learn": 1.0})
     events = read(tmp_path)
     points = {tag: events.Scalars(tag) for tag in ("accuracy/test", "peak_effective_lr", "did_not_learn")}
     assert {tag: [(point.step, round(point.value, 6)) for point in each] for tag, each in points.items()} == {

@@ -1,5 +1,6 @@
 """Whole runs: what they leave in their folder, resumed, refused, or with a disk that is full."""
 
+import dataclasses
 import json
 import os
 import random
@@ -25,6 +26,7 @@ from bertmon.monitor.history import HISTORY_FILE, History
 from bertmon.monitor.monitor import Monitor
 from bertmon.result import RESULT_FILE, RunResult, Status
 from bertmon.training import checkpoint, trainer
+from bertmon.training import run_training as run_training_module
 from bertmon.training.checkpoint import CHECKPOINT_FILE, Checkpoint
 from bertmon.training.run_training import run_training
 
@@ -155,6 +157,52 @@ def test_run_interrupted_in_an_evaluation_makes_it_when_resumed(
     assert RunContent.read(broken) == RunContent.read(whole)
     for name in ("config.json", "model.safetensors"):
         assert (broken / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
+
+
+def test_run_interrupted_while_it_saves_its_last_model_ends_when_resumed(settings, whole, broken, monkeypatch):
+    settings.train.checkpoint_every, settings.train.save_model = 100, SaveModel.last
+    run_training(settings, whole, name="run")
+    save_model = run_training_module.save_model
+
+    def send_signal(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        save_model(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_training_module, "save_model", send_signal)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(settings, broken, name="run")
+    assert RunResult.read(broken).status is Status.interrupted
+    settings.resume = str(broken.parent)
+    assert run_training(settings, broken, name="run").status is Status.finished
+    assert RunContent.read(broken) == RunContent.read(whole)
+    assert (broken / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
+
+
+def test_early_stop_interrupted_in_the_evaluation_that_decides_it_is_made_when_resumed(
+    settings, whole, broken, monkeypatch
+):
+    settings.train.patience, settings.train.checkpoint_every, settings.train.eval_every = 1, 100, 3
+    evaluate = trainer.evaluate
+
+    def flat(*arguments, step, **options):  # no evaluation is better than the one before
+        return dataclasses.replace(evaluate(*arguments, step=step, **options), accuracy=0.5)
+
+    def send_signal(*arguments, step, **options):
+        if step == 6:
+            signal.raise_signal(signal.SIGINT)
+        return flat(*arguments, step=step, **options)
+
+    monkeypatch.setattr(trainer, "evaluate", flat)
+    assert run_training(settings, whole, name="run").steps == 6
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", send_signal)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(settings, broken, name="run")
+    settings.resume = str(broken.parent)
+    result = run_training(settings, broken, name="run")
+    assert (result.status, result.steps) == (Status.finished, 6)
+    assert RunContent.read(broken) == RunContent.read(whole)
 
 
 def test_doomed_run_interrupted_in_its_last_evaluation_makes_it_when_resumed(settings, whole, broken, monkeypatch):
