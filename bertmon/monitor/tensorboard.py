@@ -183,8 +183,7 @@ class RunWriter:
     def hparams(
         self, settings: Mapping[str, object], logged: Mapping[str, float], unlogged: Mapping[str, float]
     ) -> None:
-        """A row of the HPARAMS table, whose metrics are the last points of scalars. `unlogged` ones get a point here, at
-        step 0.
+        """A row of the HPARAMS table, whose metrics are the last points of scalars. `unlogged` ones get one, at step 0.
 
         Written into this run's own event file: SummaryWriter.add_hparams would create a second run.
         """
