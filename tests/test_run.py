@@ -11,7 +11,7 @@ from conftest import SHARED, needs_newsgroups, results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bertmon.compare import results as compare_results
-from bertmon.launch import job
+from bertmon.launch import hydra_setup, job
 from bertmon.monitor.history import History
 from bertmon.training import run_training
 
@@ -72,6 +72,18 @@ def check_run(folder: Path, result: dict) -> None:
         assert {f"{statistic}/{layer}" for layer in layers} < set(tags["scalars"])
     assert events.Scalars("accuracy/test")[-1].value == pytest.approx(result["metrics"]["final"]["accuracy"])
     assert {"config/text_summary", "custom_scalars__config__"} < set(tags["tensors"])
+
+
+def test_launch_remembers_the_experiment_that_was_chosen(bertmon_here, files, tmp_path, monkeypatch):
+    short = ["train.epochs=1", "monitor=off", "train.eval_every=100", "name=run"]
+    done = bertmon_here("run", "experiment=auto", *files, *short)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "multirun").iterdir()
+    assert json.loads((folder / "sweep.json").read_text())["command"][-1] == "experiment=quickstart"
+    monkeypatch.setattr(hydra_setup, "auto_experiment", lambda: "article")  # as on a machine with a GPU
+    again = bertmon_here("resume", str(folder))
+    assert again.returncode == 0, again.stderr
+    assert "already finished" in again.stderr + again.stdout
 
 
 def test_large_sweep_reports_progress_in_some_runs_only(tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ def _model(result: RunResult, values: Values) -> str:
     parameters = f"{result.parameters / 1e6:.1f} M parameters" if result.parameters else ""
     weights = f"{values['model.init']} weights" if values.get("model.init") else ""
     layers = values.get("model.frozen_layers")
-    lowest = {0: "", 1: " and the lowest layer"}.get(layers, f" and the {layers} lowest layers")
+    lowest = f" and {layers} of the encoder layers" if layers else ""
     frozen = "" if layers is None else f"embeddings{lowest} frozen"
     return ", ".join(part for part in (_model_name(values) or _family(values), parameters, weights, frozen) if part)
 
