@@ -1,6 +1,7 @@
 """BERT-base from random weights on the article's task: what became of each run, and what its signals said on the way.
 
     python benchmarks/bert_base.py                   the tables, from the stored runs
+    python benchmarks/bert_base.py picture FILE      gradients by depth, logits and losses
     python benchmarks/bert_base.py pack FOLDER...    add the runs below these folders to those that are stored
 
 A run takes an hour on one CPU thread (64 tokens, 5 s a step). It writes checkpoints, and `bertmon resume` resumes it:
@@ -16,12 +17,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from labelled_runs import BASE_FROM, BASE_STORE, Label, LabelledRun, pack, read_run, unpack
+import numpy as np
+from labelled_runs import BASE_FROM, BASE_STORE, Label, LabelledRun, pack, read_run, smooth_loss, unpack
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from verdicts import verdicts
 
 from bertmon.monitor.diagnosis import Verdict
 from bertmon.monitor.history import HISTORY_FILE, Snapshot
-from bertmon.notation import format_percent, format_rate, format_value
+from bertmon.notation import format_rate, format_value
+from bertmon.plot_style import MUTED, SETTING_COLORS, theme
 from bertmon.result import RunResult
 
 SHOWN_STEPS = (0, 60, 120, 180, 240, 300, 400, 500, 600)
@@ -106,22 +112,68 @@ def print_signals(runs: Sequence[LabelledRun]) -> None:
 
 
 def _format(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.1e}"
+    return "-" if math.isnan(value) else format_rate(value, 2)
 
 
 def print_stop(runs: Sequence[LabelledRun], step: int = 180) -> None:
-    """What stopping at vanishing gradients, as the article advises, would have stopped."""
+    """What stopping where gradients vanish, as the article advises, would have stopped."""
+    ended = [run for run in runs if run.complete]
     vanishing = [
-        run
-        for run in runs
-        if run.complete and any(s.step == step and s.depth_ratio[0] < 0.03 for s in run.history.snapshots)
+        run for run in ended if any(shot.step == step and shot.depth_ratio[0] < 0.03 for shot in run.history.snapshots)
     ]
-    learned = [run for run in vanishing if run.label is Label.learned]
-    best = max((run.accuracy for run in learned), default=math.nan)
-    print(
-        f"\nGradients vanish (`depth_ratio` below 0.03) at step {step}: {len(vanishing)} runs that were trained to the"
+    learned = sum(run.label is Label.learned for run in vanishing)
+    print(f"\nOf {len(ended)} runs to the end, gradients vanish (`depth_ratio` below 0.03) at step {step} in", end=" ")
+    print(f"{len(vanishing)}; {learned} of these learned.")
+
+
+# --- the picture ---------------------------------------------------------------------------------
+
+
+def picture(runs: Sequence[LabelledRun], path: Path, step: int = 180) -> None:
+    """Gradients by depth at the step at which the article looks, then spread of the logits and loss over the steps."""
+    settings = list(dict.fromkeys(run.overrides for run in reversed(runs) if run.complete))  # the largest peak first
+    with theme():
+        figure = Figure(figsize=(11, 3.6), dpi=100)
+        by_depth, spread, loss = figure.subplots(1, 3)
+        for run in runs:
+            if run.complete:
+                style: dict[str, Any] = {"color": SETTING_COLORS[settings.index(run.overrides)], "linewidth": 1.2}
+                _draw_depths(by_depth, run, step, style)
+                shots = run.history.snapshots
+                spread.plot([shot.step for shot in shots], [shot.logit_std for shot in shots], **style)
+                smoothed, window = smooth_loss(run.history)
+                loss.plot(np.arange(len(smoothed)) + window, smoothed, **style)
+        by_depth.set(
+            yscale="log", xlabel="encoder layer (0 is next to the input)", title=f"mean |gradient|, step {step}"
+        )
+        spread.set(yscale="log", xlabel="step", title="standard deviation of the logits")
+        loss.axhline(runs[0].history.plan.chance_loss, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="chance")
+        loss.set(xlabel="step", title="training loss, mean of 32 steps")
+        loss.legend(frameon=False, loc="lower left")
+        lines = [Line2D([], [], color=SETTING_COLORS[row], label=_legend(text)) for row, text in enumerate(settings)]
+        figure.legend(handles=lines, loc="upper center", ncols=len(lines), frameon=False)
+        figure.tight_layout(rect=(0, 0, 1, 0.93), w_pad=1.5)
+        figure.savefig(path)
+
+
+def _draw_depths(axes: Axes, run: LabelledRun, step: int, style: Mapping[str, Any]) -> None:
+    """The geometric mean over the matrices of each encoder layer but query and key, whose gradients are smaller."""
+    shot = next(shot for shot in run.history.snapshots if shot.step == step)
+    means: dict[int, list[float]] = {}
+    for label, kind, depth, mean in zip(
+        shot.layers.labels, shot.layers.kinds, shot.layers.depths, shot["grad_mean"], strict=True
+    ):
+        if kind == "linear" and depth is not None and not label.endswith(("query", "key")):
+            means.setdefault(depth, []).append(mean)
+    axes.plot(
+        list(means), [math.exp(np.log(each).mean()) for each in means.values()], marker="o", markersize=3, **style
     )
-    print(f"end, of which {len(learned)} learned" + (f", up to {format_percent(best)}." if learned else "."))
+
+
+def _legend(overrides: str) -> str:
+    values = dict(override.split("=") for override in overrides.split())
+    corrected = ", bias correction" if values["optimizer.bias_correction"] == "true" else ""
+    return f"warm-up {values['schedule.warmup_frac']}{corrected}"
 
 
 def main(arguments: list[str]) -> None:
@@ -130,6 +182,8 @@ def main(arguments: list[str]) -> None:
         case ["pack", *folders] if folders:
             stored = unpack(BASE_STORE) if BASE_STORE.exists() else []
             pack(add(stored, list(read_runs(list(map(Path, folders))))), BASE_STORE)
+        case ["picture", path]:
+            picture(unpack(BASE_STORE), Path(path))
         case []:
             runs = unpack(BASE_STORE)
             print_ends(runs)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from labelled_runs import (
     ADVICE,
+    BASE_STORE,
     BLIND_FROM,
     CALIBRATION_SETTINGS,
     PLATEAU,
@@ -262,11 +263,13 @@ def parts(runs: list[LabelledRun]) -> dict[str, list[LabelledRun]]:
 
 
 def family_parts(runs: list[LabelledRun]) -> dict[str, list[LabelledRun]]:
-    """The parts of the study on pretrained weights and wide models that are scored apart."""
+    """The parts of the later studies, on pretrained weights, wide models and BERT-base, that are scored apart."""
     parts = {}
-    for family in (Family.pretrained, Family.wide):
+    for family in (Family.pretrained, Family.wide, Family.base):
         for part in ("calibration", "blind"):
-            parts[f"{family}, {part}"] = [run for run in runs if run.family is family and getattr(run, part)]
+            chosen = [run for run in runs if run.family is family and run.complete and getattr(run, part)]
+            if chosen:
+                parts[f"{family}, {part}"] = chosen
     return parts
 
 
@@ -325,17 +328,22 @@ def count_labels(runs: list[LabelledRun]) -> str:
     return ", ".join(f"{sum(run.label == label for run in runs)} {label}" for label in Label)
 
 
+def later_runs() -> list[LabelledRun]:
+    """Those of pretrained_grid.py and bert_base.py."""
+    return [*unpack(PRETRAINED_STORE), *unpack(BASE_STORE)]
+
+
 def main(arguments: list[str]) -> None:
     """See the module's docstring."""
     runs = unpack()
     match arguments:
         case ["misses"]:
-            misses([*runs, *unpack(PRETRAINED_STORE)], every=30)
+            misses([*runs, *later_runs()], every=30)
         case ["picture", path]:
             picture([run for run in runs if not run.calibration], Path(path))
         case []:
             print_all(runs)
-            print_families(unpack(PRETRAINED_STORE))
+            print_families(later_runs())
         case _:
             sys.exit(__doc__)
 

@@ -541,9 +541,9 @@ class VerdictThresholds:
     min_logit_std_ratio: float = 3e-2
     """Below this share of the spread of the logits at step 0, while gradients have vanished (vanished_depth_ratio), the
     model ignores what it reads, whatever its width. In (0, 1)."""
-    vanished_depth_ratio: float = 1e-2
+    vanished_depth_ratio: float = 1.5e-2
     """Below this depth ratio gradients have vanished beyond doubt: a BERT-base on a plateau that ended had 0.02 to
-    0.05, most collapsed runs of a pretrained MiniLM 0.005 and less. Above 0."""
+    0.05, one that collapsed 0.009 to 0.014, most collapsed runs of a pretrained MiniLM 0.005 and less. Above 0."""
     shrunk_logit_std_ratio: float = 0.1
     """Below this share of the spread of the logits at step 0 they have shrunk, and their own slope says nothing of the
     steps to come (max_logit_std_growth is assumed): a BERT-base on a plateau that ended had 0.06 to 0.09, runs with too

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import verdicts
-from labelled_runs import PRETRAINED_STORE, Label, unpack
+from labelled_runs import Label, unpack
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +53,7 @@ def test_all_runs_whose_logits_shrank_are_flagged(runs):
 
 
 def test_verdicts_on_pretrained_and_wide_models_find_every_collapse():
-    for name, part in verdicts.family_parts(unpack(PRETRAINED_STORE)).items():
+    for name, part in verdicts.family_parts(verdicts.later_runs()).items():
         shrank = [run for run in part if run.label is Label.did_not_learn and run.logits_shrank]
         assert all(verdicts.bertmon_rules(run, 10) is not None for run in shrank), name
         assert not any(verdicts.bertmon_rules(run, 10) for run in part if run.label is Label.learned), name

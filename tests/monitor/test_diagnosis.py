@@ -203,11 +203,11 @@ def test_collapse_of_a_model_whose_logits_spread_wide_at_first_is_relative_to_th
     """A pretrained MiniLM starts at 0.02: what is a plateau for a small model is a collapse for it."""
     steps = plan()
     start = snapshot(steps, 0, logit_std=fresh)
-    shrunk = {"logit_std": 0.029 * fresh, "depth_ratio": 0.009}
+    shrunk = {"logit_std": 0.029 * fresh, "depth_ratio": 0.014}
     diagnosis = diagnose(history(steps, start, snapshot(steps, 30, **shrunk)), THRESHOLDS)
     assert diagnosis.verdict is Verdict.collapsed
     assert diagnosis.findings[-1].threshold == pytest.approx(0.03 * fresh)
-    for signals in ({"logit_std": 0.031 * fresh}, {"depth_ratio": 0.011, "per_lr": 0.005}):
+    for signals in ({"logit_std": 0.031 * fresh}, {"depth_ratio": 0.016, "per_lr": 0.005}):
         run = history(steps, start, snapshot(steps, 30, **(shrunk | signals)))
         assert diagnose(run, THRESHOLDS).verdict is Verdict.undecided
     late = history(steps, snapshot(steps, 30, logit_std=fresh), snapshot(steps, 60, **shrunk))
