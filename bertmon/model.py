@@ -19,6 +19,7 @@ from torch import nn
 from bertmon.config import Init, ModelConfig
 from bertmon.errors import InputError, require, storage_errors
 from bertmon.hub import local_files_only
+from bertmon.parameter_names import encoder_layer
 from bertmon.storage import atomic_folder
 
 if TYPE_CHECKING:
@@ -309,12 +310,6 @@ def named_weights(model: nn.Module, *, biases: bool = False, frozen: bool = Fals
         kind = "bias" if role == "bias" else _kind(model.get_submodule(owner))
         weights[label] = NamedWeight(parameter, kind, encoder_layer(name))
     return weights
-
-
-def encoder_layer(name: str) -> int | None:
-    """Index of the encoder layer that the parameter of that name belongs to, counted from the input."""
-    number = re.search(r"\blayers?\.(\d+)\.", name)
-    return int(number[1]) if number else None
 
 
 def _kind(module: nn.Module) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bertmon.config import OptimizerConfig
-from bertmon.model import encoder_layer
+from bertmon.parameter_names import encoder_layer
 
 _UNBIASED_STEP = 2.0**24
 """A step count at which both of Adam's corrections are exactly 1, and which float32 cannot count past."""

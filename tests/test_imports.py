@@ -12,7 +12,7 @@ import bertmon
 
 ROOT = Path(bertmon.__file__).parent
 FLOORS = [
-    {"sanitize", "notation"},
+    {"sanitize", "notation", "parameter_names"},
     {"errors", "plot_style"},
     {"storage", "schedule", "metrics", "distributed"},
     {"config"},
