@@ -64,7 +64,7 @@ def setting_text(values: Mapping[str, Any]) -> str:
 
 
 def add(stored: Sequence[LabelledRun], new: Sequence[LabelledRun]) -> list[LabelledRun]:
-    """All runs, one a setting and seed, the new one first, with numbers in the order of their peak effective rates."""
+    """All runs, numbered by their peak effective rates; a new one replaces a stored one of its setting and seed."""
     runs = {(run.overrides, run.seed): run for run in (*stored, *new)}
     peaks = {run.overrides: float(run.history.plan.effective_lr.max()) for run in runs.values()}
     settings = sorted(peaks, key=lambda overrides: (peaks[overrides], overrides))

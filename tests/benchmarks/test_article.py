@@ -14,7 +14,7 @@ def test_article_tables_include_every_table_of_the_page(capsys):
     article.main([])
     printed = capsys.readouterr().out.splitlines()
     page = (ROOT / "docs" / "article.md").read_text()
-    first, behind = page.index("## Where runs fail"), page.index("## The same on BERT-base")  # its runs are not stored
+    first, behind = page.index("## Where runs fail"), page.index("## The same on BERT-base")  # test_bert_base.py
     measured = page[first:behind]
     rows = [line for line in measured.splitlines() if line.startswith("|")]
     assert len(rows) > 20

@@ -157,13 +157,7 @@ def test_conclusions_say_that_a_run_below_chance_predicts_one_class(tmp_path, we
 
 def test_conclusions_advise_no_weights_where_classes_are_equally_frequent(tmp_path):
     evaluation = {"step": 100, "loss": 0.9, "accuracy": 0.5, "confusion": [[0, 500], [0, 500]]}
-    data = {
-        "fingerprint": "f",
-        "train_texts": 900,
-        "test_texts": 1000,
-        "label_names": ["a", "b"],
-        "majority_share": 0.5,
-    }
+    data = {"fingerprint": "f", "train_texts": 900, "test_texts": 1000, "label_names": ["a", "b"]}
     leave_run(tmp_path / "a/seed=0", evaluations=[evaluation], data={**data, "majority_share": 0.5})
     assert summary.conclusions(read_sweep([tmp_path]))[1] == (
         "a: did not learn: the training loss is below chance, but b is predicted for every text."

@@ -130,6 +130,14 @@ def test_interrupted_run_when_resumed_leaves_what_an_undisturbed_one_leaves(
     assert (broken / RESULT_FILE).read_bytes() == before
 
 
+def run_into_interrupt(settings, run_dir, monkeypatch, evaluate):
+    """Run with another function `evaluate`, which sends a signal."""
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", evaluate)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(settings, run_dir, name="run")
+
+
 @pytest.mark.parametrize("in_validation", [False, True])
 @pytest.mark.parametrize("at", [0, 5, 10])
 def test_run_interrupted_in_an_evaluation_makes_it_when_resumed(
@@ -146,10 +154,7 @@ def test_run_interrupted_in_an_evaluation_makes_it_when_resumed(
             signal.raise_signal(signal.SIGINT)
         return evaluate(*arguments, step=step, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "evaluate", send_signal)
-        with pytest.raises(KeyboardInterrupt):
-            run_training(settings, broken, name="run")
+    run_into_interrupt(settings, broken, monkeypatch, send_signal)
     assert RunResult.read(broken).status is Status.interrupted
     assert [each.step for each in RunResult.read(broken).evaluations] == [step for step in (0, 5, 10) if step < at]
     settings.resume = str(broken.parent)
@@ -195,10 +200,7 @@ def test_early_stop_interrupted_in_the_evaluation_that_decides_it_is_made_when_r
 
     monkeypatch.setattr(trainer, "evaluate", flat)
     assert run_training(settings, whole, name="run").steps == 6
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "evaluate", send_signal)
-        with pytest.raises(KeyboardInterrupt):
-            run_training(settings, broken, name="run")
+    run_into_interrupt(settings, broken, monkeypatch, send_signal)
     settings.resume = str(broken.parent)
     result = run_training(settings, broken, name="run")
     assert (result.status, result.steps) == (Status.finished, 6)
@@ -216,10 +218,7 @@ def test_doomed_run_interrupted_in_its_last_evaluation_makes_it_when_resumed(set
             signal.raise_signal(signal.SIGINT)
         return evaluate(*arguments, step=step, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "evaluate", send_signal)
-        with pytest.raises(KeyboardInterrupt):
-            run_training(settings, broken, name="run")
+    run_into_interrupt(settings, broken, monkeypatch, send_signal)
     settings.resume = str(broken.parent)
     assert run_training(settings, broken, name="run").status is Status.stopped
     assert RunContent.read(broken) == RunContent.read(whole)
