@@ -43,18 +43,19 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def resume(arguments: Sequence[str]) -> None:
-    """resume an interrupted sweep or run"""
+    """resume an interrupted sweep or run; overrides may follow"""
     parser = _parser("resume", resume)
     parser.add_argument("folder", type=Path, metavar="SWEEP", help=f"folder of the sweep, such as {_EXAMPLE}")
-    folder = parser.parse_args(arguments).folder
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as device=cpu or cache_dir=...")
+    options = parser.parse_args(arguments)
     from bertmon.launch.run_dirs import resume_argv
 
     try:
-        directory, *command = resume_argv(folder)
+        directory, *command = resume_argv(options.folder)
     except InputError as error:
         sys.exit(str(error))
     os.chdir(directory)
-    run(command)
+    run([*command, *options.overrides])
 
 
 def rerun(arguments: Sequence[str]) -> None:

@@ -703,7 +703,10 @@ def require_same_run(here: Mapping[str, Any], there: Mapping[str, Any], folder: 
             f"{sanitize_line(key)} was {sanitize_line(there.get(key))}, now {sanitize_line(here.get(key))}"
             for key in keys[:20]
         )
-        raise InputError(f"{folder}: cannot resume with different settings: {'; '.join(differences)}.")
+        raise InputError(
+            f"{folder}: cannot resume with different settings: {'; '.join(differences)}. "
+            "Give the earlier values on the command line, or start a new run."
+        )
 
 
 def _is_file_name(text: str) -> bool:

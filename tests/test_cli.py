@@ -175,6 +175,17 @@ def test_resume_of_a_moved_folder_resumes_there(tmp_path, monkeypatch, runs, nam
     assert resume_argv(Path("now")) == [str(tmp_path), "seed=1", *now, "resume=now"]
 
 
+def test_resume_adds_overrides_to_the_earlier_command(tmp_path, monkeypatch):
+    from bertmon.result import SweepFile
+
+    SweepFile((".",), ("seed=1,2", "device=cuda"), str(tmp_path)).write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    commands = []
+    monkeypatch.setattr(cli, "run", commands.append)
+    cli.main(["resume", ".", "device=cpu"])
+    assert commands == [["seed=1,2", "device=cuda", "hydra.run.dir=.", "resume=.", "device=cpu"]]
+
+
 def test_resume_where_the_directory_is_gone_prints_what_to_start(tmp_path):
     from bertmon.launch.run_dirs import resume_argv
     from bertmon.result import SweepFile

@@ -215,7 +215,8 @@ def test_require_same_run_lists_all_differences():
     config.require_same_run(here, json.loads(json.dumps(here)), Path("sweep"))
     changed = {**here, "optimizer.lr": 0.5, "train.epochs": 7}
     message = (
-        "sweep: cannot resume with different settings: optimizer.lr was 0.001, now 0.5; train.epochs was 3, now 7."
+        "sweep: cannot resume with different settings: optimizer.lr was 0.001, now 0.5; train.epochs was 3, now 7. "
+        "Give the earlier values on the command line, or start a new run."
     )
     with pytest.raises(InputError, match=re.escape(message)):
         config.require_same_run(changed, here, Path("sweep"))
@@ -225,5 +226,5 @@ def test_require_same_run_takes_keys_of_later_versions_at_their_defaults():
     here = config.run_identity(dataclasses.asdict(config.RunConfig()))
     earlier = {key: value for key, value in here.items() if key != "monitor.thresholds.slow_after"}
     config.require_same_run(here, earlier, Path("sweep"))
-    with pytest.raises(InputError, match=r"monitor\.thresholds\.slow_after was 0\.3, now 0\.5\."):
+    with pytest.raises(InputError, match=r"monitor\.thresholds\.slow_after was 0\.3, now 0\.5\. Give"):
         config.require_same_run({**here, "monitor.thresholds.slow_after": 0.5}, earlier, Path("sweep"))
