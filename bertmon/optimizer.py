@@ -1,11 +1,11 @@
 """AdamW with and without bias correction; which parameters decay, and which have a rate of their own."""
 
-import math
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
+from bertmon import schedule
 from bertmon.config import OptimizerConfig
 from bertmon.parameter_names import encoder_layer
 
@@ -77,10 +77,7 @@ def lr_scales(config: OptimizerConfig, model: nn.Module) -> dict[nn.Parameter, f
 
 
 def bias_correction_gain(config: OptimizerConfig, step: int) -> float:
-    """What a missing bias correction multiplies the learning rate of `step`, counted from 0, by.
-
-    (1 - beta1^t) / sqrt(1 - beta2^t) at the t-th step, t = step + 1; 1 with bias correction.
-    """
+    """What a missing bias correction multiplies the learning rate of `step` by; 1 with bias correction."""
     if config.bias_correction:
         return 1.0
-    return (1 - config.beta1 ** (step + 1)) / math.sqrt(1 - config.beta2 ** (step + 1))
+    return schedule.bias_correction_gain(step, beta1=config.beta1, beta2=config.beta2)

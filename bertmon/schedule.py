@@ -1,4 +1,7 @@
-"""The learning-rate factor as a pure function of the step. No torch, no state."""
+"""The learning rate as pure functions of the step: the schedule's factor, and that of a missing bias correction.
+
+No torch, no state.
+"""
 
 import math
 
@@ -32,3 +35,11 @@ def lr_factor(step: int, *, decay: str, warmup_frac: float, total_steps: int) ->
         return remaining
     assert decay == "cosine", decay
     return (1 + math.cos(math.pi * (1 - remaining))) / 2
+
+
+def bias_correction_gain(step: int, *, beta1: float, beta2: float) -> float:
+    """What a missing bias correction of Adam multiplies the learning rate of `step`, counted from 0, by.
+
+    (1 - beta1^t) / sqrt(1 - beta2^t) at the t-th step, t = step + 1.
+    """
+    return (1 - beta1 ** (step + 1)) / math.sqrt(1 - beta2 ** (step + 1))

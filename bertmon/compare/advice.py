@@ -1,10 +1,10 @@
-"""What to try next, from what a sweep tried: what failed in it is not proposed, what worked is named. Pure.
+"""What to try next, from what a sweep tried: what failed in it is not proposed, what worked is named.
 
 A run that collapses has met too large an effective learning rate; every remedy here lowers its peak.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,9 @@ from bertmon.compare.results import RunSummary, Setting, Sweep, short_names
 from bertmon.config import MAX_INT
 from bertmon.monitor.diagnosis import Verdict
 from bertmon.notation import format_rate, format_value
-from bertmon.schedule import lr_factor
+from bertmon.schedule import bias_correction_gain, warmup_steps
 
-_REMEDIES: tuple[tuple[str, Any], ...] = (
-    ("schedule.warmup_frac", 0.7),
-    ("optimizer.bias_correction", True),
-)
+_LONG_WARMUP = 0.7
 _MAX_STEPS = 4000  # at which a plan is computed
 
 
@@ -67,41 +64,37 @@ def _advise_on_imbalance(setting: Setting) -> str:
 def remedies(run: RunSummary) -> list[Remedy]:
     """Single changes that at least halve the run's peak effective rate; a smaller rate if no other does."""
     values, steps = run.values, run.result.total_steps if run.result else None
-    if not steps or steps > MAX_INT or not _is_adam(values):
+    if not values or not steps or steps > MAX_INT or math.isnan(run.peak_effective_lr):
         return []
-    peak = peak_effective_lr(values, steps)
-    lowered = [Remedy(key, value, peak_effective_lr({**values, key: value}, steps)) for key, value in _REMEDIES]
-    lowered = [remedy for remedy in lowered if remedy.peak < peak / 2 and values.get(remedy.key) != remedy.value]
+    lowered = [remedy for remedy in _remedies(run, steps) if remedy.peak < run.peak_effective_lr / 2]
     if not lowered:
         lr = float(f"{values['optimizer.lr'] / 3:.1g}")
-        lowered = [Remedy("optimizer.lr", lr, peak_effective_lr({**values, "optimizer.lr": lr}, steps))]
+        lowered = [Remedy("optimizer.lr", lr, run.peak_effective_lr * lr / values["optimizer.lr"])]
     return lowered
 
 
-def peak_effective_lr(values: Mapping[str, Any], total_steps: int) -> float:
-    """Largest learning rate of a plan, times what missing bias correction multiplies it by.
+def _remedies(run: RunSummary, total_steps: int) -> Iterator[Remedy]:
+    if not run.values["schedule.function"]:  # of which warm-up may be any part
+        steps = warmup_steps(_LONG_WARMUP, total_steps)
+        given_as_steps = run.values["schedule.warmup_steps"] is not None
+        key, value = ("warmup_steps", steps) if given_as_steps else ("warmup_frac", _LONG_WARMUP)
+        yield Remedy(f"schedule.{key}", value, run.peak_lr * _largest_factor(run.values, steps, total_steps))
+    if not run.values["optimizer.bias_correction"]:
+        yield Remedy("optimizer.bias_correction", True, run.peak_lr)
 
-    values: a config by dotted key.
+
+def _largest_factor(values: Mapping[str, Any], warmup: int, total_steps: int) -> float:
+    """What such a warm-up and a missing bias correction make of the peak rate, with a decay that never rises above it.
+
+    Exact where the gain falls after the warm-up, as it does after a few tens of steps.
     """
-    every = max(1, total_steps // _MAX_STEPS)
-    schedule = {"decay": values["schedule.decay"], "warmup_frac": values["schedule.warmup_frac"]}
-    factors = (
-        lr_factor(step, **schedule, total_steps=total_steps) * _gain(values, step + 1)
-        for step in range(0, total_steps, every)
-    )
-    return float(values["optimizer.lr"]) * max(factors)
-
-
-def _gain(values: Mapping[str, Any], t: int) -> float:
-    """(1 - beta1^t) / sqrt(1 - beta2^t) at the t-th step without bias correction."""
     if values["optimizer.bias_correction"]:
         return 1.0
-    return float((1 - values["optimizer.beta1"] ** t) / math.sqrt(1 - values["optimizer.beta2"] ** t))
-
-
-def _is_adam(values: Mapping[str, Any]) -> bool:
-    keys = ("lr", "bias_correction", "beta1", "beta2")
-    return all(f"optimizer.{key}" in values for key in keys) and "schedule.decay" in values
+    betas = {"beta1": values["optimizer.beta1"], "beta2": values["optimizer.beta2"]}
+    every = max(1, total_steps // _MAX_STEPS)
+    return max(
+        min(step / max(warmup, 1), 1.0) * bias_correction_gain(step, **betas) for step in range(0, warmup + 1, every)
+    )
 
 
 def _nearest_that_worked(sweep: Sweep, setting: Setting) -> Setting | None:

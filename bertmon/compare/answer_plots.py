@@ -56,7 +56,7 @@ def accuracy_over_rate(sweep: Sweep) -> tuple[Figure, Titles] | None:
 
 def accuracy_over_key(sweep: Sweep) -> tuple[Figure, Titles] | None:
     """For one swept key: a column of points for each value, with mean and standard deviation. None for other sweeps."""
-    if len(sweep.swept) != 1 or len(sweep.settings) < 2:
+    if len(sweep.swept) != 1 or len(sweep.settings) < 2 or not sweep.values_are_unique:
         return None
     (key,) = sweep.swept
     order = _ordered(sweep, key)
@@ -64,13 +64,13 @@ def accuracy_over_key(sweep: Sweep) -> tuple[Figure, Titles] | None:
     runs = [run for setting in settings for run in setting.ended]
     if not runs or len(order) > _MAX_VALUES:
         return None
-    labels = [_label(sweep, key, value) for value in order]
-    x = [_label(sweep, key, setting.values[key]) for setting in settings for _ in setting.ended]
+    x = [order.index(setting.values[key]) for setting in settings for _ in setting.ended]
     y = [100 * run.final("accuracy") for run in runs]
     with plot_style.theme():
         figure = Figure(figsize=(5.4, 3.6))
         axes = figure.add_axes((0.115, 0.145, 0.865, 0.71))
-        titles = _strips(axes, labels, x, y, runs)
+        titles = _strips(axes, len(order), x, y, runs)
+        axes.set_xticks(range(len(order)), [_label(sweep, key, value) for value in order])
         axes.set(xlabel=escape_mathtext(key), ylabel="test accuracy [%]")
         _finish(axes, "accuracy by setting: a point a run, mean and standard deviation", runs)
         _verdict_legend(figure, [_verdict_word(run) for run in runs])
@@ -79,7 +79,7 @@ def accuracy_over_key(sweep: Sweep) -> tuple[Figure, Titles] | None:
 
 def heat_maps(sweep: Sweep) -> list[Figure]:
     """For two swept keys (a third one in panels): mean accuracy, and how many runs did not learn. Else empty."""
-    if not 2 <= len(sweep.swept) <= 3:
+    if not 2 <= len(sweep.swept) <= 3 or not sweep.values_are_unique:
         return []
     third = sweep.swept[2] if len(sweep.swept) == 3 else None
     facets = _ordered(sweep, third) if third else [None]
@@ -151,14 +151,14 @@ def _cells(axes: Axes, values: FloatArray, texts: Any, scale: Colormap, limits: 
 
 
 def _strips(
-    axes: Axes, labels: Sequence[str], x: Sequence[str], y: Sequence[float], runs: Sequence[RunSummary]
+    axes: Axes, columns: int, x: Sequence[int], y: Sequence[float], runs: Sequence[RunSummary]
 ) -> dict[str, list[str]]:
-    """A column of points for each label, with mean and standard deviation; returns the points' titles."""
+    """Columns of points, with mean and standard deviation; x: the column of each run. Returns the points' titles."""
     words = [_verdict_word(run) for run in runs]
     seaborn.swarmplot(
         x=x,
         y=y,
-        order=labels,
+        order=range(columns),
         hue=words,
         palette={word: _word_color(word) for word in words},
         size=6 if len(runs) < 100 else 3,
@@ -170,14 +170,14 @@ def _strips(
     )
     titles = {}
     for column, points in enumerate(axes.collections):
-        members = [run for run, label in zip(runs, x, strict=True) if label == labels[column]]
+        members = [run for run, place in zip(runs, x, strict=True) if place == column]
         points.set_gid(f"strip{column}")
         titles[f"strip{column}"] = [_run_title(run) for run in members]
-    if len(runs) > len(labels):
+    if len(runs) > columns:
         seaborn.pointplot(
             x=x,
             y=y,
-            order=labels,
+            order=range(columns),
             errorbar="sd",
             linestyle="none",
             marker="_",

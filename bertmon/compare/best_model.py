@@ -2,43 +2,63 @@
 
 import os
 import shutil
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertmon.compare.results import RunSummary, Setting, Sweep
-from bertmon.result import MODEL_DIR, RunResult, Status
+from bertmon.compare.results import WAITING, RunSummary, Setting, Sweep
+from bertmon.result import MODEL_DIR, RunResult, Status, run_names
 
 BEST_LINK = "best"
 
-_UNDONE = ("waiting", str(Status.running), str(Status.interrupted))
+_UNDONE = (WAITING, str(Status.running), str(Status.interrupted))
 
 
 def link_best_model(sweep: Sweep, sweep_dir: Path) -> Path | None:
-    """Make sweep_dir/best a link to the model of the best run that saved one; returns that run's folder, or None.
+    """Make sweep_dir/best a link to the model of the best run that saved one; returns the model's path, or None.
 
-    The link leads to the model and not to the run, whose event files TensorBoard would show twice.
+    The link leads to the model and not to the run, whose event files TensorBoard would show twice. Where it cannot be
+    made (Windows without the privilege, or something else has that name), that of the run's own model is returned.
 
     The best setting has the highest mean objective (RunResult.objective) over its ended runs, the best run the highest
-    one in it. With train.keep=best the models of the other settings are deleted once every run has ended.
+    one in it. With train.keep=best the models of the other settings on the same data are deleted once every run of the
+    sweep has ended. Runs in the folder that sweep.json does not list belong to others and are left alone.
     """
-    best = _best_setting(sweep.settings)
-    saved = [run for run in best.ended if run.result and run.result.model_dir] if best else []
+    settings = _own_settings(sweep, sweep_dir)
+    best = max(settings, key=Setting.sort_key, default=None)
+    saved = [run for run in best.ended if (run.run_dir / MODEL_DIR).is_dir()] if best else []
     if not saved:
         return None
-    chosen = max(saved, key=_objective)
-    _replace_link(sweep_dir / BEST_LINK, chosen.run_dir / MODEL_DIR)
+    model = max(saved, key=_objective).run_dir / MODEL_DIR
     if not any(run.status in _UNDONE for run in sweep.runs):
-        for setting in sweep.settings:
-            for run in setting.ended if setting is not best else ():
-                if _keeps_best_only(run.result):
-                    shutil.rmtree(run.run_dir / MODEL_DIR, ignore_errors=True)
-    return chosen.run_dir
+        _delete_models(settings)
+    return _make_link(sweep_dir / BEST_LINK, model)
 
 
-def _best_setting(settings: Sequence[Setting]) -> Setting | None:
-    ended = [setting for setting in settings if setting.ended]
-    return max(ended, key=lambda setting: statistics.fmean(map(_objective, setting.ended)), default=None)
+def _own_settings(sweep: Sweep, sweep_dir: Path) -> list[Setting]:
+    """Those of which a run has ended, with the runs alone that sweep.json lists."""
+    own = {sweep_dir / name for name in run_names(sweep_dir)}
+    settings = [
+        Setting(setting.name, setting.values, tuple(run for run in setting.runs if run.run_dir in own))
+        for setting in sweep.settings
+    ]
+    return [setting for setting in settings if setting.ended]
+
+
+def _delete_models(settings: Sequence[Setting]) -> None:
+    """Those of all settings but the best one on each data."""
+    best: dict[str, Setting] = {}
+    for setting in sorted(settings, key=Setting.sort_key):
+        best[_fingerprint(setting)] = setting
+    for setting in settings:
+        for run in setting.ended if setting is not best[_fingerprint(setting)] else ():
+            if _keeps_best_only(run.result):
+                shutil.rmtree(run.run_dir / MODEL_DIR, ignore_errors=True)
+
+
+def _fingerprint(setting: Setting) -> str:
+    """Of the data, which all runs of a setting share."""
+    result = setting.ended[0].result
+    return result.data.fingerprint if result and result.data else ""
 
 
 def _objective(run: RunSummary) -> float:
@@ -51,11 +71,12 @@ def _keeps_best_only(result: RunResult | None) -> bool:
     return train.get("keep") == "best"
 
 
-def _replace_link(link: Path, target: Path) -> None:
-    """Where symbolic links need a privilege (Windows) there is none; the report names the run."""
+def _make_link(link: Path, target: Path) -> Path:
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     try:
         temporary.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
         temporary.replace(link)
     except OSError:
         temporary.unlink(missing_ok=True)
+        return target
+    return link

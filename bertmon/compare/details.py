@@ -1,4 +1,4 @@
-"""What was done in a sweep: its title, and the facts at the top of a report. Pure but for reading sweep.json."""
+"""What was done in a sweep: its title, and the facts at the top of a report."""
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +55,7 @@ def details(sweep: Sweep) -> list[tuple[str, str]]:
 def resume_commands(sweep: Sweep) -> list[str]:
     """What resumes the launches of which a run was interrupted."""
     interrupted = [run for run in sweep.runs if run.status == Status.interrupted]
-    folders = [each for each in sweep.folders if any(each in run.run_dir.parents for run in interrupted)]
+    folders = [each for each in sweep.folders if any(run.run_dir.is_relative_to(each) for run in interrupted)]
     launches = [each for each in folders if SweepFile.read(each)]
     return [shlex.join(["python", "-m", "bertmon", "resume", str(each.resolve())]) for each in launches]
 
@@ -90,7 +90,8 @@ def _data_name(values: Values) -> str:
         return "docstrings"
     if values.get("data.categories"):
         return "20 newsgroups"
-    return format_value(values["data.train"]) if values.get("data.train") else ""
+    named = [format_value(values[key]) for key in ("data.name", "data.subset", "data.train") if values.get(key)]
+    return " ".join(named)
 
 
 def _data(result: RunResult, values: Values) -> str:
@@ -133,20 +134,26 @@ def _optimizer(values: Values) -> str:
     lr, beta1, beta2, eps, decay = (format_value(values[f"optimizer.{key}"]) for key in keys)
     clip = values.get("train.max_grad_norm")
     clipping = "no clipping" if clip is None else f"gradients clipped at {format_value(clip)}"
-    adam = f"AdamW, learning rate {lr}, {correction}, betas {beta1} and {beta2}, eps {eps}"
+    layers, head = values.get("optimizer.layer_decay"), values.get("optimizer.head_lr")
+    scaled = "" if layers == 1 else f" (x {format_value(layers)} for each layer below the last)"
+    scaled += "" if head is None else f" ({format_value(head)} for the head)"
+    adam = f"AdamW, learning rate {lr}{scaled}, {correction}, betas {beta1} and {beta2}, eps {eps}"
     return f"{adam}, weight decay {decay}, {clipping}"
 
 
 def _schedule(result: RunResult, values: Values) -> str:
-    warmup = f"warm-up {format_value(values['schedule.warmup_frac'])}"
+    steps, own = values["schedule.warmup_steps"], values["schedule.function"]
+    warmup = f"warm-up {format_value(values['schedule.warmup_frac'])}" if steps is None else f"{steps} warm-up steps"
+    decay = f"{values['schedule.decay']} decay" if own is None else f"schedule {own}"
     epochs = f"{values['train.epochs']} epoch{'s' if values['train.epochs'] != 1 else ''}"
-    steps = f"{result.total_steps} steps" if result.total_steps else ""
-    return ", ".join(part for part in (warmup, f"{values['schedule.decay']} decay", epochs, steps) if part)
+    planned = f"{result.total_steps} steps" if result.total_steps else ""
+    return ", ".join(part for part in (warmup, decay, epochs, planned) if part)
 
 
 def _batch(values: Values) -> str:
-    size, length = values["train.batch_size"], values["data.max_length"]
-    return f"{size} texts, at most {length} tokens each, {values['train.precision']}"
+    size, length, parts = values["train.batch_size"], values["data.max_length"], values["train.accumulate"]
+    accumulated = "" if parts == 1 else f" x {parts} accumulated"
+    return f"{size}{accumulated} texts, at most {length} tokens each, {values['train.precision']}"
 
 
 def _device(result: RunResult) -> str:

@@ -1,4 +1,4 @@
-"""How wide the window of learning rates is at which a model learns, and how much the rate matters. Pure.
+"""How wide the window of learning rates is at which a model learns, and how much the rate matters.
 
 Wortsman et al. 2023 (arXiv 2309.14322) call the mean loss above the best one, over a range of rates, the learning-rate
 sensitivity; a loss counts at most as much as that of an untrained model. 0: every rate is as good as the best.
@@ -35,7 +35,7 @@ class RateWindow:
 
 def rate_windows(sweep: Sweep) -> list[RateWindow]:
     """A window for each combination of the other keys that was trained at two or more rates."""
-    if LR_KEY not in sweep.swept:
+    if LR_KEY not in sweep.swept or not sweep.values_are_unique:
         return []
     groups: dict[tuple[str, ...], list[Setting]] = {}
     for setting in sweep.settings:

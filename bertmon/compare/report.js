@@ -2,7 +2,14 @@
 for (const box of document.querySelectorAll(".table")) {
   const table = box.querySelector("table"), body = table.tBodies[0];
   const text = cell => cell.textContent.trim();
-  const number = value => { const found = value.match(/^-?[\d.]+(e-?\d+)?/); return found ? parseFloat(found[0]) : NaN; };
+  const seconds = {h: 3600, min: 60, s: 1};
+  const number = value => {  // a duration in seconds, or the number that the text starts with
+    if (/^(\d+ (h|min|s) ?)+$/.test(value)) {
+      return [...value.matchAll(/(\d+) (\w+)/g)].reduce((sum, [, count, unit]) => sum + count * seconds[unit], 0);
+    }
+    const found = value.match(/^-?[\d.]+(e-?\d+)?/);
+    return found ? parseFloat(found[0]) : NaN;
+  };
   const shown = () => [...body.rows].filter(row => !row.hidden);
   [...table.tHead.rows[0].cells].forEach((head, column) => head.addEventListener("click", () => {
     const up = head.getAttribute("aria-sort") !== "ascending";

@@ -109,7 +109,7 @@ def render_markdown(sweep: Sweep) -> str:
         parts += ["## Unfinished runs", unfinished.markdown()]
     parts += [f"To resume: `{command}`" for command in resume_commands(sweep)]
     parts += ["## Runs", tables.runs_table(sweep).without_empty_columns().markdown()]
-    parts += ["## Details", Table.of(("", ""), details(sweep)).markdown()]
+    parts += ["## Details", Table(("", ""), tuple(details(sweep))).markdown()]
     parts.append(f"Written by bertmon at {time.strftime('%Y-%m-%d %H:%M')}.")
     return "\n\n".join(parts) + "\n"
 

@@ -146,24 +146,31 @@ class RunSummary:
         return self._plan[0]
 
     @property
-    def chance_loss(self) -> float:
-        """Loss of a model that ignores the texts; nan if it is not known."""
+    def peak_lr(self) -> float:
+        """The largest nominal learning rate of the plan; nan if it is not known."""
         return self._plan[1]
 
+    @property
+    def chance_loss(self) -> float:
+        """Loss of a model that ignores the texts; nan if it is not known."""
+        return self._plan[2]
+
     @cached_property
-    def _plan(self) -> tuple[float, float]:
-        """Peak effective rate and chance loss, without reading the whole history."""
-        path = self.run_dir / HISTORY_FILE
+    def _plan(self) -> tuple[float, float, float]:
+        """Peak effective rate, peak nominal rate and chance loss, without reading the whole history."""
+        path, unknown = self.run_dir / HISTORY_FILE, (math.nan, math.nan, math.nan)
         try:
             if not path.is_file():
-                return math.nan, math.nan
+                return unknown
             with zipfile.ZipFile(path) as packed:
-                if sum(packed.getinfo(f"{name}.npy").file_size for name in ("effective_lr", "about")) > _MAX_PLAN_BYTES:
-                    return math.nan, math.nan
+                sizes = (packed.getinfo(f"{name}.npy").file_size for name in ("effective_lr", "lr", "about"))
+                if sum(sizes) > _MAX_PLAN_BYTES:
+                    return unknown
             with np.load(path, allow_pickle=False) as stored:
-                return float(stored["effective_lr"].max()), float(json.loads(str(stored["about"]))["chance_loss"])
+                chance = float(json.loads(str(stored["about"]))["chance_loss"])
+                return float(stored["effective_lr"].max()), float(stored["lr"].max()), chance
         except Exception:  # `history` reports a corrupt file; numpy and zipfile raise a dozen kinds of errors
-            return math.nan, math.nan
+            return unknown
 
     @cached_property
     def history(self) -> History | None:
@@ -248,6 +255,12 @@ class Sweep:
         """Dotted keys that differ between settings, those that were swept first, in their order."""
         return list(dict.fromkeys(key for setting in self.settings for key in setting.values))
 
+    @cached_property
+    def values_are_unique(self) -> bool:
+        """Whether the swept keys tell all settings apart; they do not where the data alone differ."""
+        values = [tuple(setting.values.items()) for setting in self.settings if setting.values]
+        return len(set(values)) == len(values)
+
     def label(self, key: str, value: Any) -> str:
         """How a value of a swept key is written."""
         return self._labels[key].get(value, format_value(value))
@@ -294,8 +307,10 @@ def _read_runs(folder: Path, prefix: str) -> Iterable[RunSummary]:
         run_dir = started.get(name)
         result = RunResult.read(run_dir) if run_dir else None
         if run_dir and result and result.status is Status.running and not is_running(run_dir):
-            result.status = Status.interrupted
-            result.error = "the process died without writing a result (killed?)"
+            result = RunResult.read(run_dir)  # it may have ended since
+            if result and result.status is Status.running:
+                result.status = Status.interrupted
+                result.error = "the process died without writing a result (killed?)"
         shown = sanitize_line(prefix + (name if name != "." else folder.resolve().name), 500)
         yield RunSummary(folder / name, shown, result, waiting=run_dir is None)
 

@@ -1,4 +1,4 @@
-"""A sweep in sentences: conclusions, the last words on the console, a line of progress. Pure."""
+"""A sweep in sentences: conclusions, the last words on the console, a line of progress."""
 
 import math
 import statistics
@@ -129,9 +129,13 @@ def _failures(sweep: Sweep) -> list[str]:
         ended = sum(bool(setting.ended) for setting in sweep.settings)
         sentences.append(f"In {len(failing)} of {ended} settings {which}; verdicts on those that did not: {verdicts}.")
         sentences += _cliff(sweep)
-    if not failing and len(sweep.ended) == len(sweep.runs) > 1:
+    learned = [run for run in sweep.ended if not run.did_not_learn]
+    diverged = [run.name for run in learned if run.status == Status.diverged]
+    if not failing and not diverged and len(sweep.ended) == len(sweep.runs) > 1:
         sentences.append("All runs learned.")
-    wrong = [run.name for run in sweep.ended if run.flagged_step is not None and not run.did_not_learn]
+    if diverged:
+        sentences.append(f"Diverged after they had learned: {_join(diverged)}.")
+    wrong = [run.name for run in learned if run.flagged_step is not None and run.status != Status.diverged]
     if wrong:
         sentences.append(f"False alarms (flagged as doomed but learned): {_join(wrong)}.")
     return sentences

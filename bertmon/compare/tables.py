@@ -1,4 +1,4 @@
-"""A sweep in tables, for the report, Markdown and the console. Pure."""
+"""A sweep in tables, for the report, Markdown and the console."""
 
 import math
 import statistics
@@ -216,4 +216,4 @@ def _plus_minus(deviation: float) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", "<br>")

@@ -39,8 +39,8 @@ def print_summary(sweep_dir: Path) -> None:
         sweep = report.write_report([sweep_dir], sweep_dir)
         if statuses != [Status.failed]:  # the error of a single run has been printed
             print(f"\n{summary.console_summary(sweep)}", flush=True)
-        if best_model.link_best_model(sweep, sweep_dir):
-            print(f"Best model: {sweep_dir / best_model.BEST_LINK}")
+        if model := best_model.link_best_model(sweep, sweep_dir):
+            print(f"Best model: {model}")
         print(f"Report: {sweep_dir / report.HTML_FILE}", flush=True)
     except Exception as error:  # the runs are complete, whatever happened here
         print(f"could not write the report ({type(error).__name__}: {error})", file=sys.stderr)

@@ -20,10 +20,13 @@ _LONG_WARMUP = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What advice calls the settings of a run: format strings of {value}, and of {steps} of warm-up."""
+    """What advice calls the settings of a run: format strings of {value}, and of {steps} of warm-up.
+
+    warmup is None where no setting lengthens the warm-up.
+    """
 
     lr: str
-    warmup: str
+    warmup: str | None
     bias_correction: str
 
 
@@ -69,7 +72,7 @@ def explain_collapse(plan: RunPlan, step: int, vocabulary: Vocabulary) -> Explan
     boosts = np.divide(plan.effective_lr, plan.lr, out=np.ones(len(plan)), where=plan.lr > 0)
     long_warmup = int(_LONG_WARMUP * len(plan))
     remedies = {}
-    if plan.warmup_frac < _LONG_WARMUP:
+    if vocabulary.warmup and plan.warmup_frac < _LONG_WARMUP:
         remedies[vocabulary.warmup.format(value=_LONG_WARMUP, steps=long_warmup)] = nominal * boosts[long_warmup]
     if not plan.bias_correction:
         remedies[vocabulary.bias_correction] = nominal
@@ -90,7 +93,7 @@ def explain_not_learning(plan: RunPlan, shots: list[Snapshot], vocabulary: Vocab
     per_lr = [shot.signals["update_per_lr/linear"] for shot in shots if "update_per_lr/linear" in shot.signals]
     if not any(linear) or not per_lr:
         return _UNEXPLAINED
-    size = np.median(shots[0]["weight_rms"][linear])
+    size = np.nanmedian(shots[0]["weight_rms"][linear])
     movement = float(np.median(per_lr) * plan.effective_lr.sum() / size)
     peak = float(plan.lr.max())
     if movement < 1:
@@ -104,11 +107,6 @@ def explain_not_learning(plan: RunPlan, shots: list[Snapshot], vocabulary: Vocab
         highest = float(plan.effective_lr.max())
         return {"cause": _too_large(highest), "advice": _lower_lr(plan, highest / 3, vocabulary)}
     return _UNEXPLAINED
-
-
-def explain_blow_up(plan: RunPlan, step: int, vocabulary: Vocabulary) -> Explanation:
-    """For a loss far above chance: as for a divergence."""
-    return explain_divergence(plan, step + 1, vocabulary)
 
 
 def _too_large(rate: float) -> str:

@@ -130,7 +130,7 @@ def _explained(diagnosis: Diagnosis, history: History, rules: VerdictThresholds,
     if diagnosis.verdict is Verdict.collapsed:
         return replace(diagnosis, **advice.explain_collapse(plan, step, vocabulary))
     if diagnosis.verdict is Verdict.not_learning and diagnosis.findings[0].signal == "loss/train":
-        return replace(diagnosis, **advice.explain_blow_up(plan, step, vocabulary))
+        return replace(diagnosis, **advice.explain_divergence(plan, step + 1, vocabulary))
     if diagnosis.verdict is Verdict.not_learning and _logits_shrunk(history, rules):
         return replace(diagnosis, **advice.explain_collapse(plan, step, vocabulary))
     if diagnosis.verdict is Verdict.not_learning:
@@ -290,10 +290,10 @@ def _predict_final_spread(plan: RunPlan, shots: list[Snapshot], rules: VerdictTh
     now, left = clock[shots[-1].step], clock[-1] - clock[shots[-1].step]
     if not recent:
         return math.inf
-    if not own_slope or now < rules.min_lr_used * clock[-1] or len(recent) < 3:
+    apart = times - times.mean()
+    if not own_slope or now < rules.min_lr_used * clock[-1] or len(recent) < 3 or not apart.any():
         end = spreads.mean() + rules.max_logit_std_growth * left
     else:
-        apart = times - times.mean()
         slope = float(apart @ spreads / (apart @ apart))
         residuals = spreads - spreads.mean() - slope * apart
         error = math.sqrt(float(residuals @ residuals / (len(recent) - 2) / (apart @ apart)))

@@ -2,18 +2,19 @@
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bertmon import distributed, model, optimizer
-from bertmon.config import FilesConfig, HfConfig, RunConfig
+from bertmon.config import FilesConfig, HfConfig, RunConfig, ScheduleConfig
 from bertmon.data import Corpus, LazyTexts, Split, load_corpus, tokenize
 from bertmon.data.batches import BatchLoader, bucket_lengths
 from bertmon.data.describe import DataDescription, describe_corpus
 from bertmon.data.tokenize import LazyTokens, TextTokenizer, TokenizedTexts
+from bertmon.monitor.advice import CONFIG_KEYS, Vocabulary
 from bertmon.monitor.history import History, RunPlan
 from bertmon.monitor.monitor import MetricLog, Monitor, subsample
 from bertmon.training.class_weights import chance_loss, class_weights
@@ -135,7 +136,17 @@ def build_monitor(config: RunConfig, task: Task, history: History, metric_log: M
         max_grad_norm=config.train.max_grad_norm,
         lr_scales=task.lr_scales,
         name=name,
+        vocabulary=vocabulary(config.schedule),
         suspected_cause=task.description.suspected_cause,
+    )
+
+
+def vocabulary(schedule: ScheduleConfig) -> Vocabulary:
+    """What advice calls the settings: a warm-up in the key that counts, and none for a function of the user's own."""
+    if schedule.function is not None:
+        return replace(CONFIG_KEYS, warmup=None)
+    return (
+        CONFIG_KEYS if schedule.warmup_steps is None else replace(CONFIG_KEYS, warmup="schedule.warmup_steps={steps}")
     )
 
 

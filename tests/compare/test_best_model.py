@@ -3,6 +3,7 @@ from conftest import leave_run
 
 from bertmon.compare.best_model import BEST_LINK, link_best_model
 from bertmon.compare.results import read_sweep
+from bertmon.result import RESULT_FILE, SweepFile
 
 
 def sweep_of_four(folder, *, keep="best", **last):
@@ -18,6 +19,13 @@ def sweep_of_four(folder, *, keep="best", **last):
                 **(last if (warmup, seed) == (0.3, 1) else {}),
             )
             (run_dir / "model").mkdir()
+    return planned(folder)
+
+
+def planned(folder):
+    """With the sweep.json of a launch that made all runs in it."""
+    names = tuple(str(path.parent.relative_to(folder)) for path in sorted(folder.rglob(RESULT_FILE)))
+    SweepFile(names, (), str(folder)).write(folder)
     return folder
 
 
@@ -26,9 +34,9 @@ def saved(folder):
 
 
 def test_link_best_model_leads_to_the_best_run_of_the_best_setting(tmp_path):
-    best = link_best_model(read_sweep([sweep_of_four(tmp_path)]), tmp_path)
-    assert best == tmp_path / "warmup_frac=0.3/seed=1"
-    assert (tmp_path / BEST_LINK).samefile(best / "model")
+    link = link_best_model(read_sweep([sweep_of_four(tmp_path)]), tmp_path)
+    assert link == tmp_path / BEST_LINK
+    assert link.samefile(tmp_path / "warmup_frac=0.3/seed=1/model")
     assert saved(tmp_path) == ["warmup_frac=0.3/seed=0", "warmup_frac=0.3/seed=1"]
 
 
@@ -53,7 +61,9 @@ def test_link_best_model_again_moves_the_link(tmp_path):
         overrides={"schedule.warmup_frac": 0.5, "train.save_model": "best"},
         model_dir="model",
     )
-    assert link_best_model(read_sweep([tmp_path]), tmp_path) == better
+    (better / "model").mkdir()
+    planned(tmp_path)
+    assert link_best_model(read_sweep([tmp_path]), tmp_path) == tmp_path / BEST_LINK
     assert (tmp_path / BEST_LINK).resolve() == (better / "model").resolve()
 
 
@@ -61,3 +71,34 @@ def test_link_best_model_without_a_saved_model_makes_no_link(tmp_path):
     leave_run(tmp_path / "a/seed=0")
     assert link_best_model(read_sweep([tmp_path]), tmp_path) is None
     assert not (tmp_path / BEST_LINK).exists()
+
+
+def test_link_best_model_deletes_no_model_of_other_launches_or_other_data(tmp_path):
+    sweep_of_four(tmp_path)
+    data = {
+        "fingerprint": "other",
+        "train_texts": 9,
+        "test_texts": 400,
+        "label_names": ["a", "b"],
+        "majority_share": 0.5,
+    }
+    keep = {"train.keep": "best", "train.save_model": "best"}
+    other = leave_run(tmp_path / "german/seed=0", accuracy=0.7, overrides=keep, data=data, model_dir="model")
+    (other / "model").mkdir()
+    planned(tmp_path)
+    foreign = leave_run(tmp_path / "v1/seed=0", accuracy=0.99, overrides=keep, model_dir="model")
+    (foreign / "model").mkdir()
+    link = link_best_model(read_sweep([tmp_path]), tmp_path)
+    assert link.samefile(tmp_path / "warmup_frac=0.3/seed=1/model")
+    assert saved(tmp_path) == [
+        "german/seed=0",
+        "v1/seed=0",
+        "warmup_frac=0.3/seed=0",
+        "warmup_frac=0.3/seed=1",
+    ]
+
+
+def test_link_best_model_where_no_link_can_be_made_returns_the_model(tmp_path):
+    sweep_of_four(tmp_path)
+    (tmp_path / BEST_LINK).mkdir()
+    assert link_best_model(read_sweep([tmp_path]), tmp_path) == tmp_path / "warmup_frac=0.3/seed=1/model"

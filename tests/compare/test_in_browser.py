@@ -120,6 +120,14 @@ def test_report_tables_sort_filter_and_copy(sweep):
         copied = driver.execute_script("return window.copied").splitlines()
         assert copied[0].startswith("warmup_frac,runs,test accuracy")
         assert [line.split(",")[0] for line in copied[1:]] == ["0.7", "0.1"]
+        times = driver.execute_script(
+            "const heads = [...document.querySelectorAll('#settings th')].map(head => head.textContent);"
+            "const at = heads.indexOf('time');"
+            "const cells = () => [...document.querySelectorAll(`#settings td:nth-child(${at + 1})`)];"
+            "cells().forEach((cell, row) => { cell.textContent = ['2 h 05 min', '50 min 00 s'][row]; });"
+            "document.querySelectorAll('#settings th')[at].click(); return cells().map(cell => cell.textContent)"
+        )
+        assert times == ["50 min 00 s", "2 h 05 min"]
         assert complaints(driver) == []
 
 

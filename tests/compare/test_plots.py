@@ -173,6 +173,33 @@ def test_accuracy_over_key_has_a_column_of_points_for_each_value_in_order(tmp_pa
     assert titles["strip2"][1] == "0.7/1: 80.0 %, healthy, peak rate 2e-3"
 
 
+def test_settings_that_differ_by_their_data_alone_share_no_figure(tmp_path):
+    data = {
+        "fingerprint": "other",
+        "train_texts": 9,
+        "test_texts": 400,
+        "label_names": ["a", "b"],
+        "majority_share": 0.5,
+    }
+    for folder, changes in (("one", {}), ("two", {"data": data})):
+        for warmup in (0.1, 0.7):
+            overrides = {"schedule.warmup_frac": warmup}
+            leave_run(tmp_path / folder / f"{warmup}/seed=0", overrides=overrides, **changes)
+    assert answer_plots.accuracy_over_key(read_sweep([tmp_path / "one"])) is not None
+    both = read_sweep([tmp_path / "one", tmp_path / "two"])
+    assert len(both.settings) == 4
+    assert answer_plots.accuracy_over_key(both) is None
+
+
+def test_values_whose_labels_are_cut_alike_keep_their_columns(tmp_path):
+    name = "bert-large-uncased-whole-word-masking"
+    for end in ("", "-finetuned-squad"):
+        leave_run(tmp_path / f"model{end}/seed=0", overrides={"model.name": f"{name}{end}"})
+    figure, titles = answer_plots.accuracy_over_key(read_sweep([tmp_path]))
+    assert [len(column) for column in titles.values()] == [1, 1]
+    assert len(figure.axes[0].get_xticklabels()) == 2
+
+
 def test_accuracy_over_key_of_two_keys_is_none(tmp_path):
     assert answer_plots.accuracy_over_key(read_sweep([grid(tmp_path)])) is None
 

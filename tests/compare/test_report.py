@@ -18,7 +18,7 @@ from conftest import comparison, leave_run, synthetic_history
 
 from bertmon.compare import report, selection, summary, tables
 from bertmon.compare.__main__ import main
-from bertmon.compare.details import details, title
+from bertmon.compare.details import details, resume_commands, title
 from bertmon.compare.results import read_sweep
 from bertmon.monitor.history import HISTORY_FILE
 
@@ -105,6 +105,23 @@ def test_report_of_an_interrupted_sweep_says_how_to_resume_it(tmp_path):
     command = f"To resume: <code>python -m bertmon resume {tmp_path}</code>"
     assert command in (tmp_path / "report.html").read_text()
     assert f"To resume: `python -m bertmon resume {tmp_path}`" in (tmp_path / "report.md").read_text()
+
+
+def test_report_of_an_interrupted_run_says_how_to_resume_it(tmp_path):
+    run_dir = leave_run(tmp_path / "run", status="interrupted", steps=31)
+    sweep_file = {"runs": ["."], "command": ["seed=0"], "directory": str(tmp_path)}
+    (run_dir / "sweep.json").write_text(json.dumps(sweep_file))
+    assert resume_commands(read_sweep([run_dir])) == [f"python -m bertmon resume {run_dir}"]
+
+
+def test_details_of_markdown_are_complete(tmp_path):
+    command = [f"seed={','.join(map(str, range(200)))}", "-m"]
+    for name in ("one", "two"):
+        folder = comparison(tmp_path / name, seeds=1)
+        (folder / "sweep.json").write_text(json.dumps({"runs": [], "command": command, "directory": "."}))
+    lines = report.render_markdown(read_sweep([tmp_path / "one", tmp_path / "two"])).splitlines()
+    line = next(line for line in lines if line.startswith("| Command |"))
+    assert line == f"| Command | {'<br>'.join(2 * [f'python -m bertmon.run {command[0]} -m'])} |"
 
 
 def test_report_has_no_nan(tmp_path):

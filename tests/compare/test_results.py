@@ -278,3 +278,16 @@ def test_setting_sort_key_is_the_mean_objective_on_the_validation_texts(tmp_path
     assert [setting.sort_key() for setting in sweep.settings] == pytest.approx([0.4, 0.6])
     assert {setting.criterion for setting in sweep.settings} == {"Matthews correlation on the validation texts"}
     assert conclusions(sweep)[0].startswith("Best by Matthews correlation on the validation texts: lr=1e-4")
+
+
+def test_run_that_ends_while_it_is_read_is_not_called_dead(tmp_path, monkeypatch):
+    run_dir = leave_run(tmp_path / "a/seed=0", status="running")
+
+    def ends(path):
+        result = json.loads((path / "result.json").read_text())
+        (path / "result.json").write_text(json.dumps(result | {"status": "finished"}))
+        return False
+
+    monkeypatch.setattr(results, "is_running", ends)
+    (run,) = read_sweep([tmp_path]).runs
+    assert (run.run_dir, run.status, run.result.error) == (run_dir, "finished", None)

@@ -96,7 +96,7 @@ def test_conclusions_of_a_comparison_name_the_best_and_the_failure(tmp_path):
         "Best: warmup_frac=0.7, 80.0 ± 0.0 % test accuracy (2 seeds).",
         "warmup_frac=0.1: 2 of 2 runs did not learn (collapsed, flagged at step 20 of 100, 20 %); "
         "likely cause: a learning rate of 1 is too large. With warmup_frac=0.7 both runs learned. "
-        "Not tried: optimizer.lr=3e-4 (peak effective rate 3e-4).",
+        "Not tried: optimizer.lr=3e-4 (peak effective rate 6e-4).",
     ]
 
 
@@ -180,6 +180,17 @@ def test_conclusions_count_the_failures_that_were_flagged(tmp_path):
         "a: 4 of 4 runs did not learn (3 of them collapsed, flagged at step 40 (20 to 90) of 100, 40 %); "
         "likely cause: often."
     )
+
+
+def test_conclusions_of_a_run_that_diverged_after_it_had_learned_call_it_so(tmp_path):
+    for folder, changes in (("a", {}), ("b", {"status": "diverged", "verdict": "diverged", "verdict_step": 90})):
+        leave_run(
+            tmp_path / f"{folder}/seed=0", accuracy=0.8, overrides={"optimizer.lr": 1e-3 * len(changes)}, **changes
+        )
+    said = " ".join(summary.conclusions(read_sweep([tmp_path / "a", tmp_path / "b"])))
+    assert "Diverged after they had learned: b/seed=0." in said
+    assert "All runs learned" not in said
+    assert "False alarms" not in said
 
 
 def test_conclusions_name_false_alarms(tmp_path):

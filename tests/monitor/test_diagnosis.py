@@ -9,9 +9,10 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from bertmon import optimizer, schedule
-from bertmon.config import OptimizerConfig, VerdictThresholds
+from bertmon.config import OptimizerConfig, ScheduleConfig, VerdictThresholds
 from bertmon.monitor.diagnosis import Diagnosis, Verdict, diagnose, divergence
 from bertmon.monitor.history import STATISTICS, History, RunPlan, Snapshot, WeightTable
+from bertmon.training.task import vocabulary
 
 THRESHOLDS = VerdictThresholds()
 CHANCE = math.log(4)
@@ -249,6 +250,33 @@ def test_advice_where_nothing_else_keeps_the_rate_small_is_a_rate():
     assert diagnosis.advice == "optimizer.lr=3.3e-4"
     early = diagnose(history(steps, snapshot(steps, 0), snapshot(steps, 43, **COLLAPSED)), THRESHOLDS)
     assert early.advice == "optimizer.lr=3.3e-5"  # it broke at a tenth of the peak
+
+
+@pytest.mark.parametrize(
+    ("keys", "advice"),
+    [
+        (ScheduleConfig(), "schedule.warmup_frac=0.7 or optimizer.bias_correction=true"),
+        (ScheduleConfig(warmup_steps=60), "schedule.warmup_steps=420 or optimizer.bias_correction=true"),
+        (ScheduleConfig(function="math.fmod"), "optimizer.bias_correction=true"),
+    ],
+)
+def test_advice_is_in_the_keys_that_count(keys, advice):
+    steps = plan(bias_correction=False)
+    run = history(steps, snapshot(steps, 0), snapshot(steps, 90, **COLLAPSED))
+    assert diagnose(run, THRESHOLDS, vocabulary=vocabulary(keys)).advice == advice
+
+
+def test_a_weight_that_was_not_measured_at_step_0_does_not_hide_the_cause():
+    steps = plan(lr=1e-5)
+    shots = constant(steps, 150)
+    shots[0].values[1] = math.nan
+    assert diagnose(history(steps, *shots), THRESHOLDS).advice == "optimizer.lr=3.3e-4 or more steps"
+
+
+def test_slope_is_unknown_where_the_rate_is_0():
+    steps = plan(lr=1e-4)
+    steps.effective_lr[100:] = 0
+    assert diagnose(history(steps, *constant(steps, 400)), THRESHOLDS).verdict is Verdict.not_learning
 
 
 def test_cause_before_the_first_update_is_unknown():
