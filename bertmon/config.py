@@ -591,7 +591,7 @@ class MonitorConfig:
     every: int = 30
     """Steps between two measurements; step 0 is the first. At least 1."""
     figures: bool = True
-    """Draw gradient_flow and update_ratio at each measurement."""
+    """Draw gradient_depth, gradient_flow and update_ratio at each measurement."""
     include_biases: bool = False
     """Monitor biases as well as weights."""
     skip_prob: float = 0.0

@@ -117,7 +117,7 @@ def _named(sweep: Sweep, setting: Setting, worked: Setting) -> str:
     text = f"With {change} {('the run', 'both runs')[n - 1] if n < 3 else f'all {n} runs'} learned"
     here, there = format_rate(setting.peak_effective_lr), format_rate(worked.peak_effective_lr)
     if here != there and "nan" not in (here, there):
-        text += f" (peak effective rate {there} in place of {here})"
+        text += f" (peak effective rate {there} instead of {here})"
     return f"{text}."
 
 

@@ -23,7 +23,7 @@ _FAILED_SCALE = LinearSegmentedColormap.from_list("failed", ["#eef0f3", plot_sty
 
 
 def accuracy_over_rate(sweep: Sweep) -> tuple[Figure, Titles] | None:
-    """A point a run: last test accuracy over the peak effective learning rate, colored by verdict. None for one run."""
+    """A point per run: last test accuracy over the peak effective learning rate, colored by verdict. None for one run."""
     runs = [run for run in sweep.ended if run.peak_effective_lr > 0]
     if len(runs) < 2:
         return None
@@ -49,7 +49,7 @@ def accuracy_over_rate(sweep: Sweep) -> tuple[Figure, Titles] | None:
             axes.set_xlim(low / 2, high * 2)
         rate_axis(axes)
         axes.set(xlabel="peak effective learning rate", ylabel="test accuracy [%]")
-        _finish(axes, "accuracy over the peak effective rate, a point a run", runs)
+        _finish(axes, "accuracy over the peak effective rate, one point per run", runs)
         _verdict_legend(figure, words)
     return figure, {"rate-points": [_run_title(run) for run in runs]}
 
@@ -72,7 +72,7 @@ def accuracy_over_key(sweep: Sweep) -> tuple[Figure, Titles] | None:
         titles = _strips(axes, len(order), x, y, runs)
         axes.set_xticks(range(len(order)), [_label(sweep, key, value) for value in order])
         axes.set(xlabel=escape_mathtext(key), ylabel="test accuracy [%]")
-        _finish(axes, "accuracy by setting: a point a run, mean and standard deviation", runs)
+        _finish(axes, "accuracy by setting: one point per run, mean and standard deviation", runs)
         _verdict_legend(figure, [_verdict_word(run) for run in runs])
     return figure, titles
 

@@ -115,7 +115,7 @@ def render_markdown(sweep: Sweep) -> str:
 
 
 def runs_csv(sweep: Sweep) -> str:
-    """A row a run: its setting, metrics, verdict, peak effective rate, steps and seconds. Empty is not known."""
+    """A row per run: its setting, metrics, verdict, peak effective rate, steps and seconds. Empty is not known."""
     file = io.StringIO()
     columns = ["run", "folder", *sweep.swept, "seed", "status", "accuracy", "loss", "f1_macro", "mcc"]
     columns += ["best_accuracy", "did_not_learn"]

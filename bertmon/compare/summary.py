@@ -125,7 +125,8 @@ def _failures(sweep: Sweep) -> list[str]:
     else:
         wholly = sum(len(setting.did_not_learn) == len(setting.ended) for setting in failing)
         verdicts = count_verdicts([run for setting in failing for run in setting.did_not_learn])
-        which = "no run learned" if wholly == len(failing) else f"some runs did not learn, in {wholly} none did"
+        none_learned = f", and in {wholly} of them no run learned" if wholly else ""
+        which = "no run learned" if wholly == len(failing) else f"some runs did not learn{none_learned}"
         ended = sum(bool(setting.ended) for setting in sweep.settings)
         sentences.append(f"In {len(failing)} of {ended} settings {which}; verdicts on those that did not: {verdicts}.")
         sentences += _cliff(sweep)

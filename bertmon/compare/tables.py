@@ -14,10 +14,10 @@ from bertmon.result import RESULT_FILE
 from bertmon.sanitize import sanitize_line
 
 TABLE_NOTE = (
-    "Mean ± standard deviation over the runs of a setting. Did not learn: exact tests cannot tell the last predictions "
-    "from guessing; with the 95 % interval of the rate. Flagged at step: since when the doomed verdict that a run "
-    "ended with was known; median and range. Peak rate: the largest effective learning rate. Best: accuracy of the "
-    "best evaluation. Time: mean of a run. Saved: steps that all stopped runs were spared."
+    "Mean ± standard deviation over the runs of a setting. Did not learn: runs whose last predictions are no better "
+    "than guessing (exact tests), with the 95 % interval of that rate. Flagged at step: the step from which a run had "
+    "the doomed verdict that it ended with; median and range. Peak rate: the largest effective learning rate. Best: "
+    "accuracy of the best evaluation. Time: mean per run. Saved: steps not trained because runs were stopped."
 )
 
 STATE_WORDS = {WAITING: "not started"}
@@ -66,7 +66,7 @@ class Table:
 
 
 def settings_table(sweep: Sweep, *, intervals: bool = True) -> Table:
-    """A row a setting: its values, and what came of it. intervals: of the rates of runs that did not learn."""
+    """A row per setting: its values, and what came of it. intervals: of the rates of runs that did not learn."""
     header = ["setting"] if needs_names(sweep) else [*short_names(sweep.swept).values()]
     header += ["runs", "test accuracy", "did not learn", "verdict", "flagged at step", "peak rate", "best"]
     header += ["macro F1", "test loss", "time", "saved"]
@@ -80,7 +80,7 @@ def listed_settings(sweep: Sweep) -> list[Setting]:
 
 
 def runs_table(sweep: Sweep) -> Table:
-    """A row a run."""
+    """A row per run."""
     header = ("run", "status", "test accuracy", "test loss", "verdict", "since step", "peak rate", "steps", "time")
     return Table.of(header, map(_run_row, sweep.runs))
 

@@ -118,7 +118,7 @@ def _warnings(corpus: Corpus, description: DataDescription, max_length: int | No
     if description.overlap > _WARN_OVERLAP * len(corpus.test):
         warnings.append(
             f"{description.overlap} of {len(corpus.test)} test texts are training texts too: "
-            "the test accuracy is too high by what the model remembers. Remove them from one of the parts"
+            "they inflate the test accuracy. Remove them from one of the two"
         )
     if twins := _case_twins(corpus.label_names):
         warnings.append(f"labels that differ by case alone are classes of their own: {'; '.join(twins)}")

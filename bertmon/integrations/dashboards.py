@@ -22,7 +22,7 @@ def tell_wandb(folder: Path) -> None:
     try:
         run._tensorboard_callback(str(folder.absolute()), save=True)
     except Exception as error:  # it is no public method
-        log.warning(f"W&B could not be told of {folder} ({error}): sync_tensorboard does not include it.")
+        log.warning(f"could not register {folder} with W&B ({error}): sync_tensorboard will not include it.")
 
 
 def log_figure(step: int, tag: str, png: bytes) -> None:

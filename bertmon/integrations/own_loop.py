@@ -294,8 +294,8 @@ class Watch:
         self._rates_unknown = ahead is None
         if ahead is None:
             log.warning(
-                f"scheduler: the learning rates of {type(inner).__name__} depend on what happens: "
-                "verdicts assume that the current one stays."
+                f"scheduler: the learning rates of {type(inner).__name__} cannot be known in advance: "
+                "verdicts assume that the current rate does not change."
             )
             ahead = np.full(max(total_steps - first_step, 0), current_lr(self._optimizer))
         past = past_learning_rates(inner, first_step)

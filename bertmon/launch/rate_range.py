@@ -84,7 +84,7 @@ def report(
     """
     last = format_rate(outcome.last, 2)
     if outcome.cliff is None:
-        return [f"Training does not break up to an effective rate of {last}: no cliff found."]
+        return [f"No cliff found: training does not fail at effective rates up to {last}."]
     total_steps, peak = len(outcome.plan), float(outcome.plan.effective_lr.max())
     limit = outcome.cliff / distance
     side = "above it" if peak > outcome.cliff else "below it" if peak <= limit else "closer to it than asked"
@@ -95,7 +95,7 @@ def report(
     ]
     if outcome.last < _EARLY * lowest:
         lines.append(f"That is early: start lower, with --from {format_rate(lowest / _EARLY)}.")
-    lines += ["", f"Largest optimizer.lr with a peak a factor of {distance:g} below, in {total_steps} steps:", ""]
+    lines += ["", f"optimizer.lr whose peak is a factor of {distance:g} below the cliff, in {total_steps} steps:", ""]
     lines += _rate_table(config, limit, total_steps)
     adam, planned = config.optimizer, warmup_frac(config.schedule, total_steps)
     rate = limit / peak_factor(config, total_steps, warmup_frac=planned, bias_correction=adam.bias_correction)

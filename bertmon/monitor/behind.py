@@ -75,7 +75,7 @@ def find_behind(
     if not reachable < needed:
         return None
     text = (
-        f"the loss will be at most {reachable:.0%} below chance at this pace times {thresholds.speedup:g}; "
-        f"the sweep's best run is {best:.0%} below"
+        f"even at {thresholds.speedup:g} times its recent pace the loss ends at most {reachable:.0%} below chance; "
+        f"that of the sweep's best run is {best:.0%} below"
     )
     return Finding("loss/train", None, reachable, needed, len(history.losses) - 1, text)

@@ -100,7 +100,7 @@ def test_advice_names_what_worked(tmp_path):
     leave(tmp_path, learns=True, schedule__warmup_frac=0.5)
     said = advice(tmp_path)["warmup_frac=0.1"]
     assert said.startswith(
-        "With warmup_frac=0.5 both runs learned (peak effective rate 1.03e-3 in place of 2.13e-3). Not"
+        "With warmup_frac=0.5 both runs learned (peak effective rate 1.03e-3 instead of 2.13e-3). Not"
     )
 
 

@@ -95,8 +95,8 @@ def test_callback_with_reduce_on_plateau_watches_with_a_warning(tmp_path, caplog
     assert len(callback.watch.history.losses) == 12
     warnings = [message for message in caplog.messages if "ReduceLROnPlateau" in message]
     assert warnings == [
-        "scheduler: the learning rates of ReduceLROnPlateau depend on what happens: "
-        "verdicts assume that the current one stays."
+        "scheduler: the learning rates of ReduceLROnPlateau cannot be known in advance: "
+        "verdicts assume that the current rate does not change."
     ]
 
 

@@ -65,7 +65,7 @@ def test_report_of_a_run_that_broke_early_says_to_start_lower():
 
 
 def test_report_without_a_cliff_is_one_line():
-    assert report(2e-2, broke=False) == ["Training does not break up to an effective rate of 2e-2: no cliff found."]
+    assert report(2e-2, broke=False) == ["No cliff found: training does not fail at effective rates up to 2e-2."]
 
 
 def test_rates_are_rounded_down_to_two_digits():
@@ -76,7 +76,7 @@ def test_range_of_a_real_run_leaves_no_files(demo_files, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     files = set(tmp_path.iterdir())
     rate_range.main([*demo_files, f"cache_dir={tmp_path.parent / 'cache'}", "--from", "1e-4", "--to", "1.1e-4"])
-    assert capsys.readouterr().out.startswith("Training does not break up to an effective rate of 1.1e-4")
+    assert capsys.readouterr().out.startswith("No cliff found: training does not fail at effective rates up to 1.1e-4")
     assert set(tmp_path.iterdir()) == files
 
 
