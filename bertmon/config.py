@@ -191,7 +191,7 @@ class FilesConfig(DataConfig):
     """Your own texts, in files: .csv, .tsv, .jsonl, .json (an array) or .parquet; all but the last may be .gz."""
 
     train: str = MISSING
-    """File with the training texts: .csv or .tsv with a header line, .jsonl with one object a line, .json with an array
+    """File with the training texts: .csv or .tsv with a header line, .jsonl with one object per line, .json with an array
     of objects, or .parquet."""
     test: str | None = None
     """File with the test texts, likewise. null: data.test_frac of the training file."""
@@ -226,13 +226,7 @@ class FilesConfig(DataConfig):
         if self.validation is not None:
             conflict = "null or 0 with data.validation"
             require(not self.validation_frac, "data.validation_frac", self.validation_frac, conflict)
-        sign = self.delimiter
-        ok = sign is None or sign in DELIMITERS or (len(sign) == 1 and sign not in '"\r\n\0')
-        require(
-            ok, "data.delimiter", sign, f"{', '.join(DELIMITERS)}, one character that is no quote or line end, or null"
-        )
-        expected = "the name of a text encoding in Python, such as cp1252, or null"
-        require(self.encoding is None or _is_encoding(self.encoding), "data.encoding", self.encoding, expected)
+        require_table_format(self.delimiter, self.encoding, prefix="data.")
 
     def validation_share(self) -> float:
         """`validation_frac`, with its default resolved."""
@@ -707,6 +701,15 @@ def require_same_run(here: Mapping[str, Any], there: Mapping[str, Any], folder: 
             f"{folder}: cannot resume with different settings: {'; '.join(differences)}. "
             "Give the earlier values on the command line, or start a new run."
         )
+
+
+def require_table_format(delimiter: str | None, encoding: str | None, *, prefix: str) -> None:
+    """Raise InputError unless a table can be read with these; prefix: of their names in the message."""
+    known = delimiter is None or delimiter in DELIMITERS or (len(delimiter) == 1 and delimiter not in '"\r\n\0')
+    expected = f"{', '.join(DELIMITERS)}, one character that is no quote or line end, or null"
+    require(known, f"{prefix}delimiter", delimiter, expected)
+    expected = "the name of a text encoding in Python, such as cp1252, or null"
+    require(encoding is None or _is_encoding(encoding), f"{prefix}encoding", encoding, expected)
 
 
 def _is_file_name(text: str) -> bool:

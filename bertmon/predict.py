@@ -6,6 +6,8 @@ Shapes: B texts of a batch, C classes.
 import argparse
 import csv
 import itertools
+import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,10 +20,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bertmon.config import Device
+from bertmon.config import Device, require_table_format
 from bertmon.data import table_rows
 from bertmon.data.examples import is_empty, label_name
-from bertmon.data.table_rows import BadFileError, BadRowError, MissingColumnsError, TableFormat
+from bertmon.data.table_rows import BadFileError, BadRowError, MissingColumnsError, Row, TableFormat
 from bertmon.errors import InputError, require, storage_errors
 from bertmon.metrics import EvalResult, precision_recall
 from bertmon.notation import format_percent
@@ -36,7 +38,7 @@ class Example(NamedTuple):
     """A row of the file."""
 
     texts: tuple[str, ...]  # one, or the two of a pair
-    label: str | None  # None: the file has none
+    label: str | None  # None: the row has no field for it; empty: it is not known
 
 
 class Prediction(NamedTuple):
@@ -114,38 +116,47 @@ def read_examples(path: Path, text_columns: Sequence[str], label_column: str, fo
     try:
         for row in table_rows.read_rows(path, text_columns, form, optional=[label_column]):
             texts = tuple("" if row.values[name] is None else str(row.values[name]) for name in text_columns)
-            value = row.values.get(label_column)
-            yield Example(texts, None if is_empty(value) else label_name(row.number, label_column, value))
+            yield Example(texts, _label(row, label_column) if label_column in row.values else None)
     except MissingColumnsError as missing:
-        raise InputError(f"FILE: {path} {missing.reason}. Name the column with --text-column.") from None
+        raise InputError(f"FILE: {path} {_with_options(missing)}. Name the column with --text-column.") from None
     except BadRowError as bad:
-        raise InputError(f"FILE: {path}, {table_rows.row_unit(path)} {bad.number} {bad.reason}.") from None
+        raise InputError(f"FILE: {path}, {table_rows.row_unit(path)} {bad.number} {_with_options(bad)}.") from None
     except BadFileError as bad:
-        raise InputError(f"FILE: {path} {bad.reason}.") from None
+        raise InputError(f"FILE: {path} {_with_options(bad)}.") from None
     except OSError as error:
         raise InputError(f"FILE: could not read {path}: {error.strerror or error}.") from None
+
+
+def _label(row: Row, column: str) -> str:
+    value = row.values[column]
+    return "" if is_empty(value) else label_name(row.number, column, value)
+
+
+def _with_options(bad: BadFileError) -> str:
+    """The reason, with this command's options in place of the keys of a config."""
+    return re.sub(r"\bdata\.(?=delimiter|encoding|quoted)", "--", bad.reason)
 
 
 def write_predictions(
     classifier: Classifier, examples: Iterator[Example], batch_size: int, text_columns: Sequence[str], out: IO[str]
 ) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-    """Write a CSV row per text; returns the confusion matrix [C, C] if the file has labels.
+    """Write a CSV row per text; returns the confusion matrix [C, C] over the texts with a label, None without any.
 
-    Raises InputError for a label that the model does not know.
+    The file has a column of labels if its first row has. Raises InputError for a label that the model does not know.
     """
     names = classifier.label_names
     index = {name: label for label, name in enumerate(names)}
     confusion = np.zeros((len(names), len(names)), dtype=np.int64)
-    writer = csv.writer(out)
+    writer, labeled = csv.writer(out), None
     with tqdm(unit="text", desc="predicting", disable=None) as bar:
         while chunk := list(itertools.islice(examples, batch_size * _CHUNK_BATCHES)):
-            labeled = chunk[0].label is not None
-            if not bar.n:
+            if labeled is None:
+                labeled = chunk[0].label is not None
                 writer.writerow([*text_columns, "prediction", "probability", *(["label"] if labeled else [])])
             for example, prediction in zip(chunk, classifier.predict(chunk, batch_size), strict=True):
-                label = [] if example.label is None else [example.label]
+                label = [example.label or ""] if labeled else []
                 writer.writerow([*example.texts, prediction.label, f"{prediction.probability:.4f}", *label])
-                if example.label is not None:
+                if example.label:
                     require(example.label in index, "FILE", example.label, f"labels among {', '.join(names[:10])}")
                     confusion[index[example.label], index[prediction.label]] += 1
                 bar.update()
@@ -179,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--label-column", help="column that holds the label, if any; else that of the run, or label")
     parser.add_argument("--delimiter", help="between the columns of .csv and .tsv; else found from the header")
     parser.add_argument("--encoding", help="of the file; else UTF-8, or what its byte order mark says")
+    parser.add_argument("--quoted", choices=["true", "false"], help="whether quotes may enclose fields; else: in .csv")
     parser.add_argument("--batch-size", type=int, default=32, help="texts per batch (default: 32)")
     parser.add_argument("--device", choices=[each.value for each in Device], default="auto")
     return parser
@@ -191,6 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _predict(given)
     except InputError as error:
         sys.exit(str(error))
+    except BrokenPipeError:  # as `| head` closes it; what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _predict(given: argparse.Namespace) -> None:
@@ -201,10 +216,10 @@ def _predict(given: argparse.Namespace) -> None:
     second = given.text_pair_column or data.get("text_pair_column")
     text_columns = (first, second) if second else (first,)
     label_column = given.label_column or data.get("label_column") or "label"
+    quoted = data.get("quoted") if given.quoted is None else given.quoted == "true"
+    form = TableFormat(given.delimiter or data.get("delimiter"), given.encoding or data.get("encoding"), quoted)
+    require_table_format(form.delimiter, form.encoding, prefix="--")
     classifier = load_classifier(given.model, resolve_device(Device(given.device)))
-    form = TableFormat(
-        given.delimiter or data.get("delimiter"), given.encoding or data.get("encoding"), data.get("quoted")
-    )
     examples = read_examples(given.file, text_columns, label_column, form)
     with ExitStack() as stack:
         out: IO[str] = sys.stdout

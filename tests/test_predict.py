@@ -1,10 +1,12 @@
 """A model that a run saved, used afterwards."""
 
 import csv
+import shlex
+import sys
 
 import pytest
 import torch
-from conftest import small_run, write_texts
+from conftest import completed, small_run, write_texts
 from transformers import pipeline
 
 from bertmon import predict
@@ -77,15 +79,55 @@ def test_predict_without_labels_prints_no_metrics(trained, tmp_path, capsys):
     assert "accuracy" not in printed.out + printed.err
 
 
+def test_predict_of_many_texts_writes_one_header(trained, tmp_path, monkeypatch):
+    run_dir, _, test = trained
+    arguments = [str(run_dir), str(test), "--batch-size", "3"]
+    predict.main([*arguments, "--out", str(tmp_path / "a.csv")])
+    monkeypatch.setattr(predict, "_CHUNK_BATCHES", 1)
+    predict.main([*arguments, "--out", str(tmp_path / "b.csv")])
+    assert rows(tmp_path / "a.csv") == rows(tmp_path / "b.csv")
+
+
+@pytest.mark.parametrize("labels", [("", "sea"), ("sea", "")])
+def test_predict_of_a_partly_labeled_file_keeps_its_columns(trained, tmp_path, labels, capsys):
+    run_dir, *_ = trained
+    (tmp_path / "part.csv").write_text("text,label\n" + "".join(f"a boat on the wave,{label}\n" for label in labels))
+    predict.main([str(run_dir), str(tmp_path / "part.csv"), "--out", str(tmp_path / "out.csv")])
+    assert [row["label"] for row in rows(tmp_path / "out.csv")] == list(labels)
+    assert capsys.readouterr().out.startswith("accuracy ")  # of the one text with a label
+
+
+def test_predict_reads_quotes_as_asked(trained, tmp_path):
+    run_dir, *_ = trained
+    (tmp_path / "new.tsv").write_text('text\tn\n"a\tboat"\t1\n')
+    predict.main([str(run_dir), str(tmp_path / "new.tsv"), "--quoted", "true", "--out", str(tmp_path / "out.csv")])
+    assert rows(tmp_path / "out.csv")[0]["text"] == "a\tboat"
+
+
+def test_predict_into_a_pipe_that_closes_ends_without_a_traceback(trained, tmp_path, start_process):
+    run_dir, *_ = trained
+    many = write_texts(tmp_path / "new.csv", 3000, seed=3)
+    command = shlex.join([sys.executable, "-m", "bertmon", "predict", str(run_dir), str(many), "--batch-size", "8"])
+    done = completed(start_process(["sh", "-c", f"{command} | head -n 1"], cwd=tmp_path))
+    assert done.stdout.startswith("text,prediction,probability")
+    assert "Traceback" not in done.stderr
+
+
 def test_predict_with_wrong_input_says_what_was_expected(trained, tmp_path):
     run_dir, _, test = trained
     (tmp_path / "other.csv").write_text("Text\nboat\n")
     (tmp_path / "label.csv").write_text("text,label\nboat,moon\n")
+    (tmp_path / "pipes.csv").write_text("text|label\nboat|sea\n")
+    (tmp_path / "windows.csv").write_bytes("text\nbébé\n".encode("cp1252"))
     for arguments, message in (
         ([tmp_path, test], "MODEL: expected the folder of a saved model, or of a run that saved one, got"),
         ([run_dir, tmp_path / "none.csv"], "FILE: expected a file of .csv"),
         ([run_dir, tmp_path / "other.csv"], "has no 'text'; it has 'Text'. Name the column with --text-column."),
         ([run_dir, tmp_path / "label.csv"], "FILE: expected labels among sea, sky, got moon."),
+        ([run_dir, tmp_path / "pipes.csv"], "Set --delimiter=pipe if that separates the columns."),
+        ([run_dir, tmp_path / "windows.csv"], "set --encoding, such as cp1252"),
+        ([run_dir, test, "--delimiter", "::"], "--delimiter: expected comma, semicolon, tab, pipe, one character"),
+        ([run_dir, test, "--encoding", "klingon"], "--encoding: expected the name of a text encoding"),
         ([run_dir, test, "--batch-size", "0"], "--batch-size: expected an integer of at least 1, got 0."),
     ):
         with pytest.raises(SystemExit) as end:

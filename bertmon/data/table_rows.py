@@ -1,6 +1,6 @@
 """Rows of .csv, .tsv, .jsonl, .json and .parquet files, one by one, each with its number and byte offset.
 
-Knows file formats, encodings and compression; what a text and a label are is decided in text_files.
+Knows file formats, encodings and compression; what a text and a label are is decided in examples.
 """
 
 import codecs
@@ -131,6 +131,7 @@ def _open_utf8(path: Path, encoding: str | None) -> BinaryIO:
             return file
         content = head + file.read(_MAX_BYTES_IN_MEMORY)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        file.close()
         raise BadFileError(f"is not a complete gzip file ({error})") from None
     except BaseException:
         file.close()
@@ -247,7 +248,7 @@ def _quoted_fields(file: BinaryIO, delimiter: str) -> Iterator[tuple[int, int, l
 
 
 def _plain_fields(file: BinaryIO, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
-    """As _quoted_fields, one row a line, in which a quote is a character like any other."""
+    """As _quoted_fields, one row per line, in which a quote is a character like any other."""
     for number, offset, line in _lines(file):
         content = line.rstrip("\r\n")
         yield number, offset, content.split(delimiter) if content else []
@@ -279,7 +280,7 @@ def _read_json(
     except (ValueError, RecursionError) as error:
         raise BadFileError(f"is not JSON ({error})") from None
     if not isinstance(rows, list):
-        raise BadFileError(f"is {preview(rows)}: expected an array of objects; one object a line is .jsonl")
+        raise BadFileError(f"is {preview(rows)}: expected an array of objects; one object per line is .jsonl")
     for number, values in enumerate(rows, start=1):
         yield _json_row(number, 0, values, columns)
 
