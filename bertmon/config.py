@@ -191,8 +191,8 @@ class FilesConfig(DataConfig):
     """Your own texts, in files: .csv, .tsv, .jsonl, .json (an array) or .parquet; all but the last may be .gz."""
 
     train: str = MISSING
-    """File with the training texts: .csv or .tsv with a header line, .jsonl with one object per line, .json with an array
-    of objects, or .parquet."""
+    """File with the training texts: .csv or .tsv with a header line, .jsonl with one object per line, .json with an
+    array of objects, or .parquet."""
     test: str | None = None
     """File with the test texts, likewise. null: data.test_frac of the training file."""
     validation: str | None = None
@@ -404,7 +404,8 @@ class ScheduleConfig:
     warmup_frac: float = 0.1
     """Share of all steps over which the learning rate rises linearly from 0 to its peak, in [0, 1]."""
     warmup_steps: int | None = None
-    """The same as a number of steps, which then replaces warmup_frac. At least 0; null: warmup_frac counts."""
+    """The same as a number of steps, which then replaces warmup_frac. At least 0, and at most all steps of the run
+    count; null: warmup_frac counts."""
     power: float | None = None
     """Exponent of decay=polynomial. Above 0."""
     end_factor: float | None = None
@@ -457,7 +458,7 @@ class TrainConfig:
     epochs: int = 3
     """Passes over the training texts. At least 1."""
     batch_size: int = 16
-    """Texts of a batch. At least 1; the last batch of an epoch may be smaller."""
+    """Texts of a batch, of all processes together. At least 1; the last batch of an epoch may be smaller."""
     accumulate: int = 1
     """Batches whose gradients are added up for one step; the step's loss is the mean over all their texts. At least
     1."""
@@ -469,8 +470,8 @@ class TrainConfig:
     """Texts per batch of an evaluation. At least 1; does not affect the metrics."""
     eval_every: int | None = None
     """Steps between two evaluations. At least 1; null: a part of an epoch, so that a run has ten or a few more. Every
-    run is also evaluated before its first step and at each epoch's end; of a larger number than the run has steps only
-    these are left. docs/cost.md says what evaluations cost."""
+    run is also evaluated before its first step and at each epoch's end; with a number above the run's steps, only
+    there. docs/cost.md says what evaluations cost."""
     metric: Metric = Metric.accuracy
     """What the best evaluation, the best setting and a sweeper's objective go by: accuracy, f1_macro (mean F1 over the
     classes) or mcc (Matthews correlation coefficient). On the validation split if there is one, else on the test
@@ -597,11 +598,14 @@ class MonitorConfig:
     diverged always ends."""
     on_behind: OnBehind = OnBehind.ignore
     """What happens to a run that learns, but cannot catch up with the best run of its sweep that has ended, at its pace
-    times two: ignore, or stop (status "stopped"). Scored in docs/verdicts.md."""
+    times two: ignore, or stop (status "stopped"; in one process only). Scored in docs/verdicts.md."""
     thresholds: VerdictThresholds = field(default_factory=VerdictThresholds)
 
     def __post_init__(self) -> None:
         _require_int("monitor.every", self.every)
+        for key, idle in (("on_doomed", OnDoomed.warn), ("on_behind", OnBehind.ignore)):
+            asked = getattr(self, key)
+            require(self.enabled or asked is idle, f"monitor.{key}", asked, f"{idle} with monitor.enabled=false")
         require(0 <= self.skip_prob < 1, "monitor.skip_prob", self.skip_prob, "a number of at least 0 and below 1")
 
 

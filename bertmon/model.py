@@ -19,7 +19,7 @@ from torch import nn
 from bertmon.config import Init, ModelConfig
 from bertmon.errors import InputError, require, storage_errors
 from bertmon.hub import local_files_only
-from bertmon.parameter_names import encoder_layer
+from bertmon.parameter_names import EMBEDDINGS, encoder_layer, parameter_depths
 from bertmon.storage import atomic_folder
 
 if TYPE_CHECKING:
@@ -98,16 +98,14 @@ def _freeze_lowest(model: nn.Module, layers: int) -> None:
         raise InputError(
             f"model.frozen_layers: expected null for {family.model_type}, which has a decoder, got {layers}."
         )
-    embeddings = {id(parameter) for parameter in model.get_input_embeddings().parameters()}  # type: ignore[operator]
-    depths = {name: encoder_layer(name) for name, _ in model.named_parameters()}
-    count = len({depth for depth in depths.values() if depth is not None})
+    depths = parameter_depths(model)
+    count = len({depth for depth in depths.values() if depth not in (None, EMBEDDINGS)})
     require(
         layers <= count, "model.frozen_layers", layers, f"at most the {count} encoder layers with weights of their own"
     )
     for name, parameter in model.named_parameters():
         depth = depths[name]
-        below = ("embeddings" in name or id(parameter) in embeddings) if depth is None else depth < layers
-        if below:
+        if depth is not None and depth < layers:
             parameter.requires_grad = False
 
 
@@ -146,15 +144,17 @@ def build_model_config(
 
 
 def _config_of_family(family: str, **keys: Any) -> "PretrainedConfig":
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
-    try:
-        model_config: PretrainedConfig = AutoConfig.for_model(family, **keys)
-    except ValueError:
+    if family not in CONFIG_MAPPING:
         raise InputError(
             "model.model_type: expected a model family of transformers, such as bert or roberta-prelayernorm, "
             f"got {family}."
-        ) from None
+        )
+    try:
+        model_config: PretrainedConfig = AutoConfig.for_model(family, **keys)
+    except Exception as error:  # whatever the family's own code makes of the keys
+        raise InputError(f"model: cannot build {family}: {_first_line(error)}") from None
     return model_config
 
 
@@ -252,24 +252,18 @@ class SavableTokenizer(Protocol):
     def to_transformers(self, max_length: int) -> "PreTrainedTokenizerBase": ...
 
 
-def save_model(
-    model: nn.Module, tokenizer: SavableTokenizer, folder: Path, label_names: Sequence[str], max_length: int
-) -> None:
+def save_model(model: Any, tokenizer: SavableTokenizer, folder: Path, max_length: int) -> None:
     """Write the classifier and its tokenizer to `folder`, as from_pretrained and pipeline of transformers load them.
 
     Weights are in model.safetensors; the tokenizer's model_max_length is the length that was trained with. The folder
     appears complete or not at all, and replaces an existing one. Raises StorageError.
     """
-    plain: Any = getattr(model, "module", model)  # in a DistributedDataParallel
-    plain = getattr(plain, "_orig_mod", plain)  # compiled
-    plain.config.id2label = dict(enumerate(label_names))
-    plain.config.label2id = {name: label for label, name in enumerate(label_names)}
     saved_tokenizer = tokenizer.to_transformers(max_length)
-    if not has_token_types(plain):  # pipeline passes on whatever the tokenizer returns
+    if not has_token_types(model):  # pipeline passes on whatever the tokenizer returns
         names = [name for name in saved_tokenizer.model_input_names if name != "token_type_ids"]
         saved_tokenizer.model_input_names = names
     with storage_errors(folder), atomic_folder(folder) as temporary, _quiet_transformers():
-        plain.save_pretrained(temporary)
+        model.save_pretrained(temporary)
         saved_tokenizer.save_pretrained(temporary)
 
 

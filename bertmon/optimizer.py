@@ -7,7 +7,8 @@ from torch import nn
 
 from bertmon import schedule
 from bertmon.config import OptimizerConfig
-from bertmon.parameter_names import encoder_layer
+from bertmon.errors import InputError
+from bertmon.parameter_names import EMBEDDINGS, parameter_depths
 
 _UNBIASED_STEP = 2.0**24
 """A step count at which both of Adam's corrections are exactly 1, and which float32 cannot count past."""
@@ -59,20 +60,27 @@ def build_optimizer(
 
 
 def lr_scales(config: OptimizerConfig, model: nn.Module) -> dict[nn.Parameter, float]:
-    """Each parameter's factor of the schedule's learning rate, by layer_decay and head_lr."""
+    """Each parameter's factor of the schedule's learning rate, by layer_decay and head_lr.
+
+    Raises InputError for layer_decay in a model without numbered encoder layers of their own weights.
+    """
     base = f"{getattr(model, 'base_model_prefix', '')}."
-    depths = {name: encoder_layer(name) for name, _ in model.named_parameters()}
-    layers = 1 + max((depth for depth in depths.values() if depth is not None), default=-1)
+    depths = parameter_depths(model)
+    layers = 1 + max((depth for depth in depths.values() if depth is not None), default=EMBEDDINGS)
+    if config.layer_decay < 1 and not layers:
+        family = getattr(model.config, "model_type", "this model")
+        raise InputError(
+            f"optimizer.layer_decay: expected 1 for {family}, whose parameters do not tell their encoder layers, "
+            f"got {config.layer_decay}."
+        )
     head = 1.0 if config.head_lr is None else config.head_lr / config.lr
     scales = {}
     for name, parameter in model.named_parameters():
         depth = depths[name]
-        if depth is not None:
-            scales[parameter] = config.layer_decay ** (layers - depth)
-        elif "embeddings" in name:
-            scales[parameter] = config.layer_decay ** (layers + 1)
-        else:  # the pooler belongs to the base model, and is above all layers
+        if depth is None:  # the pooler belongs to the base model, and is above all layers
             scales[parameter] = 1.0 if name.startswith(base) else head
+        else:
+            scales[parameter] = config.layer_decay ** (layers - depth)
     return scales
 
 

@@ -402,7 +402,7 @@ def test_save_model_gives_a_folder_that_transformers_loads(tmp_path, family, ori
     built = model.build_model(config, label_names=LABELS, vocab_size=tokenizer.size, pad_id=0, max_length=16).eval()
     folder = tmp_path / "run" / "model"
     folder.parent.mkdir()
-    model.save_model(built, tokenizer, folder, LABELS, 16)
+    model.save_model(built, tokenizer, folder, 16)
     assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".jinja"}
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
@@ -428,7 +428,7 @@ def test_save_model_replaces_a_former_one_and_keeps_it_on_failure(tmp_path):
     tokenizer = own_tokenizer(tmp_path / "cache")
     built = model.build_model(TINY, label_names=LABELS, vocab_size=tokenizer.size, pad_id=0, max_length=16)
     folder = tmp_path / "model"
-    model.save_model(built, tokenizer, folder, LABELS, 16)
+    model.save_model(built, tokenizer, folder, 16)
     (folder / "left from before").touch()
 
     class FailingTokenizer:
@@ -438,9 +438,9 @@ def test_save_model_replaces_a_former_one_and_keeps_it_on_failure(tmp_path):
             return saved
 
     with pytest.raises(StorageError, match=f"could not write {folder}: No space left on device"):
-        model.save_model(built, FailingTokenizer(), folder, LABELS, 16)
+        model.save_model(built, FailingTokenizer(), folder, 16)
     assert (folder / "left from before").exists()
-    model.save_model(built, tokenizer, folder, LABELS, 16)
+    model.save_model(built, tokenizer, folder, 16)
     assert not (folder / "left from before").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "model"]
 
@@ -449,6 +449,6 @@ def test_save_model_leaves_the_model_as_it_is(tmp_path):
     tokenizer = own_tokenizer(tmp_path / "cache")
     built = model.build_model(TINY, label_names=LABELS, vocab_size=tokenizer.size, pad_id=0, max_length=16)
     before = {name: tensor.clone() for name, tensor in built.state_dict().items()}
-    model.save_model(built, tokenizer, tmp_path / "m", LABELS, 16)
+    model.save_model(built, tokenizer, tmp_path / "m", 16)
     assert built.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in built.state_dict().items())

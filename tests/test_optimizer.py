@@ -1,8 +1,10 @@
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from bertmon import optimizer
 from bertmon.config import OptimizerConfig
+from bertmon.errors import InputError
 
 
 def plain_adamw(config, lr, parameter, gradients):
@@ -71,3 +73,25 @@ def test_bias_correction_gain_is_the_ratio_of_the_first_steps():
         assert optimizer.bias_correction_gain(config, step) == pytest.approx(expected)
     assert optimizer.bias_correction_gain(config, 10**5) == pytest.approx(1.0)
     assert optimizer.bias_correction_gain(OptimizerConfig(bias_correction=True), 0) == 1.0
+
+
+def tiny(family, **keys):
+    config = AutoConfig.for_model(family, vocab_size=8, pad_token_id=0, **keys)
+    return AutoModelForSequenceClassification.from_config(config)
+
+
+def test_lr_scales_of_embeddings_do_not_depend_on_their_name():
+    model = tiny("xlnet", d_model=4, n_layer=2, n_head=1, d_inner=4)
+    scales = optimizer.lr_scales(OptimizerConfig(layer_decay=0.5), model)
+    names = {name: scales[parameter] for name, parameter in model.named_parameters()}
+    assert names["transformer.word_embedding.weight"] == 0.125
+    assert names["transformer.layer.0.ff.layer_1.weight"] == 0.25
+    assert names["transformer.layer.1.ff.layer_1.weight"] == 0.5
+    assert names["logits_proj.weight"] == 1.0
+
+
+def test_layer_decay_of_a_model_without_numbered_layers_is_refused():
+    model = tiny("gpt2", n_embd=4, n_layer=1, n_head=1)
+    with pytest.raises(InputError, match=r"optimizer\.layer_decay: expected 1 for gpt2, .* got 0\.5"):
+        optimizer.lr_scales(OptimizerConfig(layer_decay=0.5), model)
+    assert set(optimizer.lr_scales(OptimizerConfig(), model).values()) == {1.0}

@@ -23,7 +23,7 @@ _FAILED_SCALE = LinearSegmentedColormap.from_list("failed", ["#eef0f3", plot_sty
 
 
 def accuracy_over_rate(sweep: Sweep) -> tuple[Figure, Titles] | None:
-    """A point per run: last test accuracy over the peak effective learning rate, colored by verdict. None for one run."""
+    """A point per run: last accuracy over the peak effective learning rate, colored by verdict. None for one run."""
     runs = [run for run in sweep.ended if run.peak_effective_lr > 0]
     if len(runs) < 2:
         return None

@@ -18,10 +18,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from bertmon.config import ModelConfig
 from bertmon.data.corpus import TextSequence, flatten
-from bertmon.data.lazy_texts import Text, text_parts
+from bertmon.data.lazy_texts import LazyTexts, Text, text_parts
 from bertmon.errors import InputError, require
 from bertmon.hub import local_files_only
-from bertmon.storage import cached_bytes, content_hash
+from bertmon.storage import ContentHash, cached_bytes, content_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,9 +117,19 @@ def tokenize(tokenizer: TextTokenizer, texts: TextSequence, max_length: int, cac
         return file.getvalue()
 
     kind = "1" if len(text_parts(texts[0])) == 1 else "pairs-1"  # increase the numbers when the encoding above changes
-    key = content_hash(kind, encoder.to_str(), *flatten(texts))
+    key = _texts_hash(kind, encoder.to_str(), texts)
     with np.load(io.BytesIO(cached_bytes(cache, f"tokens-{key[:32]}.npz", encode)), allow_pickle=False) as stored:
         return TokenizedTexts(stored["ids"], stored["offsets"], stored.get("type_ids"))
+
+
+def _texts_hash(kind: str, encoder: str, texts: TextSequence) -> str:
+    """Of what token ids follow from, without having all texts of a large file in memory."""
+    if isinstance(texts, LazyTexts):
+        return content_hash(kind, encoder, "digest", texts.digest)
+    whole = ContentHash()
+    for part in itertools.chain((kind, encoder), flatten(texts)):
+        whole.add(part)
+    return whole.hex()
 
 
 def tokenize_lazily(
@@ -137,7 +147,8 @@ def tokenize_sample(tokenizer: TextTokenizer, texts: TextSequence, max_length: i
 
 def _evenly_spaced(texts: TextSequence, most: int) -> Iterator[Text]:
     count = min(len(texts), most)
-    return (texts[number * len(texts) // count] for number in range(count))
+    indices = [number * len(texts) // count for number in range(count)]
+    return texts.take(indices) if isinstance(texts, LazyTexts) else (texts[index] for index in indices)
 
 
 def _truncating(tokenizer: TextTokenizer, max_length: int) -> Tokenizer:

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bertmon import data, distributed, model
-from bertmon.config import MAX_INT, RunConfig
+from bertmon.config import MAX_INT, Decay, RunConfig
 from bertmon.data import tokenize
 from bertmon.errors import InputError, require
 from bertmon.launch import compose, ending, run_dirs, workers
@@ -35,7 +35,7 @@ from bertmon.launch.run_names import quote_override
 from bertmon.sanitize import sanitize_logs, wrap_for
 from bertmon.schedule import warmup_steps
 from bertmon.training.class_weights import class_weights
-from bertmon.training.plan import warmup_frac
+from bertmon.training.plan import lr_factors, warmup_frac
 from bertmon.training.step import resolve_device
 
 _REMOTE_LAUNCHERS = ("submitit_slurm", "ray", "ray_aws")
@@ -124,15 +124,21 @@ def check_configs(configs: Sequence[RunConfig], *, devices: bool = True) -> None
             corpus = _check_task(config)
             checked.append((task, corpus))
         class_weights(config.train.class_weights, corpus.train.labels, corpus.label_names)
-        _warn_of_equal_warmup(config, len(corpus.train), seen)
+        _check_schedule(config, len(corpus.train), seen)
 
 
-def _warn_of_equal_warmup(config: RunConfig, texts: int, seen: set[str]) -> None:
-    """Two warm-ups of a sweep that round to the same number of steps are the same run.
+def _check_schedule(config: RunConfig, texts: int, seen: set[str]) -> None:
+    """Raise InputError for a schedule that does not fit the run's steps, or is too long; say where two are the same.
 
-    seen: the configs before, which this one is added to.
+    Two warm-ups of a sweep that round to the same number of steps are. seen: the configs before, which this one is
+    added to, and the schedules.
     """
     total_steps = config.train.epochs * -(-texts // (config.train.batch_size * config.train.accumulate))
+    require(total_steps <= MAX_INT, "train.epochs", config.train.epochs, f"at most {MAX_INT} steps")
+    formula = config.schedule.decay in (Decay.linear, Decay.cosine, Decay.constant)
+    if not (formula and config.schedule.function is None) and (key := f"{config.schedule} {total_steps}") not in seen:
+        lr_factors(config.schedule, total_steps)
+        seen.add(key)
     steps = warmup_steps(warmup_frac(config.schedule, total_steps), total_steps)
     same = dataclasses.replace(
         config, schedule=dataclasses.replace(config.schedule, warmup_frac=0.0, warmup_steps=steps)
@@ -146,8 +152,6 @@ def _warn_of_equal_warmup(config: RunConfig, texts: int, seen: set[str]) -> None
 
 def _check_task(config: RunConfig) -> data.Corpus:
     corpus = data.load_corpus(config.data, config.cache_path())
-    steps = config.train.epochs * -(-len(corpus.train) // config.train.batch_size)
-    require(steps <= MAX_INT, "train.epochs", config.train.epochs, f"at most {MAX_INT} steps")
     vocabulary = tokenize.load_tokenizer(config.model, corpus.train.texts, config.cache_path())
     model.check_model(
         config.model,

@@ -3,7 +3,6 @@
 A worker has one run at a time; joblib's take another when they have finished one.
 """
 
-import getpass
 import itertools
 import logging
 import multiprocessing
@@ -26,6 +25,7 @@ from bertmon.storage import exclusive
 
 _SHUTDOWN_TIMEOUT_S = 60.0  # that runs get to write a checkpoint when a sweep is interrupted
 _WORKER_ENDED = "BERTMON_WORKER_ENDED"
+_LAUNCHER_PID = "BERTMON_LAUNCHER_PID"
 
 
 @contextmanager
@@ -73,11 +73,11 @@ class _PrefixFormatter(logging.Formatter):
 
 @contextmanager
 def _claim_gpu(count: int) -> Iterator[None]:
-    """Make the GPU of this machine that the fewest workers of this user have the current device of CUDA."""
+    """Make the GPU that the fewest workers of this user have the current device of CUDA."""
     if count < 2:  # none, or the one that Slurm or Ray has assigned
         yield
         return
-    folder = Path(tempfile.gettempdir(), f"bertmon-gpus-{getpass.getuser()}")
+    folder = Path(tempfile.gettempdir(), f"bertmon-gpus-{os.getuid()}")
     folder.mkdir(exist_ok=True)
     with ExitStack() as stack:
         for number in itertools.count():
@@ -97,7 +97,11 @@ def joblib_worker() -> Iterator[None]:
     """Around a run in a worker of joblib, which ignores SIGTERM and SIGINT outside of runs.
 
     joblib would kill all other workers as soon as one dies. A worker whose run was ended by a signal takes no other.
+    With hydra.launcher.n_jobs=1 runs are in the launching process, whose signals are left alone.
     """
+    if os.environ.get(_LAUNCHER_PID) == str(os.getpid()):
+        yield
+        return
     if _WORKER_ENDED in os.environ:
         raise Terminated(128 + signal.SIGTERM)
     for name in ("SIGINT", "SIGHUP"):  # the launching process gets them too, and sends SIGTERM
@@ -122,16 +126,22 @@ def drain_pool_on_signal(sweep_dir: Path) -> None:
 
     A second signal acts at once.
     """
+    os.environ[_LAUNCHER_PID] = str(os.getpid())
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
 
     def end(number: int, frame: FrameType | None) -> None:
         for each, handler in before.items():
             signal.signal(each, handler)
-        for child in multiprocessing.active_children():
+        children = multiprocessing.active_children()
+        for child in children:
             os.kill(child.pid or 0, signal.SIGTERM)
         deadline = time.monotonic() + _SHUTDOWN_TIMEOUT_S
-        while time.monotonic() < deadline and any(is_running(path.parent) for path in sweep_dir.rglob(LOCK_FILE)):
+        while (
+            children
+            and time.monotonic() < deadline
+            and any(is_running(path.parent) for path in sweep_dir.rglob(LOCK_FILE))
+        ):
             time.sleep(0.1)
         signal.raise_signal(number)
 

@@ -42,9 +42,9 @@ class FigureProcess:
             self._process.wait()
 
     def _draw(self, snapshot: Snapshot) -> PngByTag:
+        if self._in_process:
+            return render(snapshot)
         try:
-            if self._in_process:
-                return render(snapshot)
             if self._pipe is None:
                 self._pipe, self._process = _start()
             self._pipe.send(snapshot)

@@ -54,8 +54,13 @@ class LogitProbe:
 
 
 def is_exact(model: nn.Module) -> bool:
-    """Whether a float32 training pass of the model gives the logits that it would give in eval mode."""
-    return not any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    """Whether a float32 training pass of the model gives the logits that it would give in eval mode.
+
+    Some families, such as BART and OPT, have no module for their dropout, whose rate is in the model's config.
+    """
+    keys = vars(getattr(model, "config", None) or object).items()
+    in_config = any("drop" in key and isinstance(value, int | float) and value > 0 for key, value in keys)
+    return not in_config and not any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
 
 
 def first_texts(batch: Any) -> Any:

@@ -74,7 +74,8 @@ class EventFile:
 
     def __init__(self, folder: Path) -> None:
         # Other readers of event files (W&B) parse the seconds in the name as an integer.
-        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{next(_file_numbers)}"
+        number = f"{next(_file_numbers):06d}"  # TensorBoard reads files in the order of their names
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{number}"
         self.path = folder / name
         with storage_errors(self.path):
             folder.mkdir(parents=True, exist_ok=True)
@@ -139,12 +140,12 @@ class RunWriter:
         self.close()
 
     def positions(self) -> Positions:
-        """Of all event files of the run, once the figures of every snapshot so far are written."""
+        """Where all event files of the run end, once the figures of every snapshot so far are written."""
         self.wait_for_figures()
         return {**self._earlier, self._file.path.name: self._file.position()}
 
     def wait_for_figures(self) -> None:
-        """Until the figures of every snapshot so far are written."""
+        """Return once the figures of every snapshot so far are written."""
         self._write_figures(wait=True)
 
     def close(self) -> None:
@@ -193,10 +194,20 @@ class RunWriter:
             self._file.write(summary)
 
     def _write_figures(self, *, wait: bool) -> None:
-        """Write figures in the order of their steps: those that are drawn; wait: all."""
+        """Write figures in the order of their steps: those that are drawn; wait: all.
+
+        If one cannot be drawn, that is logged, and none is drawn any more: training is worth more than its figures.
+        """
         while self._figures and (wait or self._figures[0][1].done()):
-            step, figures = self._figures.popleft()
-            for tag, png in figures.result().items():
+            step, drawn = self._figures.popleft()
+            try:
+                figures = drawn.result()
+            except Exception as error:
+                log.error("the figures of step %d could not be drawn (%r); this run has no more of them", step, error)
+                self._drawer = None
+                self._figures.clear()
+                return
+            for tag, png in figures.items():
                 image = Summary.Image(encoded_image_string=png, colorspace=3)
                 self._file.write(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
                 if self._on_figure:
@@ -208,14 +219,15 @@ def _truncate(run_dir: Path, positions: Positions) -> Positions:
     remaining: dict[str, int] = {}
     for file in sorted(run_dir.glob("events.out.tfevents.*")):
         position = positions.get(file.name)
-        if position is None:
-            file.unlink()
-            continue
-        size = file.stat().st_size
+        with storage_errors(file):
+            if position is None:
+                file.unlink()
+                continue
+            size = file.stat().st_size
+            if size >= position:
+                os.truncate(file, position)
         if size < position:
             log.warning("%s lost %d bytes since the checkpoint: its last points are missing.", file, position - size)
-        else:
-            os.truncate(file, position)
         remaining[file.name] = min(position, size)
     return remaining
 

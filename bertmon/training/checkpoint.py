@@ -54,7 +54,7 @@ def save_checkpoint(
         tensors |= {f"optimizer.{row}.{name}": value for name, value in state.items()}
     tensors[_HISTORY] = torch.frombuffer(bytearray(history), dtype=torch.uint8)
     random_tensors, random_header = _random_states(next(model.parameters()).device)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in (tensors | random_tensors).items()}
+    tensors = _unshared({name: value.detach().cpu().contiguous() for name, value in (tensors | random_tensors).items()})
     header = {"metadata": json.dumps(asdict(metadata)), "random": random_header}
     header["sha256"] = json.dumps(_checksums(header, tensors))
     with atomic_path(path) as temporary:
@@ -93,7 +93,7 @@ class Checkpoint:
         return self._tensors[_HISTORY].numpy().tobytes()
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Put weights, moments and random states back, bit for bit."""
+        """Put weights, moments and random states back, bit for bit. Raises RuntimeError if the shapes differ."""
         model.load_state_dict(self._with_prefix("model."))
         states: dict[int, dict[str, Tensor]] = {}
         for key, value in self._with_prefix("optimizer.").items():
@@ -112,6 +112,17 @@ class Checkpoint:
 
     def _with_prefix(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in self._tensors.items() if name.startswith(prefix)}
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With a copy of each tensor whose memory another one has, as tied weights do: safetensors refuses those."""
+    taken: set[int] = set()
+    unshared = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        unshared[name] = tensor.clone() if memory in taken else tensor
+        taken.add(memory)
+    return unshared
 
 
 def _random_states(device: torch.device) -> tuple[dict[str, Tensor], str]:

@@ -17,7 +17,7 @@ from torch import nn
 from bertmon import distributed
 from bertmon.config import Init, OnBehind, RunConfig, SaveModel, require_same_run, run_identity
 from bertmon.data import Corpus
-from bertmon.errors import InputError, storage_errors
+from bertmon.errors import InputError, require, storage_errors
 from bertmon.model import missing_features, save_model
 from bertmon.monitor.behind import find_behind
 from bertmon.monitor.history import HISTORY_FILE, History, RunPlan
@@ -38,7 +38,7 @@ from bertmon.training.state import TrainState
 from bertmon.training.step import resolve_device
 from bertmon.training.sweep_runs import SweepRuns
 from bertmon.training.task import Task, build_monitor, build_task, seed_dropout
-from bertmon.training.trainer import Trainer
+from bertmon.training.trainer import FindBehind, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -63,14 +63,24 @@ def run_training(
         with RunWriter(
             home,
             draw=config.monitor.figures and home is run_dir,
-            truncate_to=checkpoint.metadata.event_files if checkpoint else {},  # what a run that starts over left goes
+            truncate_to=_earlier_points(checkpoint, config),
         ) as writer:
             task = build_task(config, resolve_device(config.device))
             _describe(result, task)
             state, monitor = _start_or_resume(checkpoint, task, config, home, writer, name, result)
             del checkpoint  # its tensors take as much memory as the model and its optimizer
-            hooks = _Hooks(config, task, state, monitor, writer, home, result, name).enabled()
-            trainer = Trainer(task, config, monitor, state, log_scalars=writer.scalars, name=name, **hooks)
+            hooks = _Hooks(config, task, state, monitor, writer, home, result, name)
+            trainer = Trainer(
+                task,
+                config,
+                monitor,
+                state,
+                log_scalars=writer.scalars,
+                save_checkpoint=hooks.save_checkpoint if _writes_checkpoints(config) else None,
+                save_model=hooks.save_model if config.train.save_model is not SaveModel.none else None,
+                find_behind=hooks.find_behind() if config.monitor.on_behind is OnBehind.stop else None,
+                name=name,
+            )
             try:
                 trainer.fit()
             finally:
@@ -79,8 +89,8 @@ def run_training(
                     atomic_write(home / HISTORY_FILE, monitor.history.to_bytes())
             result.status = state.status
             writer.hparams(*_hparams(result, monitor.history.plan))
-        (home / CHECKPOINT_FILE).unlink(missing_ok=True)
         log.info(_last_line(name, result))
+    _delete_checkpoint(run_dir)  # after the result says that the run has ended
     return result
 
 
@@ -88,9 +98,29 @@ def _ended_before(run_dir: Path, name: str) -> RunResult | None:
     """The result of a run that has come to its end, which is not trained again."""
     ended = RunResult.read_ended(run_dir)
     if ended and ended.final:
+        _delete_checkpoint(run_dir)
         accuracy = format_percent(ended.final.accuracy)
         log.info(f"{name}: already finished ({ended.status}, accuracy/test {accuracy}), skipped")
     return ended
+
+
+def _delete_checkpoint(run_dir: Path) -> None:
+    """The run's own, and what a process that was killed while it wrote one has left."""
+    if distributed.rank() == 0:
+        for path in (run_dir / CHECKPOINT_FILE, *run_dir.glob(f".{CHECKPOINT_FILE}.*")):
+            path.unlink(missing_ok=True)
+
+
+def _writes_checkpoints(config: RunConfig) -> bool:
+    return config.train.checkpoint_every is not None or config.train.checkpoint_minutes is not None
+
+
+def _earlier_points(checkpoint: Checkpoint | None, config: RunConfig) -> Mapping[str, Any] | None:
+    """Which points in TensorBoard stay: a run that resumes without a checkpoint starts over, so that none of its own
+    does; event files in the folder of a new run are not its own."""
+    if checkpoint is not None:
+        return checkpoint.metadata.event_files
+    return None if config.resume is None else {}
 
 
 @contextmanager
@@ -196,23 +226,13 @@ class _Hooks:
     result: RunResult
     name: str
 
-    def enabled(self) -> dict[str, Any]:
-        """Arguments of Trainer: the hooks that the config asks for."""
-        train = self.config.train
-        hooks: dict[str, Any] = {}
-        if train.checkpoint_every is not None or train.checkpoint_minutes is not None:
-            hooks["save_checkpoint"] = self.save_checkpoint
-        if train.save_model is not SaveModel.none:
-            hooks["save_model"] = self.save_model
-        if (
-            self.config.monitor.on_behind is OnBehind.stop and distributed.world_size() == 1
-        ):  # several would have to agree
-            assert self.result.data is not None
-            others = SweepRuns(self.home, self.result.data.fingerprint)
-            hooks["find_behind"] = lambda history, diagnosis: find_behind(
-                history, diagnosis, others.best_loss_reduction()
-            )
-        return hooks
+    def find_behind(self) -> FindBehind:
+        """Compares the run with the others of its sweep. Raises InputError in several processes: they would have to
+        agree."""
+        require(distributed.world_size() == 1, "monitor.on_behind", OnBehind.stop, "ignore in several processes")
+        assert self.result.data is not None
+        others = SweepRuns(self.home, self.result.data.fingerprint)
+        return lambda history, diagnosis: find_behind(history, diagnosis, others.best_loss_reduction())
 
     def save_checkpoint(self) -> None:
         """Failing is logged: training is worth more than the chance to resume it."""
@@ -232,8 +252,7 @@ class _Hooks:
     def save_model(self) -> None:
         """Raises StorageError."""
         if distributed.rank() == 0:
-            names, length = self.task.corpus.label_names, self.config.data.max_length
-            save_model(self.task.classifier, self.task.tokenizer, self.home / MODEL_DIR, names, length)
+            save_model(self.task.classifier, self.task.tokenizer, self.home / MODEL_DIR, self.config.data.max_length)
         self.result.model_dir = MODEL_DIR
 
 

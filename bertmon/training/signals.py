@@ -44,8 +44,13 @@ def deferred_signals(enabled: bool) -> Iterator[list[BaseException]]:
 
 
 def _handled(name: str) -> signal.Signals | None:
-    """The signal, if this platform has it and it would reach a Python handler or, for SIGTERM, end the process."""
+    """The signal, if this platform has it and it would reach a Python handler or, for SIGTERM, end the process.
+
+    One that is ignored, as Ctrl-C is by a background process of a script, stays so.
+    """
     number: signal.Signals | None = getattr(signal, name, None)
-    if number is None or not (callable(signal.getsignal(number)) or name in ("SIGINT", "SIGTERM")):
+    if number is None:
         return None
-    return number
+    handler = signal.getsignal(number)
+    ends = name in ("SIGINT", "SIGTERM") and handler is signal.SIG_DFL
+    return number if callable(handler) or ends else None

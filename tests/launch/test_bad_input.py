@@ -324,6 +324,27 @@ def error_of(monkeypatch, *arguments) -> str:
     return err.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["monitor.enabled=false", "monitor.on_doomed=stop"],
+            "monitor.on_doomed: expected warn with monitor.enabled=false, got stop",
+        ),
+        (
+            ["schedule.function=math.nope", "schedule.warmup_frac=0.1,0.7", "-m"],
+            "schedule.function: expected an import",
+        ),
+        (
+            ["schedule=warmup_stable_decay", "schedule.decay_frac=0.5", "schedule.warmup_frac=0.1,0.7", "-m"],
+            "schedule.decay_frac: expected warm-up (",
+        ),
+    ],
+)
+def test_values_that_do_not_fit_together_are_one_error(monkeypatch, overrides, message):
+    assert message in error_of(monkeypatch, "experiment=quickstart", *FILES, *TINY, *overrides)
+
+
 @pytest.mark.parametrize(("override", "message"), VALUES, ids=[ascii(each)[1:50] for each, _ in VALUES])
 def test_invalid_value_is_one_error(monkeypatch, override, message):
     assert message in error_of(monkeypatch, "experiment=quickstart", *FILES, *TINY, override)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bertmon.launch import workers
+from bertmon.storage import exclusive
 from bertmon.training.signals import deferred_signals
 
 
@@ -75,3 +76,20 @@ def test_parallel_run_raises_submitits_signal_again_at_the_end():
     finally:
         signal.signal(signal.SIGUSR2, before)
         os.environ.pop("TQDM_DISABLE", None)
+
+
+def test_run_in_the_launching_process_keeps_its_signals(monkeypatch, tmp_path):
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        workers.drain_pool_on_signal(tmp_path)
+        drained = [signal.getsignal(number) for number in numbers]
+        with workers.joblib_worker():
+            assert [signal.getsignal(number) for number in numbers] == drained
+        assert [signal.getsignal(number) for number in numbers] == drained
+        with exclusive(tmp_path / ".lock", "running"), pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)  # at once: no other process has to write a checkpoint
+    finally:
+        monkeypatch.delenv("BERTMON_LAUNCHER_PID", raising=False)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

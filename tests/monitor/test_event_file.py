@@ -1,7 +1,9 @@
 """What a run writes for TensorBoard, read back by TensorBoard's own reader."""
 
+import dataclasses
 import math
 import re
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -16,6 +18,24 @@ from bertmon.monitor.tensorboard import EventFile, RunWriter
 
 def read(folder):
     return EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+
+
+def test_figure_that_cannot_be_drawn_ends_the_figures_and_not_the_run(tmp_path, monkeypatch, caplog):
+    class Drawer:
+        def submit(self, snapshot):
+            future = Future()
+            future.set_exception(ValueError("no font"))
+            return future
+
+    monkeypatch.setattr("bertmon.monitor.figure_process.shared", Drawer)
+    with RunWriter(tmp_path) as writer:
+        for step in (0, 30):
+            writer.snapshot(dataclasses.replace(bert_snapshot(2), step=step))
+        writer.scalars(60, {"loss/train": 1.0})
+    (message,) = caplog.messages
+    assert message == "the figures of step 0 could not be drawn (ValueError('no font')); this run has no more of them"
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [point.step for point in events.Scalars("loss/train")] == [60]
 
 
 def test_run_writer_writes_what_tensorboard_reads(tmp_path):

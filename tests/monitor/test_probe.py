@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from bertmon.config import Precision
 from bertmon.monitor.probe import MAX_TEXTS, LogitProbe, first_texts, is_exact
@@ -26,6 +27,7 @@ def turn_off_dropout(model):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
 
 
 def test_logit_std_of_one_text_repeated_is_zero_in_spite_of_dropout(task, batch):
@@ -126,3 +128,18 @@ def test_probe_that_raises_restores_the_mode_of_every_module():
     with pytest.raises(ZeroDivisionError):
         LogitProbe(model, forward).logit_std(0, None, None)
     assert [model.training, model[0].training, model[1].training] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "exact"),
+    [
+        ("bert", {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}, True),
+        ("bert", {}, False),
+        ("opt", {"word_embed_proj_dim": 4, "ffn_dim": 4}, False),  # its dropout is no module
+        ("opt", {"word_embed_proj_dim": 4, "ffn_dim": 4, "dropout": 0.0, "attention_dropout": 0.0}, True),
+    ],
+)
+def test_is_exact_knows_dropout_of_every_family(family, keys, exact):
+    sizes = {"vocab_size": 8, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "pad_token_id": 0}
+    config = AutoConfig.for_model(family, **sizes, **keys)
+    assert is_exact(AutoModelForSequenceClassification.from_config(config)) is exact

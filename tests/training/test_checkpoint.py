@@ -157,3 +157,17 @@ def test_failed_write_of_a_checkpoint_leaves_the_previous_one(tmp_path, layer, m
         save_checkpoint(tmp_path / "c", *layer, metadata(steps=2), b"history")
     assert Checkpoint(tmp_path / "c").metadata.state.steps == 1
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_tied_weights_come_back(tmp_path):
+    def model():
+        tied = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+        tied[1].weight = tied[0].weight
+        return tied, torch.optim.AdamW(tied.parameters())
+
+    saved, other = model(), model()
+    save_checkpoint(tmp_path / "checkpoint", *saved, metadata(), b"history")
+    Checkpoint(tmp_path / "checkpoint").restore(*other)
+    for name, value in saved[0].state_dict().items():
+        assert torch.equal(other[0].state_dict()[name], value)
+    assert other[0][1].weight is other[0][0].weight

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from bertmon import config
-from bertmon.config import OnDoomed, Precision, SaveModel
+from bertmon.config import OnBehind, OnDoomed, Precision, SaveModel
 from bertmon.errors import InputError
 from bertmon.monitor.diagnosis import Verdict
 from bertmon.monitor.history import HISTORY_FILE, History
@@ -61,6 +61,30 @@ def test_run_that_finished_returns_what_its_folder_holds(settings, whole):
     history = History.load(whole / HISTORY_FILE)
     assert (len(history.losses), [shot.step for shot in history.snapshots]) == (12, [0])
     assert not (whole / CHECKPOINT_FILE).exists()
+
+
+def test_new_run_leaves_event_files_of_others_in_its_folder_alone(settings, whole):
+    (whole / "events.out.tfevents.1.other").write_bytes(b"theirs")
+    run_training(settings, whole, name="run")
+    assert (whole / "events.out.tfevents.1.other").read_bytes() == b"theirs"
+
+
+def test_ended_run_that_still_has_its_checkpoint_is_not_trained_again(settings, whole, monkeypatch):
+    run_training(settings, whole, name="run")
+    left = [whole / CHECKPOINT_FILE, whole / f".{CHECKPOINT_FILE}.x1"]
+    for path in left:
+        path.touch()
+    settings.resume = str(whole)
+    monkeypatch.setattr("bertmon.training.run_training.build_task", None)
+    assert run_training(settings, whole, name="run").status is Status.finished
+    assert not any(path.exists() for path in left)
+
+
+def test_comparing_with_the_sweep_is_refused_in_several_processes(settings, whole, monkeypatch):
+    settings.monitor.on_behind = OnBehind.stop
+    monkeypatch.setattr("bertmon.training.run_training.distributed.world_size", lambda: 2)
+    with pytest.raises(InputError, match=r"monitor\.on_behind: expected ignore in several processes, got stop"):
+        run_training(settings, whole, name="run")
 
 
 def test_run_outside_of_a_sweep_has_its_main_settings_in_the_hparams_table(settings, whole):

@@ -92,3 +92,14 @@ def test_signals_outside_the_main_thread_are_left_alone():
     thread.start()
     thread.join()
     assert seen == [(before, [])]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_that_is_ignored_stays_so(number):
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with deferred_signals(True) as pending:
+            send(number)
+            assert pending == []
+    finally:
+        signal.signal(number, before)
