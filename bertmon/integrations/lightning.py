@@ -6,6 +6,7 @@ Lightning calls on_before_optimizer_step when gradients are whole and unscaled, 
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from bertmon.config import MonitorConfig, OnDoomed, VerdictThresholds
 from bertmon.errors import InputError, require
 from bertmon.integrations import resume
-from bertmon.integrations.dashboards import log_figure, log_verdict
+from bertmon.integrations.dashboards import log_figure, log_verdict, new_signals
 from bertmon.integrations.guard import Guarded, guarded
 from bertmon.integrations.labels import chance_loss
 from bertmon.integrations.own_loop import LoopFacts, Watch
 from bertmon.integrations.unwrap import refuse_shards
+from bertmon.monitor.history import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -157,15 +159,15 @@ class WatchCallback(Guarded, pl.Callback):
             snapshots = len(self.watch.history.snapshots)
             self.watch.after_update(torch.stack(self._losses).sum() if self._losses else None)
             self._updating, self._losses = False, []
-            if self._report and len(self.watch.history.snapshots) > snapshots:
-                self._send(trainer)
+            if self._report:
+                self._send(trainer, self.watch.history.snapshots[snapshots:])
 
-    def _send(self, trainer: pl.Trainer) -> None:
-        """The signals of the new snapshot, to the loggers."""
+    def _send(self, trainer: pl.Trainer, new: Sequence[Snapshot]) -> None:
+        """To the loggers: the signals of a new snapshot, and a new verdict."""
         diagnosis = self.watch.diagnosis
-        signals = {f"bertmon/{tag}": value for tag, value in self.watch.history.snapshots[-1].signals.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(signals | {"bertmon/doomed": float(diagnosis.verdict.doomed)}, step=trainer.global_step)
+        if signals := new_signals(diagnosis.verdict, self._verdict, new):
+            for logger in trainer.loggers:
+                logger.log_metrics(signals, step=trainer.global_step)
         if diagnosis.verdict is not self._verdict:
             self._verdict = diagnosis.verdict
             log_verdict(str(diagnosis.verdict), str(diagnosis))
@@ -190,13 +192,14 @@ class WatchCallback(Guarded, pl.Callback):
 
 
 def _scheduler(trainer: pl.Trainer) -> tuple[Any, int]:
-    """The scheduler, if there is one, and the updates between two of its steps."""
+    """The scheduler, if there is one, and the updates between two of its steps (all, in an epoch of unknown length)."""
     configs = trainer.lr_scheduler_configs
     if not configs:
         return None, 1
-    updates = 1
+    updates, total_steps = 1, int(trainer.estimated_stepping_batches)
     if configs[0].interval == "epoch":
-        updates = max(1, int(trainer.estimated_stepping_batches) // max(1, trainer.max_epochs or 1))
+        batches = trainer.num_training_batches
+        updates = total_steps if math.isinf(batches) else -(-int(batches) // trainer.accumulate_grad_batches)
     return configs[0].scheduler, updates * int(configs[0].frequency)
 
 

@@ -23,7 +23,7 @@ from bertmon import distributed
 from bertmon.config import MonitorConfig, OnDoomed, VerdictThresholds
 from bertmon.errors import InputError, require
 from bertmon.integrations import resume
-from bertmon.integrations.dashboards import log_figure, log_verdict
+from bertmon.integrations.dashboards import log_figure, log_verdict, new_signals
 from bertmon.integrations.guard import Guarded, guarded
 from bertmon.integrations.labels import chance_loss, cross_entropy_sum
 from bertmon.integrations.next_token import scored_labels, shifts_labels
@@ -256,14 +256,13 @@ class WatchCallback(Guarded, TrainerCallback):
 
     @guarded
     def _report(self) -> None:
-        """Send a new snapshot's signals through the Trainer's log."""
+        """Send the signals of a new snapshot, and a new verdict, through the Trainer's log."""
         if not self._watching or self._trainer is None or not self._reports:
             return
         snapshots, diagnosis = self.watch.history.snapshots, self.watch.diagnosis
-        if len(snapshots) > self._reported:
-            self._reported = len(snapshots)
-            signals = {f"bertmon/{tag}": value for tag, value in snapshots[-1].signals.items()}
-            self._trainer.log(signals | {"bertmon/doomed": float(diagnosis.verdict.doomed)})
+        if signals := new_signals(diagnosis.verdict, self._verdict, snapshots[self._reported :]):
+            self._trainer.log(signals)
+        self._reported = len(snapshots)
         if diagnosis.verdict is not self._verdict:
             self._verdict = diagnosis.verdict
             log_verdict(str(diagnosis.verdict), str(diagnosis))

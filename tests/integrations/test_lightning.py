@@ -164,3 +164,40 @@ def test_lightning_doomed_training_is_stopped_if_asked_for(tmp_path, monkeypatch
     monkeypatch.setattr(Watch, "doomed", True)
     trainer, _ = fit(tmp_path, watching(tmp_path / "watched", on_doomed="stop"), min_epochs=0)
     assert trainer.global_step < 12
+
+
+class Diverging(Classifier):
+    def training_step(self, batch, index):
+        loss = super().training_step(batch, index)
+        return loss * float("nan") if index == 6 else loss
+
+
+def test_lightning_loggers_get_a_divergence_between_two_snapshots(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.Classifier", Diverging)
+    logger = CSVLogger(tmp_path, name="log")
+    fit(tmp_path, watching(tmp_path / "watched", every=10), logger=logger, log_every_n_steps=1)
+    logger.save()
+    table = (tmp_path / "log" / "version_0" / "metrics.csv").read_text().splitlines()
+    columns = table[0].split(",")
+    rows = [line.split(",") for line in table[1:]]
+    doomed = {row[columns.index("step")]: row[columns.index("bertmon/doomed")] for row in rows}
+    assert doomed == {"1": "0.0", "11": "1.0"}  # losses are read every tenth step
+
+
+@pytest.mark.parametrize(
+    ("options", "per_step"),
+    [({"max_epochs": 2}, 12), ({"max_epochs": -1, "max_steps": 30}, 12), ({"accumulate_grad_batches": 5}, 3)],
+)
+def test_lightning_scheduler_of_epochs_is_planned_as_it_steps(tmp_path, options, per_step, monkeypatch):
+    class ByEpoch(Classifier):
+        def configure_optimizers(self):
+            settings = super().configure_optimizers()
+            settings["lr_scheduler"]["interval"] = "epoch"
+            return settings
+
+    monkeypatch.setattr(f"{__name__}.Classifier", ByEpoch)
+    callback = watching(tmp_path / "watched")
+    fit(tmp_path, callback, **options)
+    lr = callback.watch.history.plan.lr
+    steps = np.flatnonzero(np.diff(lr)) + 1
+    assert steps.tolist() == list(range(per_step, len(lr), per_step))
