@@ -680,6 +680,20 @@ def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in renamed.items() if key not in _NOT_IDENTITY}
 
 
+def default_identity(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of a run with defaults alone, as far as keys have one, on the kind of data that `values` is of."""
+    names = {key.removeprefix("data.") for key in values if key.startswith("data.")}
+    schemas = map(_defaults, (DataConfig, DocstringsConfig, NewsgroupsConfig, FilesConfig, HfConfig))
+    data = next((schema for schema in schemas if names <= schema.keys()), {})
+    known = {f"data.{name}": value for name, value in data.items() if value != MISSING}
+    return run_identity(asdict(RunConfig()) | known)
+
+
+def _defaults(schema: type[DataConfig]) -> dict[str, Any]:
+    made = ((each.name, each.default, each.default_factory) for each in fields(schema))
+    return {name: factory() if callable(factory) else default for name, default, factory in made}
+
+
 def _flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         if isinstance(value, Mapping):
@@ -694,7 +708,7 @@ def require_same_run(here: Mapping[str, Any], there: Mapping[str, Any], folder: 
     there: that of the run in `folder`, of which here is the one that would resume. A key that an earlier version of
     bertmon did not have counts as its default.
     """
-    there = {**run_identity(asdict(RunConfig())), **there}
+    there = {**default_identity(here), **there}
     keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
     if keys:
         differences = (

@@ -222,6 +222,23 @@ def test_require_same_run_lists_all_differences():
         config.require_same_run(changed, here, Path("sweep"))
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        config.FilesConfig(train="a.csv"),
+        config.HfConfig(name="imdb"),
+        config.DocstringsConfig(),
+        config.NewsgroupsConfig(),
+    ],
+)
+def test_default_identity_has_the_defaults_of_the_data(data):
+    identity = config.run_identity(dataclasses.asdict(config.RunConfig(data=data)))
+    for key in identity:
+        known = {other: value for other, value in identity.items() if other != key}
+        if key not in ("data.train", "data.name"):  # which have no default
+            assert config.default_identity(known)[key] == identity[key], key
+
+
 def test_require_same_run_takes_keys_of_later_versions_at_their_defaults():
     here = config.run_identity(dataclasses.asdict(config.RunConfig()))
     earlier = {key: value for key, value in here.items() if key != "monitor.thresholds.slow_after"}

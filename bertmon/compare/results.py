@@ -4,7 +4,6 @@ A setting is a set of config values; its runs differ by their seed alone. Reads 
 history.npz) and what a launch leaves (sweep.json), of version 0.1 too. Text is in summary, figures in plots.
 """
 
-import functools
 import json
 import logging
 import math
@@ -12,14 +11,14 @@ import statistics
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bertmon.config import RENAMED_KEYS, RunConfig, run_identity
+from bertmon.config import RENAMED_KEYS, default_identity, run_identity
 from bertmon.errors import InputError
 from bertmon.monitor.diagnosis import Verdict
 from bertmon.monitor.history import HISTORY_FILE, History
@@ -75,8 +74,9 @@ class RunSummary:
         if self.result is None or self.result.config is None:
             return {}
         known = run_identity(self.result.config)
-        known.pop("seed", None)
-        return _default_values() | known  # a key that the run's version did not have yet has its default
+        values = default_identity(known) | known  # a key that the run's version did not have yet has its default
+        del values["seed"]
+        return values
 
     @cached_property
     def group_key(self) -> str:
@@ -373,10 +373,3 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(map(_frozen, value))
     return json.dumps(value) if isinstance(value, dict) else value
-
-
-@functools.cache
-def _default_values() -> dict[str, Any]:
-    values = run_identity(asdict(RunConfig()))
-    del values["seed"]
-    return values

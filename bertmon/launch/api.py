@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bertmon.errors import InputError
 from bertmon.launch import command_line, ending, hydra_setup, threads
-from bertmon.launch.run_names import quote_override
+from bertmon.launch.compose import search_path
 
 if TYPE_CHECKING:
     from hydra._internal.callbacks import Callbacks
@@ -38,10 +38,7 @@ def train(overrides: Sequence[str] = (), *, config_dir: Path | str | None = None
         if word.startswith("-"):
             raise InputError(f"train: expected overrides, got {word}; a sweep is started by `bertmon run ... -m`.")
     command_line.check_arguments(arguments)
-    arguments = command_line.with_own_data_defaults(arguments)
-    if config_dir is not None:
-        folder = f"file://{Path(config_dir).absolute()}"
-        arguments.append(f"hydra.searchpath=[{quote_override(folder)}]")
+    arguments = [*command_line.with_own_data_defaults(arguments), *search_path(config_dir)]
     with _log_handlers_restored(), initialize_config_module("bertmon.conf", version_base="1.3", job_name="run"):
         return _train(arguments)
 
@@ -54,17 +51,15 @@ def _train(arguments: list[str]) -> "RunResult":
         config = compose("config", [*arguments, "hydra.mode=RUN"], return_hydra_config=True)
         sweep_dir = start_launch(config, command=arguments)
     except (HydraException, OmegaConfBaseException) as error:
-        message = command_line.format_error(error)
-    else:
-        loader = GlobalHydra.instance().config_loader()
-        context = HydraContext(config_loader=loader, callbacks=cast("Callbacks", Callback()))
-        try:
-            job = run_hydra_job(train_in_run_dir, config, "hydra.run.dir", None, context)
-            result: RunResult = job.return_value  # raises what the run raised
-            return result
-        finally:
-            ending.print_summary(sweep_dir)
-    raise InputError(message)
+        raise InputError(command_line.format_error(error)) from None
+    loader = GlobalHydra.instance().config_loader()
+    context = HydraContext(config_loader=loader, callbacks=cast("Callbacks", Callback()))
+    try:
+        job = run_hydra_job(train_in_run_dir, config, "hydra.run.dir", None, context)
+        result: RunResult = job.return_value  # raises what the run raised
+        return result
+    finally:
+        ending.print_summary(sweep_dir)
 
 
 @contextmanager

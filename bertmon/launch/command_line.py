@@ -50,11 +50,15 @@ def with_own_data_defaults(arguments: Sequence[str]) -> list[str]:
     shows a run that fails, is for the demonstration's texts alone.
     """
     given = dict(word.lstrip("+").split("=", 1) for word in arguments if "=" in word)
-    if given.get("data") not in ("files", "hf") or "experiment" in given or "--config-name" in arguments:
+    if given.get("data") not in ("files", "hf") or "experiment" in given or _names_config(arguments):
         return list(arguments)
     pretrained = given.get("model", "pretrained") in ("pretrained", "bert_base_pretrained")
     random = given.get("model.init") == "random"
     return [*arguments, f"experiment={'finetune' if pretrained and not random else 'custom'}"]
+
+
+def _names_config(arguments: Sequence[str]) -> bool:
+    return any(word.partition("=")[0] in ("--config-name", "-cn") for word in arguments)
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

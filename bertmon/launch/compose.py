@@ -46,8 +46,14 @@ def load_config(overrides: Sequence[str] = (), *, config_dir: Path | None = None
     """The checked config of one run, composed as the command line does it. Raises InputError and Hydra's errors."""
     hydra_setup.register()
     with initialize_config_module("bertmon.conf", version_base="1.3", job_name="run"):
-        extra = [f"hydra.searchpath=[{quote_override(f'file://{config_dir.absolute()}')}]"] if config_dir else []
-        return read_config(compose("config", [*overrides, *extra]))
+        return read_config(compose("config", [*overrides, *search_path(config_dir)]))
+
+
+def search_path(config_dir: Path | str | None) -> list[str]:
+    """The override that adds a folder of the user's own presets, as --config-dir does; none without one."""
+    if config_dir is None:
+        return []
+    return [f"hydra.searchpath=[{quote_override(f'file://{Path(config_dir).absolute()}')}]"]
 
 
 def uses_basic_plugins(config: DictConfig) -> bool:

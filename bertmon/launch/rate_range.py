@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--distance", type=float, default=2.0, help="factor below the cliff (default: 2)")
     parser.add_argument("--from", dest="lowest", type=float, default=1e-4, help="lowest rate (default: 1e-4)")
     parser.add_argument("--to", dest="highest", type=float, default=2e-2, help="highest rate (default: 2e-2)")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--config-dir", type=Path, help="folder with presets of your own, as for bertmon run")
+    given = parser.parse_intermixed_args(arguments)
     configure_threads()
     try:
         require(1 <= given.distance < math.inf, "--distance", given.distance, "a finite factor of at least 1")
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
         require(given.lowest < given.highest < math.inf, "--to", given.highest, "a finite rate above --from")
         command_line.check_arguments(given.overrides)
         _require_single_run(given.overrides)
-        config = load_config(command_line.with_own_data_defaults(given.overrides))
+        config = load_config(command_line.with_own_data_defaults(given.overrides), config_dir=given.config_dir)
         with _verdicts_silenced():
             outcome = find_cliff(config, given.lowest, given.highest)
     except (InputError, HydraException, OmegaConfBaseException) as error:
@@ -88,13 +90,14 @@ def report(
     total_steps, peak = len(outcome.plan), float(outcome.plan.effective_lr.max())
     limit = outcome.cliff / distance
     side = "above it" if peak > outcome.cliff else "below it" if peak <= limit else "closer to it than asked"
+    lower = f"So early, the cliff is uncertain: start lower, with --from {format_rate(lowest / _EARLY)}."
+    early = [lower] if outcome.last < _EARLY * lowest else []
     lines = [
         f"Gradients vanish at an effective rate of {last}, after {outcome.steps} steps.",
+        *early,
         f"Cliff: runs are expected not to learn from a peak of about {format_rate(outcome.cliff, 2)}.",
         f"This plan peaks at {format_rate(peak, 2)}: {side}.",
     ]
-    if outcome.last < _EARLY * lowest:
-        lines.append(f"That is early: start lower, with --from {format_rate(lowest / _EARLY)}.")
     lines += ["", f"optimizer.lr whose peak is a factor of {distance:g} below the cliff, in {total_steps} steps:", ""]
     lines += _rate_table(config, limit, total_steps)
     adam, planned = config.optimizer, warmup_frac(config.schedule, total_steps)

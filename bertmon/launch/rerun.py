@@ -1,5 +1,6 @@
 """bertmon rerun RUN: the arguments that repeat a run from the config that Hydra has saved in its folder."""
 
+import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -13,18 +14,30 @@ from bertmon.launch.run_names import quote_override
 from bertmon.sanitize import sanitize_line
 
 _GROUPS = ("data", "model", "optimizer", "schedule", "train", "monitor")
+_NESTED = (*_GROUPS, "monitor.thresholds")
+_DATA_KEYS = {"packages": "docstrings", "categories": "newsgroups", "train": "files", "name": "hf"}
+"""A key that one of the data groups alone has, and that group."""
 
 
 def rerun_argv(run_dir: Path) -> list[str]:
-    """Overrides for the run's choices of conf groups and for every key of its config. Raises InputError."""
+    """Overrides for the run's choices of conf groups and for every key of its config. Raises InputError.
+
+    A preset of the user's own is replaced by what it was made from: its keys are given one by one.
+    """
     config, hydra = _load(run_dir / ".hydra" / "config.yaml"), _load(run_dir / ".hydra" / "hydra.yaml")
     choices = OmegaConf.select(hydra, "hydra.runtime.choices") or {}
-    preset = f"{config.get('experiment')}.yaml"
-    known = (resources.files("bertmon.conf") / "experiment" / preset).is_file()  # else a user's own
-    arguments = [f"experiment={config.experiment if known else 'custom'}"]
-    arguments += [f"{group}={choices[group]}" for group in _GROUPS if group in choices]
+    experiment = config.get("experiment")
+    arguments = [f"experiment={experiment if _is_preset('experiment', experiment) else 'custom'}"]
+    arguments += [f"{group}={choices[group]}" for group in _GROUPS if _is_preset(group, choices.get(group))]
+    if not _is_preset("data", choices.get("data")):
+        arguments += [f"data={name}" for key, name in _DATA_KEYS.items() if key in config.get("data", {})]
     keys = (key for key in _leaves(OmegaConf.to_container(config)) if key[0] not in ("experiment", "resume"))
     return [*arguments, *(f"{key}={_as_override(value)}" for key, value in keys)]
+
+
+def _is_preset(group: str, name: Any) -> bool:
+    """Whether it is one of bertmon's own."""
+    return (resources.files("bertmon.conf") / group / f"{name}.yaml").is_file()
 
 
 def _load(path: Path) -> DictConfig:
@@ -42,7 +55,7 @@ def _load(path: Path) -> DictConfig:
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
-        if isinstance(value, dict):
+        if f"{prefix}{key}" in _NESTED:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -51,6 +64,13 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _as_override(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(_as_override, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{_escaped(key)}:{_as_override(each)}' for key, each in value.items())}}}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return repr(value) if isinstance(value, int | float) else quote_override(value)
+
+
+def _escaped(key: str) -> str:
+    """As Hydra's grammar takes the key of a mapping, which it does not let quote."""
+    return re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", key)

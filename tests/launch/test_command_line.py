@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from conftest import results
@@ -86,7 +87,10 @@ def test_users_own_config_directory_works(bertmon_here, files, tmp_path):
 
 
 def test_saved_config_is_run_again_by_rerun_and_never_silently_replaced(bertmon_here, files, tmp_path):
-    overrides = ["train.epochs=1", "optimizer.lr=3e-4", "name=first", "train.class_weights=balanced"]
+    Path("mine/model").mkdir(parents=True)
+    Path("mine/model/mine.yaml").write_text("defaults: [bert_small]\nnum_hidden_layers: 2\n")
+    overrides = ["train.epochs=1", "optimizer.lr=3e-4", "name=first", "train.class_weights={sea: 2, sky: 1.5}"]
+    overrides += ["--config-dir", "mine", "model=mine"]
     assert bertmon_here("run", "experiment=quickstart", "hydra.run.dir=run", *overrides, *files).returncode == 0
     refused = bertmon_here("run", "--config-dir", "run/.hydra", "--config-name", "config")
     assert refused.returncode == 1
