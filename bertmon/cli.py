@@ -46,7 +46,12 @@ def resume(arguments: Sequence[str]) -> None:
     """resume an interrupted sweep or run; overrides may follow"""
     parser = _parser("resume", resume)
     parser.add_argument("folder", type=Path, metavar="SWEEP", help=f"folder of the sweep, such as {_EXAMPLE}")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as device=cpu or cache_dir=...")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="such as device=cpu; paths are relative to where the sweep was started",
+    )
     options = parser.parse_args(arguments)
     from bertmon.launch.run_dirs import resume_argv
 
@@ -64,7 +69,7 @@ def rerun(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "folder", type=Path, metavar="RUN", help=f"folder of the run: {_EXAMPLE}/warmup_frac=0.1/seed=0"
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what to change; cache_dir=..., seed=1")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides, such as seed=1")
     options = parser.parse_args(arguments)
     from bertmon.launch.rerun import rerun_argv
 
@@ -103,9 +108,11 @@ def tensorboard(arguments: Sequence[str]) -> None:
     parser.add_argument("--port", type=_port, help="default: 6006, or the next free one")
     options = parser.parse_args(arguments)
     folder = options.folder or latest_sweep(Path("multirun"))
-    if folder is None or not os.path.isdir(folder):
-        folder = sanitize_line(folder or "multirun")
-        sys.exit(f"bertmon tensorboard: expected the folder of a sweep, such as {_EXAMPLE}, got {folder}.")
+    if folder is None:
+        sys.exit("bertmon tensorboard: there is no sweep in ./multirun; give the folder of one.")
+    if not os.path.isdir(folder):
+        given = sanitize_line(folder)
+        sys.exit(f"bertmon tensorboard: expected the folder of a sweep, such as {_EXAMPLE}, got {given}.")
     from bertmon.compare.tensorboard import tensorboard_argv
 
     print(f"TensorBoard on {sanitize_line(folder)}", flush=True)

@@ -1,4 +1,4 @@
-"""Whether a named model can be had: from a local folder, from the hub's cache, or from the hub itself."""
+"""Whether a named model is available: from a local folder, from the hub's cache, or from the hub itself."""
 
 import os
 import socket

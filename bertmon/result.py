@@ -138,7 +138,7 @@ class RunResult:
 
     @property
     def did_not_learn(self) -> bool | None:
-        """Whether the last accuracy is within what guessing the majority class gives; None if the run has not ended."""
+        """Whether the last predictions are no better than guessing (`metrics.did_not_learn`); None before the end."""
         if not self.ended or self.final is None or self.data is None:
             return None
         return did_not_learn(self.final, self.data.majority_share, self.data.test_texts)

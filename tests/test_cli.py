@@ -45,9 +45,7 @@ def test_tensorboard_listens_on_this_machine_only(tmp_path, monkeypatch, capsys)
 
 def test_tensorboard_without_a_sweep_names_what_is_expected(start_process):
     done = completed(start_process([sys.executable, "-m", "bertmon", "tensorboard"]))
-    message = (
-        "bertmon tensorboard: expected the folder of a sweep, such as multirun/2026-11-23_07-17-49, got multirun.\n"
-    )
+    message = "bertmon tensorboard: there is no sweep in ./multirun; give the folder of one.\n"
     assert (done.returncode, done.stderr) == (1, message)
 
 

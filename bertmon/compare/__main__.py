@@ -12,14 +12,16 @@ from bertmon.sanitize import sanitize_line
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="bertmon compare",
-        description="Write the report of a sweep, or of several, and print its answer. Imports no torch.",
+        description="Write the report of a sweep, or of several, and print its answer.",
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="multirun/<sweep>, or one of its runs")
     parser.add_argument(
-        "--out", type=Path, help="folder for the report; default: FOLDER, or the current folder if there are several"
+        "--out", type=Path, help="folder for the report; default: FOLDER; required if there are several"
     )
     options = parser.parse_args(arguments)
-    target = options.out or (options.folders[0] if len(options.folders) == 1 else Path())
+    if len(options.folders) > 1 and not options.out:
+        parser.error("--out: expected a folder for the report of several sweeps")
+    target = options.out or options.folders[0]
     try:
         if options.out:
             target.mkdir(parents=True, exist_ok=True)

@@ -113,7 +113,7 @@ class RunSummary:
 
     @property
     def did_not_learn(self) -> bool | None:
-        """Whether the last accuracy is within what guessing the majority class gives; None if the run has not ended."""
+        """Whether the last predictions are no better than guessing; None if the run has not ended."""
         return self.result.did_not_learn if self.result else None
 
     @property

@@ -106,8 +106,8 @@ def _warnings(corpus: Corpus, description: DataDescription, max_length: int | No
         warnings.append(
             f"the tokenizer knows little of these texts: {format_percent(description.unknown_share)} of them are [UNK] "
             f"alone, and {format_percent(description.unknown_token_share)} of all tokens are [UNK]. It replaces "
-            "characters that it has never seen and words of more than 100 characters, as in texts without blanks. "
-            "Choose a model for this language, separate words by blanks, or train a vocabulary on the texts: "
+            "characters that it has never seen and words of more than 100 characters, as in texts without spaces. "
+            "Choose a model for this language, separate words by spaces, or train a vocabulary on the texts: "
             "model=bert_small"
         )
     if description.cut_share > _WARN_CUT and max_length is not None:

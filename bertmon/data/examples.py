@@ -1,4 +1,4 @@
-"""Rows to labeled texts: which values are a text and a label, empty cells, labels with blanks around them.
+"""Rows to labeled texts: which values are a text and a label, empty cells, labels with whitespace around them.
 
 Shapes: N texts of a file or split.
 """
@@ -73,7 +73,7 @@ class ExampleReader:
         """What was repaired, in words."""
         notes = []
         if self.stripped_labels:
-            notes.append(f"{self.name}: blanks around the labels of {self.stripped_labels} rows were removed")
+            notes.append(f"{self.name}: whitespace around the labels of {self.stripped_labels} rows was removed")
         if self.empty:
             notes.append(f"{self.name}: rows with empty cells were skipped: {self._empty_rows()}")
         return notes
@@ -99,7 +99,7 @@ class ExampleReader:
 
 
 def is_empty(value: object) -> bool:
-    """Nothing, blanks, or pandas' NaN for nothing."""
+    """Nothing, whitespace, or pandas' NaN for nothing."""
     if isinstance(value, str):
         return not value or value.isspace()
     return value is None or (isinstance(value, float) and math.isnan(value))
@@ -112,7 +112,7 @@ def _text(number: int, column: str, value: object) -> str:
 
 
 def label_name(number: int, column: str, value: object) -> str:
-    """The name of a label in a cell that is not empty, without blanks around it. Raises BadRowError."""
+    """The name of a label in a cell that is not empty, without whitespace around it. Raises BadRowError."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # pandas writes whole numbers so if one of the column was missing
     if not isinstance(value, str | int) or not _is_unicode(str(value)):

@@ -41,7 +41,7 @@ def read(config: HfConfig) -> Corpus:
     present = set(parts["train"].label_names)
     names = _class_names(loaded[config.train_split], config.label_column) or sorted(present, key=label_order)
     sources = {part: f"{config.name}, split {split}" for part, split in named.items()}
-    return build_corpus(parts, sources, config, [name for name in names if name in present])
+    return build_corpus(parts, sources, config, [name for name in names if name in present], suffix="_split")
 
 
 def _load(config: HfConfig) -> dict[str, Any]:

@@ -41,20 +41,26 @@ class SplitKeys(Protocol):
 
 
 def build_corpus(
-    parts: Mapping[str, PartContent], sources: Mapping[str, str | None], config: SplitKeys, label_names: Sequence[str]
+    parts: Mapping[str, PartContent],
+    sources: Mapping[str, str | None],
+    config: SplitKeys,
+    label_names: Sequence[str],
+    *,
+    suffix: str = "",
 ) -> Corpus:
     """The corpus of the parts "train" and, where there are, "test" and "validation".
 
-    sources: what each part was read from, for messages. label_names: those of the training part, in their order.
-    Raises InputError for labels that training lacks, and for a split that leaves a class without texts.
+    sources: what each part was read from, for messages; suffix: of the keys data.train, data.test and data.validation
+    there. label_names: those of the training part, in their order. Raises InputError for labels that training lacks,
+    and for a split that leaves a class without texts.
     """
     if len(label_names) < 2:
         only = join_names(label_names)
-        raise InputError(f"data.train: expected at least two labels, got {only} alone in {sources['train']}.")
+        raise InputError(f"data.train{suffix}: expected at least two labels, got {only} alone in {sources['train']}.")
     for key, part in parts.items():
         if unknown := sorted(set(part.label_names) - set(label_names)):
             raise InputError(
-                f"data.{key}: expected the labels of {sources['train']} ({join_names(label_names)}), "
+                f"data.{key}{suffix}: expected the labels of {sources['train']} ({join_names(label_names)}), "
                 f"got {join_names(unknown)} in {sources[key]}."
             )
     splits = {key: _split(part, label_names) for key, part in parts.items()}

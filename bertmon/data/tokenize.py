@@ -199,7 +199,7 @@ def _train_wordpiece(texts: Sequence[str], vocab_size: int) -> bytes:
     between equally frequent pairs by these numbers. Here they get fixed numbers first, so that the same texts yield the
     same vocabulary everywhere.
 
-    A word of more than 100 characters, such as a text in a language without blanks, is cut into words of 100: the
+    A word of more than 100 characters, such as a text in a language without spaces, is cut into words of 100: the
     library turns it into [UNK] as a whole, or with a higher limit takes 0.2 s for one of 2,000 characters.
     """
     normalizer = normalizers.BertNormalizer(lowercase=True)

@@ -92,11 +92,13 @@ class Watch:
     scheduler: the one that sets the rates; a copy of it is stepped to the end in advance, because the verdict depends
     on the remaining learning rates. None: the rate is constant.
     bias_correction: false for an Adam that does not correct its moments.
+    every: updates between two measurements, at least 1. figures: whether to draw their figures, in another process.
+    thresholds: of the verdicts; None: those of VerdictThresholds().
     logits: the logits [B, C] of a batch that is given to `step`. None: `model(**batch).logits`, without labels.
     scaler: the GradScaler of a loop in float16; updates that it skips are not counted.
     first_step: updates that the model has had. The folder's history is continued if `checkpoint` was called then;
     otherwise the steps before stay unknown.
-    facts: what the callbacks of this package knows otherwise.
+    facts: for the callbacks of this package.
 
     Objects that accelerate has prepared, and models in DataParallel or DistributedDataParallel, are taken as they are;
     of several processes the first one writes. Use it as a context manager, or call `close` at the end. Raises

@@ -1,4 +1,4 @@
-"""What is inside of the wrappers that torch, accelerate and peft put around models, optimizers and schedulers.
+"""What is inside the wrappers that torch, accelerate and peft put around models, optimizers and schedulers.
 
 Knows them by their attributes, so that none of these libraries has to be installed.
 """

@@ -65,8 +65,8 @@ def uses_basic_plugins(config: DictConfig) -> bool:
 def compose_runs(config: DictConfig) -> PlannedLaunch:
     """Compose every run of a launch. config: that of the launch, as Hydra has composed it.
 
-    The runs of a sweeper that searches are not known beforehand: as few as have every value, and both bounds of every
-    interval, are composed in their place. Raises InputError and Hydra's errors.
+    The runs of a sweeper that searches are not known beforehand: the fewest that together have every value, and both
+    bounds of every interval, are composed in their place. Raises InputError and Hydra's errors.
     """
     if config.hydra.mode != RunMode.MULTIRUN:
         return PlannedLaunch([PlannedRun(config, Path(config.hydra.run.dir))])
@@ -143,7 +143,7 @@ def _combinations(overrides: Sequence[Override]) -> Iterable[tuple[str, ...]]:
 
 
 def _covering(overrides: Sequence[Override]) -> Iterable[tuple[str, ...]]:
-    """As few points as have every value of each key."""
+    """The fewest points that together have every value of every key."""
     values = list(map(_settings, overrides))
     for number in range(max(map(len, values), default=0)):
         yield tuple(each[min(number, len(each) - 1)] for each in values)

@@ -40,7 +40,7 @@ def run_job(composed: DictConfig) -> RunResult:
     run_dir = Path(job.runtime.output_dir)
     subdir = str(job.sweep.subdir)
     sweep_dir = sweep_dir_of_run(run_dir, subdir)
-    if distributed.rank() == 0:
+    if distributed.rank() == 0 and RunResult.read_ended(run_dir) is None:
         log_progress(sweep_dir, 0 if OmegaConf.is_missing(job.job, "num") else job.job.num)
     error: Exception
     try:

@@ -157,8 +157,8 @@ def resume_argv(sweep_dir: Path) -> list[str]:
 
 
 def _resumed(sweep: SweepFile, folder: Path) -> list[str]:
-    """The arguments that resume a launch whose folder is `folder` now: `resume` alone places all runs in it, but for a
-    single run that is not in a folder below it.
+    """The arguments that resume a launch whose folder is `folder` now: `resume` alone places all runs in it, except a
+    single run whose folder is that of the launch.
     """
     dropped = ("resume", "hydra.run.dir", "hydra.sweep.dir")
     arguments = [word for word in sweep.command or () if word.partition("=")[0].lstrip("+") not in dropped]

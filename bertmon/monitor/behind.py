@@ -8,7 +8,6 @@ The rule is scored by benchmarks/compute_saved.py. Shapes: N steps of the whole 
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,18 +54,12 @@ def best_case(history: History, thresholds: BehindThresholds | None = None) -> f
     return float(now + thresholds.speedup * pace * (clock[-1] - clock[done - 1]))
 
 
-def best_loss_reduction(histories: Iterable[History]) -> float:
-    """The largest of several runs on the same data, each as far as it has come; -inf if there is none."""
-    reductions = (loss_reduction(history) for history in histories if history.losses)
-    return max((reduction for reduction in reductions if math.isfinite(reduction)), default=-math.inf)
-
-
 def find_behind(
     history: History, diagnosis: Diagnosis, best: float, thresholds: BehindThresholds | None = None
 ) -> Finding | None:
     """The finding that a run cannot catch up with the best run any more; None if it can, or has not learned yet.
 
-    best: best_loss_reduction of the other runs of the sweep that train on the same data.
+    best: the largest loss_reduction of the sweep's ended runs on the same data; -inf without one.
     """
     thresholds = thresholds or BehindThresholds()
     if diagnosis.verdict is not Verdict.healthy:

@@ -1,4 +1,4 @@
-"""The rules: a History so far -> a verdict in words. Pure, numpy only; leaves when to ask to monitor.
+"""The rules: a History so far -> a verdict in words. Pure, numpy only; when to ask is up to monitor.
 
 How often the rules are right is measured on labelled runs: benchmarks/verdicts.py.
 """

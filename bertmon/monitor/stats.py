@@ -1,6 +1,6 @@
 """Gradients, updates and logits to statistics on the device; nothing here waits for it.
 
-Knows `.grad` and a parameter before and after its update. Leaves when to measure to monitor.
+Knows `.grad` and a parameter before and after its update. When to measure is up to monitor.
 Shapes: L weights, S statistics in the order of history.STATISTICS, B texts, C classes.
 """
 

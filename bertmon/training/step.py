@@ -1,4 +1,4 @@
-"""One forward and backward pass and one update: device, precision, clipping. Leaves when to trainer.
+"""One forward and backward pass and one update: device, precision, clipping. When each happens is up to trainer.
 
 Shapes: B texts, C classes, T tokens.
 """
@@ -54,7 +54,7 @@ def set_determinism(wanted: bool) -> None:
 def set_precision(precision: Precision, device: torch.device) -> None:
     """Fix how float32 matrix products are computed in this process, whatever the environment says.
 
-    Warns of a precision that the device has not.
+    Warns of a precision that the device does not support.
     """
     torch.set_float32_matmul_precision("high" if precision is Precision.tf32 else "highest")
     if precision is Precision.tf32 and not (device.type == "cuda" and torch.cuda.is_tf32_supported()):

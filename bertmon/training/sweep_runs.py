@@ -7,7 +7,7 @@ import logging
 import math
 from pathlib import Path
 
-from bertmon.monitor.behind import best_loss_reduction
+from bertmon.monitor.behind import loss_reduction
 from bertmon.monitor.history import HISTORY_FILE, History
 from bertmon.result import RunResult, SweepFile
 
@@ -47,7 +47,8 @@ def _other_runs(run_dir: Path) -> list[Path]:
 
 def _reduction(run_dir: Path) -> float:
     try:
-        return best_loss_reduction([History.load(run_dir / HISTORY_FILE)])
+        reduction = loss_reduction(History.load(run_dir / HISTORY_FILE))
     except (OSError, ValueError) as error:
         log.warning("%s: could not read %s (%s); the run is left out", run_dir.name, HISTORY_FILE, error)
         return -math.inf
+    return reduction if math.isfinite(reduction) else -math.inf

@@ -1,4 +1,4 @@
-"""The training loop: when things happen. Leaves how to step, monitor and checkpoint.
+"""The training loop: when things happen. How is up to step, monitor and checkpoint.
 
 Step s, counted from 0, is the update from the weights after s updates to those after s + 1. Scalars and statistics are
 logged at the step they describe, an evaluation at the number of updates applied before it.

@@ -27,8 +27,6 @@ class SeededOptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Search. Raises what the first failed run has raised, once the search has ended."""
-        try:
-            self._optuna.sweep(arguments)
-        finally:
-            for run in self._launcher.failed:
-                run.return_value  # noqa: B018  # raises
+        self._optuna.sweep(arguments)
+        for run in self._launcher.failed:
+            run.return_value  # noqa: B018  # raises

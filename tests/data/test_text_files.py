@@ -261,11 +261,11 @@ def test_text_files_with_float_labels_give_whole_numbers(tmp_path):
     assert corpus.train.labels == [0, 1, 1]
 
 
-def test_text_files_with_blanks_around_labels_strip_and_note_them(tmp_path):
+def test_text_files_with_whitespace_around_labels_strip_and_note_them(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\na,sea\nb, sea \nc,sky\n")
     corpus = load(tmp_path / "train.csv")
     assert corpus.label_names == ("sea", "sky")
-    assert corpus.notes[0].endswith("blanks around the labels of 1 rows were removed")
+    assert corpus.notes[0].endswith("whitespace around the labels of 1 rows was removed")
 
 
 @pytest.mark.parametrize(

@@ -421,7 +421,7 @@ def test_resume_of_another_commands_folder_is_one_error(monkeypatch):
 
 
 TENSORBOARD = [  # arguments of `bertmon tensorboard`, part of the message
-    ([], "expected the folder of a sweep, such as multirun/2026-11-23_07-17-49, got multirun."),
+    ([], "there is no sweep in ./multirun; give the folder of one."),
     (["nowhere"], ", got nowhere."),
     (["train.csv"], ", got train.csv."),
     (["\x1b[31m"], ", got \\x1b[31m."),

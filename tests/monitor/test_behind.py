@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bertmon.monitor.behind import BehindThresholds, best_case, best_loss_reduction, find_behind, loss_reduction
+from bertmon.monitor.behind import BehindThresholds, best_case, find_behind, loss_reduction
 from bertmon.monitor.diagnosis import Diagnosis, Verdict
 from bertmon.monitor.history import History, RunPlan
 
@@ -53,12 +53,6 @@ def test_best_case_of_a_rising_loss_is_what_it_has_now():
 @pytest.mark.parametrize("run", [falling(1e-3, 250), history([1.0] * 600, lr=np.zeros(TOTAL)), history([])])
 def test_best_case_without_a_pace_is_infinite(run):
     assert best_case(run) == math.inf
-
-
-def test_best_loss_reduction_is_that_of_the_best_run_and_ignores_runs_without_one():
-    runs = [falling(1e-4, 500), falling(1e-3, 500), history([]), history([math.nan] * 60)]
-    assert best_loss_reduction(runs) == loss_reduction(runs[1])
-    assert best_loss_reduction([]) == -math.inf
 
 
 def test_find_behind_names_a_run_that_cannot_reach_half_of_the_best():
