@@ -3,12 +3,8 @@
 import io
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from bertmon.monitor.diagnosis import Verdict
-from bertmon.monitor.history import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -27,16 +23,6 @@ def tell_wandb(folder: Path) -> None:
         run._tensorboard_callback(str(folder.absolute()), save=True)
     except Exception as error:  # it is no public method
         log.warning(f"could not register {folder} with W&B ({error}): sync_tensorboard will not include it.")
-
-
-def new_signals(verdict: Verdict, before: Verdict, snapshots: Sequence[Snapshot]) -> dict[str, float]:
-    """For a dashboard: the signals of the last of the new snapshots, and whether the run is doomed; empty if neither a
-    snapshot nor the verdict is new. A run that diverges between two snapshots has no snapshot of that.
-    """
-    if not snapshots and verdict is before:
-        return {}
-    signals = {f"bertmon/{tag}": value for shot in snapshots[-1:] for tag, value in shot.signals.items()}
-    return signals | {"bertmon/doomed": float(verdict.doomed)}
 
 
 def log_figure(step: int, tag: str, png: bytes) -> None:

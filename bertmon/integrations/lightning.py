@@ -15,20 +15,17 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from bertmon.config import MonitorConfig, OnDoomed, VerdictThresholds
-from bertmon.errors import InputError, require
-from bertmon.integrations import resume
-from bertmon.integrations.dashboards import log_figure, log_verdict, new_signals
-from bertmon.integrations.guard import Guarded, guarded
-from bertmon.integrations.labels import chance_loss
-from bertmon.integrations.own_loop import LoopFacts, Watch
+from bertmon.config import VerdictThresholds
+from bertmon.errors import InputError
+from bertmon.integrations.guard import guarded
+from bertmon.integrations.own_loop import LoopFacts
+from bertmon.integrations.trainer_watch import TrainerWatch
 from bertmon.integrations.unwrap import refuse_shards
-from bertmon.monitor.history import Snapshot
 
 log = logging.getLogger(__name__)
 
 
-class WatchCallback(Guarded, pl.Callback):
+class WatchCallback(TrainerWatch, pl.Callback):
     """Watches a LightningModule with one Adam and automatic optimization; `watch` is the Watch, once training began.
 
     folder, labels, bias_correction, every, figures, thresholds: as for Watch. training_step has to return the mean
@@ -57,23 +54,18 @@ class WatchCallback(Guarded, pl.Callback):
         report: bool = True,
         on_error: str = "log",
     ) -> None:
-        super().__init__(on_error)
-        require(on_doomed in list(OnDoomed), "on_doomed", on_doomed, "warn or stop")
-        MonitorConfig(every=every)  # raises for a value out of range
-        chance_loss(labels)
-        self._folder = Path(folder)
-        self._stop_doomed = on_doomed == OnDoomed.stop
-        self._report = report
-        self._every = every
-        self._options: dict[str, Any] = {
-            "labels": labels,
-            "bias_correction": bias_correction,
-            "every": every,
-            "figures": figures,
-            "thresholds": thresholds,
-            "logits": logits,
-        }
-        self._watching = False
+        super().__init__(
+            folder,
+            labels=labels,
+            bias_correction=bias_correction,
+            every=every,
+            figures=figures,
+            thresholds=thresholds,
+            logits=logits,
+            on_doomed=on_doomed,
+            on_error=on_error,
+        )
+        self._reports_wanted = report
         self._updating = False  # an update is between its gradients and its end
         self._losses: list[Tensor] = []  # of the update's batches, each over their number
 
@@ -95,9 +87,9 @@ class WatchCallback(Guarded, pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._after_batch(trainer, outputs)
-        due = self._stop_doomed and (trainer.world_size == 1 or (trainer.global_step - 1) % self._every == 0)
+        due = self._may_stop(trainer.global_step, trainer.world_size)
         # outside of what is guarded: the other processes wait for the first one's answer
-        if due and trainer.strategy.broadcast(self._watching and self.watch.doomed):
+        if due and trainer.strategy.broadcast(self._doomed):
             trainer.should_stop = True
 
     def on_save_checkpoint(
@@ -121,25 +113,17 @@ class WatchCallback(Guarded, pl.Callback):
                 "configure_optimizers: expected one optimizer and automatic optimization, "
                 f"got {len(trainer.optimizers)} and automatic_optimization={pl_module.automatic_optimization}."
             )
-        folder, first_step = self._folder, trainer.global_step
-        if resume.contains_run(folder) and not (first_step and resume.load_resume_point(folder, first_step)):
-            folder = resume.free_folder(folder)
-            log.info(f"{self._folder} contains another training: this one is watched in {folder}")
         scheduler, steps_per_call = _scheduler(trainer)
-        self.watch = Watch(
+        self._open(
             _classifier(pl_module),
             trainer.optimizers[0],
-            folder,
+            first_step=trainer.global_step,
+            reports=self._reports_wanted,
+            facts=LoopFacts(steps_per_call=steps_per_call),
             total_steps=int(trainer.estimated_stepping_batches),
             scheduler=scheduler,
-            first_step=first_step,
-            facts=LoopFacts(
-                steps_per_call=steps_per_call, alone=True, on_figure=self._on_figure if self._report else None
-            ),
-            **self._options,
         )
-        self._verdict = self.watch.diagnosis.verdict
-        self._watching, self._updating, self._losses = True, False, []
+        self._updating, self._losses = False, []
 
     @guarded
     def _before_update(self) -> None:
@@ -156,39 +140,14 @@ class WatchCallback(Guarded, pl.Callback):
         if isinstance(loss, Tensor):
             self._losses.append(loss.detach())
         if self._updating:
-            snapshots = len(self.watch.history.snapshots)
             self.watch.after_update(torch.stack(self._losses).sum() if self._losses else None)
             self._updating, self._losses = False, []
-            if self._report:
-                self._send(trainer, self.watch.history.snapshots[snapshots:])
+            self._report(lambda signals: _log(trainer, signals))
 
-    def _send(self, trainer: pl.Trainer, new: Sequence[Snapshot]) -> None:
-        """To the loggers: the signals of a new snapshot, and a new verdict."""
-        diagnosis = self.watch.diagnosis
-        if signals := new_signals(diagnosis.verdict, self._verdict, new):
-            for logger in trainer.loggers:
-                logger.log_metrics(signals, step=trainer.global_step)
-        if diagnosis.verdict is not self._verdict:
-            self._verdict = diagnosis.verdict
-            log_verdict(str(diagnosis.verdict), str(diagnosis))
 
-    @guarded
-    def _on_figure(self, step: int, tag: str, png: bytes) -> None:
-        log_figure(step + 1, tag, png)
-
-    @guarded
-    def _checkpoint(self, steps: int) -> None:
-        if self._watching:
-            self.watch.checkpoint(steps)
-
-    @guarded
-    def _end(self) -> None:
-        self._release()
-
-    def _release(self) -> None:
-        if self._watching:
-            self._watching = False
-            self.watch.close()
+def _log(trainer: pl.Trainer, signals: dict[str, float]) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(signals, step=trainer.global_step)
 
 
 def _scheduler(trainer: pl.Trainer) -> tuple[Any, int]:

@@ -20,14 +20,13 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bertmon import distributed
-from bertmon.config import MonitorConfig, OnDoomed, VerdictThresholds
+from bertmon.config import VerdictThresholds
 from bertmon.errors import InputError, require
-from bertmon.integrations import resume
-from bertmon.integrations.dashboards import log_figure, log_verdict, new_signals
-from bertmon.integrations.guard import Guarded, guarded
-from bertmon.integrations.labels import chance_loss, cross_entropy_sum
+from bertmon.integrations.guard import guarded
+from bertmon.integrations.labels import cross_entropy_sum
 from bertmon.integrations.next_token import scored_labels, shifts_labels
-from bertmon.integrations.own_loop import LoopFacts, Watch
+from bertmon.integrations.own_loop import LoopFacts
+from bertmon.integrations.trainer_watch import TrainerWatch
 from bertmon.integrations.unwrap import refuse_shards
 from bertmon.monitor.advice import Vocabulary
 
@@ -42,7 +41,7 @@ _WHOLE = {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_HPU",
 """accelerate's kinds of devices, each with the whole model."""
 
 
-class WatchCallback(Guarded, TrainerCallback):
+class WatchCallback(TrainerWatch, TrainerCallback):
     """Watches a classifier that a Trainer trains; `watch` is the Watch, once training has begun.
 
     folder: where to write. A training that the Trainer resumes is continued where its checkpoint was saved; any other
@@ -74,26 +73,21 @@ class WatchCallback(Guarded, TrainerCallback):
         report_to: str = "auto",
         on_error: str = "log",
     ) -> None:
-        super().__init__(on_error)
-        require(on_doomed in list(OnDoomed), "on_doomed", on_doomed, "warn or stop")
+        super().__init__(
+            folder,
+            labels=labels,
+            bias_correction=bias_correction,
+            every=every,
+            figures=figures,
+            thresholds=thresholds,
+            logits=logits,
+            on_doomed=on_doomed,
+            on_error=on_error,
+        )
         require(report_to in ("auto", "trainer", "none"), "report_to", report_to, "auto, trainer or none")
-        MonitorConfig(every=every)  # raises for a value out of range
-        chance_loss(labels)
-        self._folder = Path(folder)
-        self._stop_doomed = on_doomed == OnDoomed.stop
         self._report_to = report_to
-        self._every = every
-        self._options: dict[str, Any] = {
-            "labels": labels,
-            "bias_correction": bias_correction,
-            "every": every,
-            "figures": figures,
-            "thresholds": thresholds,
-            "logits": logits,
-        }
         self._trainer: Trainer | None = None  # while it trains, in the first process
         self._replaced: dict[str, Any] = {}  # attributes of the Trainer's own, before they were wrapped
-        self._watching = False
         self._in_step = False
         self._inputs: Any = None
         self._passes: list[tuple[Tensor, Tensor] | None] = []  # sum of cross-entropies and count of texts, of each
@@ -124,10 +118,10 @@ class WatchCallback(Guarded, TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        self._report()
-        due = self._stop_doomed and (distributed.world_size() == 1 or (state.global_step - 1) % self._every == 0)
+        self._report_step()
+        due = self._may_stop(state.global_step, distributed.world_size())
         # outside of what is guarded: the other processes wait for the first one's answer
-        if due and distributed.broadcast(self._watching and self.watch.doomed):
+        if due and distributed.broadcast(self._doomed):
             control.should_training_stop = True
         return control
 
@@ -152,26 +146,18 @@ class WatchCallback(Guarded, TrainerCallback):
         kind = accelerator.distributed_type.name
         if kind not in _WHOLE:
             refuse_shards(kind)
-        folder, first_step = self._folder, state.global_step
-        if resume.contains_run(folder) and not (first_step and resume.load_resume_point(folder, first_step)):
-            folder = resume.free_folder(folder)
-            log.info(f"{self._folder} contains another training: this one is watched in {folder}")
-        self._reports = self._report_to == "trainer" or (self._report_to == "auto" and bool(args.report_to))
-        self.watch = Watch(
+        self._open(
             accelerator.unwrap_model(trainer.model, keep_torch_compile=False),
             optimizer,
-            folder,
+            first_step=state.global_step,
+            reports=self._report_to == "trainer" or (self._report_to == "auto" and bool(args.report_to)),
+            facts=LoopFacts(_VOCABULARY),
             total_steps=state.max_steps,
             scheduler=scheduler,
             scaler=accelerator.scaler,
-            first_step=first_step,
-            facts=LoopFacts(_VOCABULARY, alone=True, on_figure=self._on_figure if self._reports else None),
-            **self._options,
         )
         self._shifted = shifts_labels(self.watch.model)
-        self._reported = len(self.watch.history.snapshots)
-        self._verdict = self.watch.diagnosis.verdict
-        self._trainer, self._watching = trainer, True
+        self._trainer = trainer
         self._wrap(trainer)
         atexit.register(self._end)
 
@@ -255,35 +241,14 @@ class WatchCallback(Guarded, TrainerCallback):
         return torch.stack(sums).sum() / torch.stack(counts).sum()
 
     @guarded
-    def _report(self) -> None:
-        """Send the signals of a new snapshot, and a new verdict, through the Trainer's log."""
-        if not self._watching or self._trainer is None or not self._reports:
-            return
-        snapshots, diagnosis = self.watch.history.snapshots, self.watch.diagnosis
-        if signals := new_signals(diagnosis.verdict, self._verdict, snapshots[self._reported :]):
-            self._trainer.log(signals)
-        self._reported = len(snapshots)
-        if diagnosis.verdict is not self._verdict:
-            self._verdict = diagnosis.verdict
-            log_verdict(str(diagnosis.verdict), str(diagnosis))
-
-    @guarded
-    def _on_figure(self, step: int, tag: str, png: bytes) -> None:
-        log_figure(step + 1, tag, png)  # the Trainer counts the updates that are done
+    def _report_step(self) -> None:
+        if self._trainer is not None:
+            self._report(self._trainer.log)
 
     @guarded
     def _finish_figures(self) -> None:
         if self._watching:
             self.watch.wait_for_figures()
-
-    @guarded
-    def _checkpoint(self, steps: int) -> None:
-        if self._watching:
-            self.watch.checkpoint(steps)
-
-    @guarded
-    def _end(self) -> None:
-        self._release()
 
     def _release(self) -> None:
         """Take the wrapped methods out of the Trainer, and close the Watch."""
@@ -294,9 +259,7 @@ class WatchCallback(Guarded, TrainerCallback):
                 vars(trainer).pop(name, None)
             vars(trainer).update(self._replaced)
             self._replaced = {}
-        if self._watching:
-            self._watching = False
-            self.watch.close()
+        super()._release()
 
     def _reset_step(self) -> None:
         """A step begins: none of its forward passes is done yet."""
