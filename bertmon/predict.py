@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from bertmon.config import Device, require_table_format
 from bertmon.data import table_rows
 from bertmon.data.examples import is_empty, label_name
-from bertmon.data.table_rows import BadFileError, BadRowError, MissingColumnsError, Row, TableFormat
+from bertmon.data.table_rows import Row, TableFormat
 from bertmon.errors import InputError, require, storage_errors
 from bertmon.metrics import EvalResult, precision_recall
 from bertmon.notation import format_percent
@@ -113,18 +113,11 @@ def read_examples(path: Path, text_columns: Sequence[str], label_column: str, fo
     require(
         path.is_file() and table_rows.is_readable(path), "FILE", path, f"a file of {', '.join(table_rows.SUFFIXES)}"
     )
-    try:
+    where, unit = f"FILE: {path}", table_rows.row_unit(path)
+    with table_rows.located_errors(where, unit, lambda _: " Name the column with --text-column.", spell=_with_options):
         for row in table_rows.read_rows(path, text_columns, form, optional=[label_column]):
             texts = tuple("" if row.values[name] is None else str(row.values[name]) for name in text_columns)
             yield Example(texts, _label(row, label_column) if label_column in row.values else None)
-    except MissingColumnsError as missing:
-        raise InputError(f"FILE: {path} {_with_options(missing)}. Name the column with --text-column.") from None
-    except BadRowError as bad:
-        raise InputError(f"FILE: {path}, {table_rows.row_unit(path)} {bad.number} {_with_options(bad)}.") from None
-    except BadFileError as bad:
-        raise InputError(f"FILE: {path} {_with_options(bad)}.") from None
-    except OSError as error:
-        raise InputError(f"FILE: could not read {path}: {error.strerror or error}.") from None
 
 
 def _label(row: Row, column: str) -> str:
@@ -132,9 +125,9 @@ def _label(row: Row, column: str) -> str:
     return "" if is_empty(value) else label_name(row.number, column, value)
 
 
-def _with_options(bad: BadFileError) -> str:
-    """The reason, with this command's options in place of the keys of a config."""
-    return re.sub(r"\bdata\.(?=delimiter|encoding|quoted)", "--", bad.reason)
+def _with_options(reason: str) -> str:
+    """With this command's options in place of the keys of a config."""
+    return re.sub(r"\bdata\.(?=delimiter|encoding|quoted)", "--", reason)
 
 
 def write_predictions(

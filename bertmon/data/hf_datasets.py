@@ -19,7 +19,7 @@ from bertmon.config import HfConfig
 from bertmon.data.corpus import Corpus
 from bertmon.data.examples import ExampleReader, text_columns
 from bertmon.data.parts import LabelIndex, PartContent, build_corpus
-from bertmon.data.table_rows import BadFileError, BadRowError, MissingColumnsError, Row
+from bertmon.data.table_rows import BadRowError, MissingColumnsError, Row, located_errors
 from bertmon.data.text_files import label_order, propose_columns
 from bertmon.errors import InputError
 
@@ -105,16 +105,10 @@ def _read_split(dataset: Any, part: str, split: str, config: HfConfig) -> PartCo
         f"{config.name}, split {split}", "row", text_columns(config), config.label_column, config.skip_empty
     )
     texts, labels, index = [], [], LabelIndex()
-    try:
+    with located_errors(where, "row", lambda missing: propose_columns(missing, config)):
         for _, text, label in reader.examples(_rows(dataset, reader.columns, config.label_column)):
             texts.append(text)
             labels.append(index[label])
-    except MissingColumnsError as missing:
-        raise InputError(f"{where} {missing.reason}.{propose_columns(missing, config)}") from None
-    except BadRowError as bad:
-        raise InputError(f"{where}, row {bad.number} {bad.reason}.") from None
-    except BadFileError as bad:
-        raise InputError(f"{where} {bad.reason}.") from None
     if not texts:
         raise InputError(f"{where}: expected texts, got none.")
     return PartContent(texts, list(index), np.array(labels, dtype=np.int64), reader.notes())

@@ -11,11 +11,13 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 from bertmon.config import DELIMITERS
+from bertmon.errors import InputError
 
 _MAX_LINE_BYTES = 10_000_000  # and characters of a field: a model reads the first few thousand tokens at most
 _MAX_BYTES_IN_MEMORY = 2_000_000_000  # of a file that has to be decompressed or re-encoded as a whole
@@ -72,6 +74,26 @@ class MissingColumnsError(BadRowError):
             number, f"has no {' and no '.join(map(repr, missing))}; it has {join_names(names, repr)}{hint}"
         )
         self.missing, self.names = missing, names
+
+
+@contextmanager
+def located_errors(
+    where: str, unit: str, hint: Callable[[MissingColumnsError], str], *, spell: Callable[[str], str] = str
+) -> Iterator[None]:
+    """Raise InputError with the place for whatever is wrong with a file, or a row of it, in the body.
+
+    where: key and file. unit: of a row's number. hint: what to do about missing columns, as a sentence after a blank,
+    or nothing. spell: rewords a reason.
+    """
+    try:
+        yield
+    except BadRowError as bad:
+        advice = hint(bad) if isinstance(bad, MissingColumnsError) else ""
+        raise InputError(f"{where}, {unit} {bad.number} {spell(bad.reason)}.{advice}") from None
+    except BadFileError as bad:
+        raise InputError(f"{where} {spell(bad.reason)}.") from None
+    except OSError as error:
+        raise InputError(f"{where} could not be read: {error.strerror or error}.") from None
 
 
 def suffix_of(path: Path) -> str:

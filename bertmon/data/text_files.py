@@ -20,8 +20,8 @@ from bertmon.data.corpus import Corpus
 from bertmon.data.examples import Columns, ExampleReader, text_columns
 from bertmon.data.lazy_texts import LazyTexts, file_stamp, text_hash, text_parts
 from bertmon.data.parts import LabelIndex, PartContent, build_corpus
-from bertmon.data.table_rows import BadFileError, BadRowError, MissingColumnsError, TableFormat
-from bertmon.errors import InputError, require
+from bertmon.data.table_rows import MissingColumnsError, TableFormat
+from bertmon.errors import require
 from bertmon.storage import ContentHash, cached_bytes, content_hash
 
 _LAZY_BYTES = 32_000_000  # texts of a file of this size or larger are read on demand
@@ -60,20 +60,11 @@ def _read_file(key: str, name: str, config: FilesConfig, cache: Path) -> PartCon
     table_format = TableFormat(config.delimiter, config.encoding, config.quoted)
     unit = table_rows.row_unit(path)
     reader = ExampleReader(str(path), unit, text_columns(config), config.label_column, config.skip_empty)
-    try:
+    with table_rows.located_errors(f"{key}: {name}", unit, lambda missing: propose_columns(missing, config)):
         if path.stat().st_size >= _LAZY_BYTES and table_rows.has_stable_offsets(path, table_format):
             part = _indexed(path, table_format, reader, cache)
         else:
             part = _in_memory(path, table_format, reader)
-    except MissingColumnsError as missing:
-        proposal = propose_columns(missing, config)
-        raise InputError(f"{key}: {name}, {unit} {missing.number} {missing.reason}.{proposal}") from None
-    except BadRowError as bad:
-        raise InputError(f"{key}: {name}, {unit} {bad.number} {bad.reason}.") from None
-    except BadFileError as bad:
-        raise InputError(f"{key}: {name} {bad.reason}.") from None
-    except OSError as error:
-        raise InputError(f"{key}: could not read {name}: {error.strerror or error}.") from None
     require(len(part.texts) > 0, key, f"{name} without any", "a file with texts")
     return part
 

@@ -219,7 +219,7 @@ TEXTS = [  # name of the training file, how to create it, part of the message
     (
         "memory.csv",
         lambda: os.symlink("/proc/self/mem", "memory.csv"),
-        "data.train: could not read memory.csv: Input/output error.",
+        "data.train: memory.csv could not be read: Input/output error.",
     ),
     ("gigabyte.csv", sparse("gigabyte.csv"), "data.train: gigabyte.csv, line 1 is longer than 10000000 bytes."),
     ("gigabyte.jsonl", sparse("gigabyte.jsonl"), "data.train: gigabyte.jsonl, line 1 is longer than 10000000 bytes."),
