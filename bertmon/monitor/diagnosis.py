@@ -171,10 +171,11 @@ def _diverged(history: History, rules: VerdictThresholds, before: Diagnosis | No
 
 def _collapsed(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
     """The logits ignore the texts, while the gradient dies towards the input or the weights have stopped moving."""
-    snapshot, limit = history.snapshots[-1], _same_logits_limit(history, rules)
+    collapsed = before is not None and before.verdict is Verdict.collapsed
+    snapshot, limit = history.snapshots[-1], _same_logits_limit(history, rules, collapsed=collapsed)
     vanishing = snapshot.depth_ratio[0] < rules.min_depth_ratio
     resting = snapshot.signals.get("update_per_lr/linear", math.inf) < rules.min_update_per_lr
-    if before is not None and before.verdict is Verdict.collapsed:
+    if collapsed:
         if all(spread > _HYSTERESIS * limit for spread in _last_spreads(history)):
             return None  # some odd batches are no recovery
     elif not (snapshot.logit_std < limit and (vanishing or resting)):
@@ -200,15 +201,15 @@ def _collapse_findings(snapshot: Snapshot, limit: float, rules: VerdictThreshold
     yield Finding("logit_std", None, snapshot.logit_std, limit, snapshot.step, text)
 
 
-def _same_logits_limit(history: History, rules: VerdictThresholds) -> float:
+def _same_logits_limit(history: History, rules: VerdictThresholds, *, collapsed: bool) -> float:
     """The spread of the logits below which a model ignores its texts.
 
     A threshold without a scale of its own, a share of the spread at step 0, counts too once gradients have vanished
     beyond doubt: wide and pretrained models start with logits that spread a hundred times as much as those of small
-    ones.
+    ones. collapsed: the run has been called so, and its gradients have to come back further.
     """
     relative = rules.min_logit_std_ratio * _fresh_spread(history)
-    vanished = history.snapshots[-1].depth_ratio[0] < rules.vanished_depth_ratio
+    vanished = history.snapshots[-1].depth_ratio[0] < rules.vanished_depth_ratio * (_HYSTERESIS if collapsed else 1.0)
     return max(rules.min_logit_std, relative) if vanished else rules.min_logit_std
 
 

@@ -215,6 +215,16 @@ def test_collapse_of_a_model_whose_logits_spread_wide_at_first_is_relative_to_th
     assert diagnose(late, THRESHOLDS).verdict is Verdict.undecided  # step 0 was not measured
 
 
+@pytest.mark.parametrize(("depth_ratio", "stays"), [(0.14, True), (0.16, False)])
+def test_collapse_relative_to_the_first_logits_is_withdrawn_when_gradients_have_come_back(depth_ratio, stays):
+    steps = plan()
+    shots = [snapshot(steps, 0, logit_std=0.02), snapshot(steps, 60, logit_std=5e-4, depth_ratio=0.014)]
+    diagnosis = diagnose(history(steps, *shots), THRESHOLDS)
+    assert diagnosis.verdict is Verdict.collapsed
+    shots += [snapshot(steps, step, logit_std=5e-4, depth_ratio=depth_ratio) for step in (90, 120, 150)]
+    assert (diagnose(history(steps, *shots), THRESHOLDS, diagnosis) is diagnosis) is stays
+
+
 def test_slope_of_logits_that_have_shrunk_is_not_used():
     """A BERT-base on a plateau that ended: 0.01 of the spread at step 0, gradients vanishing but not gone."""
     steps = plan(lr=1e-4)
