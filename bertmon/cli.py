@@ -56,11 +56,11 @@ def resume(arguments: Sequence[str]) -> None:
     from bertmon.launch.run_dirs import resume_argv
 
     try:
-        directory, *command = resume_argv(options.folder)
+        directory, *command = resume_argv(options.folder, options.overrides)
     except InputError as error:
         sys.exit(str(error))
     os.chdir(directory)
-    run([*command, *options.overrides])
+    run(command)
 
 
 def rerun(arguments: Sequence[str]) -> None:

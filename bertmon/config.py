@@ -4,6 +4,7 @@ A value out of range raises InputError when the dataclass is built. Whether a fi
 to the modules that use it; composing and reading a config to bertmon.launch.
 """
 
+import functools
 import json
 import math
 import os
@@ -603,9 +604,8 @@ class MonitorConfig:
 
     def __post_init__(self) -> None:
         _require_int("monitor.every", self.every)
-        for key, idle in (("on_doomed", OnDoomed.warn), ("on_behind", OnBehind.ignore)):
-            asked = getattr(self, key)
-            require(self.enabled or asked is idle, f"monitor.{key}", asked, f"{idle} with monitor.enabled=false")
+        compared = self.on_behind is OnBehind.stop
+        require(self.enabled or not compared, "monitor.on_behind", self.on_behind, "ignore with monitor.enabled=false")
         require(0 <= self.skip_prob < 1, "monitor.skip_prob", self.skip_prob, "a number of at least 0 and below 1")
 
 
@@ -683,15 +683,17 @@ def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
 def default_identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """The identity of a run with defaults alone, as far as keys have one, on the kind of data that `values` is of."""
     names = {key.removeprefix("data.") for key in values if key.startswith("data.")}
-    schemas = map(_defaults, (DataConfig, DocstringsConfig, NewsgroupsConfig, FilesConfig, HfConfig))
-    data = next((schema for schema in schemas if names <= schema.keys()), {})
+    schemas = (DataConfig, DocstringsConfig, NewsgroupsConfig, FilesConfig, HfConfig)
+    fitting = (schema for schema in schemas if names <= {each.name for each in fields(schema)})
+    return dict(_defaults(next(fitting, DataConfig)))
+
+
+@functools.cache
+def _defaults(schema: type[DataConfig]) -> Mapping[str, Any]:
+    made = ((each.name, each.default, each.default_factory) for each in fields(schema))
+    data = {name: factory() if callable(factory) else default for name, default, factory in made}
     known = {f"data.{name}": value for name, value in data.items() if value != MISSING}
     return run_identity(asdict(RunConfig()) | known)
-
-
-def _defaults(schema: type[DataConfig]) -> dict[str, Any]:
-    made = ((each.name, each.default, each.default_factory) for each in fields(schema))
-    return {name: factory() if callable(factory) else default for name, default, factory in made}
 
 
 def _flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

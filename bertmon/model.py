@@ -59,8 +59,11 @@ def build_model(
 
 def check_model(
     config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, pad_id: int, max_length: int
-) -> None:
-    """Raise InputError for whatever would make `build_model` fail, without allocating any weights."""
+) -> nn.Module:
+    """The model that `build_model` would give, without weights: on the meta device.
+
+    Raises InputError for whatever would make `build_model` fail.
+    """
     from transformers import AutoModelForSequenceClassification
 
     model_config = build_model_config(
@@ -69,7 +72,7 @@ def check_model(
     family = config.name or model_config.model_type
     try:
         with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(model_config, dtype=torch.float32)
+            model: nn.Module = AutoModelForSequenceClassification.from_config(model_config, dtype=torch.float32)
     except Exception as error:  # whatever the family's own code makes of the keys
         raise InputError(f"model: cannot build {family}: {_first_line(error)}") from None
     n_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -86,6 +89,7 @@ def check_model(
             _require_positions(max_length, module.num_embeddings - module.padding_idx - 1)  # RoBERTa skips the padding
     if config.init is Init.pretrained and os.path.isdir(str(config.name)):
         _check_weights(Path(str(config.name)))
+    return model
 
 
 def _freeze_lowest(model: nn.Module, layers: int) -> None:

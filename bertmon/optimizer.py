@@ -1,6 +1,7 @@
 """AdamW with and without bias correction; which parameters decay, and which have a rate of their own."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -62,17 +63,15 @@ def build_optimizer(
 def lr_scales(config: OptimizerConfig, model: nn.Module) -> dict[nn.Parameter, float]:
     """Each parameter's factor of the schedule's learning rate, by layer_decay and head_lr.
 
-    Raises InputError for layer_decay in a model without numbered encoder layers of their own weights.
+    Raises InputError for layer_decay in a model whose names have no layer numbers, or with a decoder's as well.
     """
     base = f"{getattr(model, 'base_model_prefix', '')}."
     depths = parameter_depths(model)
     layers = 1 + max((depth for depth in depths.values() if depth is not None), default=EMBEDDINGS)
-    if config.layer_decay < 1 and not layers:
-        family = getattr(model.config, "model_type", "this model")
-        raise InputError(
-            f"optimizer.layer_decay: expected 1 for {family}, whose parameters do not tell their encoder layers, "
-            f"got {config.layer_decay}."
-        )
+    shape: Any = getattr(model, "config", None)
+    if config.layer_decay < 1 and (not layers or getattr(shape, "is_encoder_decoder", False)):
+        why = "whose parameter names have no layer numbers" if not layers else "which has a decoder"
+        raise InputError(f"optimizer.layer_decay: expected 1 for {shape.model_type}, {why}, got {config.layer_decay}.")
     head = 1.0 if config.head_lr is None else config.head_lr / config.lr
     scales = {}
     for name, parameter in model.named_parameters():

@@ -15,7 +15,10 @@ def encoder_layer(name: str) -> int | None:
 
 def parameter_depths(model: Any) -> dict[str, int | None]:
     """Of each parameter by name: the index of its encoder layer, EMBEDDINGS, or None above all layers."""
-    embeddings = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
+    try:
+        embeddings = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
+    except (AttributeError, NotImplementedError):  # a family without a table of embeddings, such as CANINE
+        embeddings = set()
     depths: dict[str, int | None] = {}
     for name, parameter in model.named_parameters():
         depth = encoder_layer(name)

@@ -182,6 +182,8 @@ def test_resume_adds_overrides_to_the_earlier_command(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "run", commands.append)
     cli.main(["resume", ".", "device=cpu"])
     assert commands == [["seed=1,2", "device=cuda", "hydra.run.dir=.", "resume=.", "device=cpu"]]
+    with pytest.raises(SystemExit, match="seed: expected no other values than those that the sweep has, got 1"):
+        cli.main(["resume", ".", "seed=1"])
 
 
 def test_resume_where_the_directory_is_gone_prints_what_to_start(tmp_path):

@@ -95,3 +95,14 @@ def test_layer_decay_of_a_model_without_numbered_layers_is_refused():
     with pytest.raises(InputError, match=r"optimizer\.layer_decay: expected 1 for gpt2, .* got 0\.5"):
         optimizer.lr_scales(OptimizerConfig(layer_decay=0.5), model)
     assert set(optimizer.lr_scales(OptimizerConfig(), model).values()) == {1.0}
+
+
+def test_layer_decay_of_a_model_with_a_decoder_is_refused():
+    model = tiny("t5", d_model=4, d_kv=2, d_ff=4, num_layers=2, num_heads=2)
+    with pytest.raises(InputError, match=r"expected 1 for t5, which has a decoder, got 0\.5"):
+        optimizer.lr_scales(OptimizerConfig(layer_decay=0.5), model)
+
+
+def test_lr_scales_of_a_model_without_a_table_of_embeddings_are_1():
+    model = tiny("canine", hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
+    assert set(optimizer.lr_scales(OptimizerConfig(), model).values()) == {1.0}

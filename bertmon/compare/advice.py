@@ -10,11 +10,11 @@ from typing import Any
 
 from bertmon.compare.results import RunSummary, Setting, Sweep, short_names
 from bertmon.config import MAX_INT
+from bertmon.monitor.advice import LONG_WARMUP
 from bertmon.monitor.diagnosis import Verdict
 from bertmon.notation import format_rate, format_value
 from bertmon.schedule import bias_correction_gain, warmup_steps
 
-_LONG_WARMUP = 0.7
 _MAX_STEPS = 4000  # at which a plan is computed
 
 
@@ -74,10 +74,11 @@ def remedies(run: RunSummary) -> list[Remedy]:
 
 
 def _remedies(run: RunSummary, total_steps: int) -> Iterator[Remedy]:
-    if not run.values["schedule.function"]:  # of which warm-up may be any part
-        steps = warmup_steps(_LONG_WARMUP, total_steps)
+    fits = LONG_WARMUP + (run.values["schedule.decay_frac"] or 0.0) <= 1
+    if fits and not run.values["schedule.function"]:  # of which warm-up may be any part
+        steps = warmup_steps(LONG_WARMUP, total_steps)
         given_as_steps = run.values["schedule.warmup_steps"] is not None
-        key, value = ("warmup_steps", steps) if given_as_steps else ("warmup_frac", _LONG_WARMUP)
+        key, value = ("warmup_steps", steps) if given_as_steps else ("warmup_frac", LONG_WARMUP)
         yield Remedy(f"schedule.{key}", value, run.peak_lr * _largest_factor(run.values, steps, total_steps))
     if not run.values["optimizer.bias_correction"]:
         yield Remedy("optimizer.bias_correction", True, run.peak_lr)

@@ -21,35 +21,33 @@ def link_best_model(sweep: Sweep, sweep_dir: Path) -> Path | None:
 
     The best setting has the highest mean objective (RunResult.objective) over its ended runs, the best run the highest
     one in it. With train.keep=best the models of the other settings on the same data are deleted once every run of the
-    sweep has ended. Runs in the folder that sweep.json does not list belong to others and are left alone.
+    launch has ended. Where sweep.json lists runs (not for a search), others in the folder are left alone.
     """
     settings = _own_settings(sweep, sweep_dir)
-    best = max(settings, key=Setting.sort_key, default=None)
+    best = max((setting for setting in settings if setting.ended), key=Setting.sort_key, default=None)
     saved = [run for run in best.ended if (run.run_dir / MODEL_DIR).is_dir()] if best else []
     if not saved:
         return None
     model = max(saved, key=_objective).run_dir / MODEL_DIR
-    if not any(run.status in _UNDONE for run in sweep.runs):
+    if not any(run.status in _UNDONE for setting in settings for run in setting.runs):
         _delete_models(settings)
     return _make_link(sweep_dir / BEST_LINK, model)
 
 
 def _own_settings(sweep: Sweep, sweep_dir: Path) -> list[Setting]:
-    """Those of which a run has ended, with the runs alone that sweep.json lists."""
-    own = {sweep_dir / name for name in run_names(sweep_dir)}
-    settings = [
+    """With the runs of the launch alone."""
+    own = {sweep_dir / name for name in run_names(sweep_dir)} or {run.run_dir for run in sweep.runs}
+    return [
         Setting(setting.name, setting.values, tuple(run for run in setting.runs if run.run_dir in own))
         for setting in sweep.settings
     ]
-    return [setting for setting in settings if setting.ended]
 
 
 def _delete_models(settings: Sequence[Setting]) -> None:
     """Those of all settings but the best one on each data."""
-    best: dict[str, Setting] = {}
-    for setting in sorted(settings, key=Setting.sort_key):
-        best[_fingerprint(setting)] = setting
-    for setting in settings:
+    ended = sorted((setting for setting in settings if setting.ended), key=Setting.sort_key)
+    best = {_fingerprint(setting): setting for setting in ended}
+    for setting in ended:
         for run in setting.ended if setting is not best[_fingerprint(setting)] else ():
             if _keeps_best_only(run.result):
                 shutil.rmtree(run.run_dir / MODEL_DIR, ignore_errors=True)

@@ -7,7 +7,7 @@ from typing import Any
 from bertmon.compare.results import RunSummary, Sweep, short_names
 from bertmon.notation import format_percent, format_value
 from bertmon.result import RunResult, Status, SweepFile
-from bertmon.sanitize import sanitize_line
+from bertmon.sanitize import sanitize, sanitize_line
 
 Values = Mapping[str, Any]
 """A config by dotted key; the word "swept" in place of values that were."""
@@ -49,7 +49,7 @@ def details(sweep: Sweep) -> list[tuple[str, str]]:
     words = [shlex.join(["python", "-m", "bertmon.run", *each.command]) for each in commands if each and each.command]
     lines.append(("Command", "\n".join(words)))
     lines.append(("Folder", "\n".join(str(folder.resolve()) for folder in sweep.folders)))
-    return [(label, text) for label, text in lines if text]
+    return [(label, sanitize(text, longest=100_000)) for label, text in lines if text]
 
 
 def resume_commands(sweep: Sweep) -> list[str]:
@@ -135,7 +135,7 @@ def _optimizer(values: Values) -> str:
     clip = values.get("train.max_grad_norm")
     clipping = "no clipping" if clip is None else f"gradients clipped at {format_value(clip)}"
     layers, head = values.get("optimizer.layer_decay"), values.get("optimizer.head_lr")
-    scaled = "" if layers == 1 else f" (x {format_value(layers)} for each layer below the last)"
+    scaled = "" if layers == 1 else f" (x {format_value(layers)} for each layer below the head)"
     scaled += "" if head is None else f" ({format_value(head)} for the head)"
     adam = f"AdamW, learning rate {lr}{scaled}, {correction}, betas {beta1} and {beta2}, eps {eps}"
     return f"{adam}, weight decay {decay}, {clipping}"

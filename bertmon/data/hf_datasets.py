@@ -117,7 +117,7 @@ def _read_split(dataset: Any, part: str, split: str, config: HfConfig) -> PartCo
 def _rows(dataset: Any, columns: tuple[str, ...], label_column: str) -> Iterator[Row]:
     """All rows, numbered from 1, with class labels by name."""
     if missing := [column for column in columns if column not in dataset.column_names]:
-        raise MissingColumnsError(1, missing, list(dataset.column_names))
+        raise MissingColumnsError(0, missing, list(dataset.column_names))
     names = _class_names(dataset, label_column)
     for number, values in enumerate(dataset.select_columns(list(columns)), start=1):
         if names is not None and (label := values[label_column]) is not None:

@@ -59,7 +59,7 @@ class BadFileError(Exception):
 
 
 class BadRowError(BadFileError):
-    """`reason` completes the sentence "FILE, line NUMBER ..."."""
+    """`reason` completes the sentence "FILE, line NUMBER ..."; number 0: no single row."""
 
     def __init__(self, number: int, reason: str) -> None:
         super().__init__(reason)
@@ -89,7 +89,8 @@ def located_errors(
         yield
     except BadRowError as bad:
         advice = hint(bad) if isinstance(bad, MissingColumnsError) else ""
-        raise InputError(f"{where}, {unit} {bad.number} {spell(bad.reason)}.{advice}") from None
+        row = f", {unit} {bad.number}" if bad.number else ""
+        raise InputError(f"{where}{row} {spell(bad.reason)}.{advice}") from None
     except BadFileError as bad:
         raise InputError(f"{where} {spell(bad.reason)}.") from None
     except OSError as error:

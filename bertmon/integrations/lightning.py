@@ -5,7 +5,6 @@
 Lightning calls on_before_optimizer_step when gradients are whole and unscaled, and not yet clipped.
 """
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +20,6 @@ from bertmon.integrations.guard import guarded
 from bertmon.integrations.own_loop import LoopFacts
 from bertmon.integrations.trainer_watch import TrainerWatch
 from bertmon.integrations.unwrap import refuse_shards
-
-log = logging.getLogger(__name__)
 
 
 class WatchCallback(TrainerWatch, pl.Callback):

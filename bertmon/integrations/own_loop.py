@@ -92,7 +92,8 @@ class Watch:
     scheduler: the one that sets the rates; a copy of it is stepped to the end in advance, because the verdict depends
     on the remaining learning rates. None: the rate is constant.
     bias_correction: false for an Adam that does not correct its moments.
-    every: updates between two measurements, at least 1. figures: whether to draw their figures, in another process.
+    every: updates between two measurements, at least 1.
+    figures: whether to draw their figures, in another process.
     thresholds: of the verdicts; None: those of VerdictThresholds().
     logits: the logits [B, C] of a batch that is given to `step`. None: `model(**batch).logits`, without labels.
     scaler: the GradScaler of a loop in float16; updates that it skips are not counted.

@@ -21,6 +21,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from bertmon import data, distributed, model
 from bertmon.config import MAX_INT, Decay, RunConfig
@@ -32,10 +33,12 @@ from bertmon.launch.hydra_setup import PLUGIN_EXTRAS
 from bertmon.launch.log_file import NoRepeatedLines
 from bertmon.launch.read_config import read_config
 from bertmon.launch.run_names import quote_override
+from bertmon.optimizer import lr_scales
 from bertmon.sanitize import sanitize_logs, wrap_for
 from bertmon.schedule import warmup_steps
 from bertmon.training.class_weights import class_weights
 from bertmon.training.plan import lr_factors, warmup_frac
+from bertmon.training.run_training import require_one_process
 from bertmon.training.step import resolve_device
 
 _REMOTE_LAUNCHERS = ("submitit_slurm", "ray", "ray_aws")
@@ -115,23 +118,25 @@ def check_configs(configs: Sequence[RunConfig], *, devices: bool = True) -> None
     """
     for device in dict.fromkeys(config.device for config in configs) if devices else ():
         resolve_device(device)
-    checked: list[tuple[object, data.Corpus]] = []
+    checked: list[tuple[object, data.Corpus, nn.Module]] = []
     seen: set[str] = set()
     for config in configs:
+        require_one_process(config)
         task = (config.data, config.model, config.cache_dir)
-        corpus = next((corpus for other, corpus in checked if other == task), None)
-        if corpus is None:
-            corpus = _check_task(config)
-            checked.append((task, corpus))
+        known = next(((corpus, classifier) for other, corpus, classifier in checked if other == task), None)
+        corpus, classifier = known or _check_task(config)
+        if known is None:
+            checked.append((task, corpus, classifier))
+        lr_scales(config.optimizer, classifier)
         class_weights(config.train.class_weights, corpus.train.labels, corpus.label_names)
-        _check_schedule(config, len(corpus.train), seen)
+        _check_plan(config, len(corpus.train), seen)
 
 
-def _check_schedule(config: RunConfig, texts: int, seen: set[str]) -> None:
-    """Raise InputError for a schedule that does not fit the run's steps, or is too long; say where two are the same.
+def _check_plan(config: RunConfig, texts: int, seen: set[str]) -> None:
+    """Raise InputError for a schedule that does not fit the run's steps, or too many of these.
 
-    Two warm-ups of a sweep that round to the same number of steps are. seen: the configs before, which this one is
-    added to, and the schedules.
+    Prints a note if two runs are the same because their warm-ups round to the same number of steps. seen: keys of
+    earlier configs and schedules; updated here.
     """
     total_steps = config.train.epochs * -(-texts // (config.train.batch_size * config.train.accumulate))
     require(total_steps <= MAX_INT, "train.epochs", config.train.epochs, f"at most {MAX_INT} steps")
@@ -150,17 +155,18 @@ def _check_schedule(config: RunConfig, texts: int, seen: set[str]) -> None:
     seen.add(key)
 
 
-def _check_task(config: RunConfig) -> data.Corpus:
+def _check_task(config: RunConfig) -> tuple[data.Corpus, nn.Module]:
+    """The texts, and the model without weights."""
     corpus = data.load_corpus(config.data, config.cache_path())
     vocabulary = tokenize.load_tokenizer(config.model, corpus.train.texts, config.cache_path())
-    model.check_model(
+    classifier = model.check_model(
         config.model,
         label_names=corpus.label_names,
         vocab_size=vocabulary.size,
         pad_id=vocabulary.pad_id,
         max_length=config.data.max_length,
     )
-    return corpus
+    return corpus, classifier
 
 
 def _check_plugins(config: DictConfig) -> None:

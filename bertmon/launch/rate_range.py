@@ -90,7 +90,7 @@ def report(
     total_steps, peak = len(outcome.plan), float(outcome.plan.effective_lr.max())
     limit = outcome.cliff / distance
     side = "above it" if peak > outcome.cliff else "below it" if peak <= limit else "closer to it than asked"
-    lower = f"So early, the cliff is uncertain: start lower, with --from {format_rate(lowest / _EARLY)}."
+    lower = f"This early, the cliff is uncertain: start lower, with --from {format_rate(lowest / _EARLY)}."
     early = [lower] if outcome.last < _EARLY * lowest else []
     lines = [
         f"Gradients vanish at an effective rate of {last}, after {outcome.steps} steps.",

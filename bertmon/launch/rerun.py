@@ -6,6 +6,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -30,9 +32,9 @@ def rerun_argv(run_dir: Path) -> list[str]:
     arguments = [f"experiment={experiment if _is_preset('experiment', experiment) else 'custom'}"]
     arguments += [f"{group}={choices[group]}" for group in _GROUPS if _is_preset(group, choices.get(group))]
     if not _is_preset("data", choices.get("data")):
-        arguments += [f"data={name}" for key, name in _DATA_KEYS.items() if key in config.get("data", {})]
+        arguments += [f"data={name}" for key, name in _DATA_KEYS.items() if key in (config.get("data") or {})]
     keys = (key for key in _leaves(OmegaConf.to_container(config)) if key[0] not in ("experiment", "resume"))
-    return [*arguments, *(f"{key}={_as_override(value)}" for key, value in keys)]
+    return [*arguments, *(_override(key, value, run_dir) for key, value in keys)]
 
 
 def _is_preset(group: str, name: Any) -> bool:
@@ -61,11 +63,25 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
+def _override(key: str, value: Any, run_dir: Path) -> str:
+    """Raises InputError for a mapping that Hydra's grammar cannot express."""
+    override = f"{key}={_as_override(value)}"
+    if isinstance(value, dict):
+        try:
+            same = OverridesParser.create().parse_override(override).value() == value
+        except HydraException:
+            same = False
+        if not same:
+            where = sanitize_line(run_dir)
+            raise InputError(f"{where}: {key} has names that no override can express; give it in a preset of your own.")
+    return override
+
+
 def _as_override(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(_as_override, value))}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{_escaped(key)}:{_as_override(each)}' for key, each in value.items())}}}"
+        return f"{{{','.join(f'{_escaped(str(key))}:{_as_override(each)}' for key, each in value.items())}}}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return repr(value) if isinstance(value, int | float) else quote_override(value)

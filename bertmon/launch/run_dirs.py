@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -137,23 +139,38 @@ def create_sweep_dir(sweep_dir: Path, runs: Sequence[PlannedRun], command: Seque
         raise StorageError(f"could not create {sweep_dir}: {error.strerror or error}.") from None
 
 
-def resume_argv(sweep_dir: Path) -> list[str]:
+def resume_argv(sweep_dir: Path, overrides: Sequence[str] = ()) -> list[str]:
     """The directory that a launch was started in, then the arguments that resume it there. Raises InputError.
 
-    The launch's folder may have been moved since.
+    The launch's folder may have been moved since. overrides: further ones, not of keys that the launch sweeps over.
     """
     sweep = SweepFile.read(sweep_dir)
     if sweep is None or sweep.command is None or sweep.directory is None:
         raise InputError(f"{sanitize_line(sweep_dir)}: not a sweep folder: {SWEEP_FILE} is missing or corrupt.")
+    _require_not_swept(overrides, sweep.command)
     directory = sweep.directory
     if not os.path.isdir(directory):  # unlike pathlib, without an error for a name that is too long
         started = f"was started in {sanitize_line(directory)}, which does not exist any more. Create it, or start"
-        command = sanitize_line(shlex.join([*program(), "run", *_resumed(sweep, sweep_dir.resolve())]), 2000)
+        words = [*program(), "run", *_resumed(sweep, sweep_dir.resolve()), *overrides]
+        command = sanitize_line(shlex.join(words), 2000)
         raise InputError(f"{sanitize_line(sweep_dir)} {started} it where its relative paths are valid: {command}")
     directory = os.path.realpath(directory)  # relative paths lead from where a link points to
     here = os.path.samefile(directory, os.curdir)  # else paths are printed that are right from here, too
     folder = os.path.relpath(sweep_dir.resolve(), directory) if here else str(sweep_dir.resolve())
-    return [directory, *_resumed(sweep, Path(folder))]
+    return [directory, *_resumed(sweep, Path(folder)), *overrides]
+
+
+def _require_not_swept(overrides: Sequence[str], command: Sequence[str]) -> None:
+    """Raise InputError for a new value of a key that the command sweeps over: it would leave runs out."""
+    parser = OverridesParser.create()
+    given = [word for word in command if "=" in word and not word.startswith("-")]
+    try:
+        swept = [each.key_or_group for each in parser.parse_overrides(given) if each.is_sweep_override()]
+    except HydraException:
+        return  # the launch says what is wrong
+    for word in overrides:
+        key, _, value = word.lstrip("+~").partition("=")
+        require(key not in swept, key, value, "no other values than those that the sweep has")
 
 
 def _resumed(sweep: SweepFile, folder: Path) -> list[str]:

@@ -12,10 +12,12 @@ from typing import TypedDict
 import numpy as np
 
 from bertmon.monitor.history import RunPlan, Snapshot
+from bertmon.schedule import warmup_steps
 
 _SAFE_PEAK = 1e-3
 """The largest peak effective learning rate that is advised."""
-_LONG_WARMUP = 0.7
+LONG_WARMUP = 0.7
+"""The share of steps that is advised as warm-up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,10 @@ def explain_collapse(plan: RunPlan, step: int, vocabulary: Vocabulary) -> Explan
     peak = int(plan.effective_lr[:step].argmax())
     broke, nominal = float(plan.effective_lr[peak]), float(plan.lr.max())
     boosts = np.divide(plan.effective_lr, plan.lr, out=np.ones(len(plan)), where=plan.lr > 0)
-    long_warmup = int(_LONG_WARMUP * len(plan))
+    long_warmup = warmup_steps(LONG_WARMUP, len(plan))
     remedies = {}
-    if vocabulary.warmup and plan.warmup_frac < _LONG_WARMUP:
-        remedies[vocabulary.warmup.format(value=_LONG_WARMUP, steps=long_warmup)] = nominal * boosts[long_warmup]
+    if vocabulary.warmup and plan.warmup_frac < LONG_WARMUP:
+        remedies[vocabulary.warmup.format(value=LONG_WARMUP, steps=long_warmup)] = nominal * boosts[long_warmup]
     if not plan.bias_correction:
         remedies[vocabulary.bias_correction] = nominal
     ways = [way for way, rate in remedies.items() if rate < broke / 2]

@@ -58,7 +58,7 @@ def is_exact(model: nn.Module) -> bool:
 
     Some families, such as BART and OPT, have no module for their dropout, whose rate is in the model's config.
     """
-    keys = vars(getattr(model, "config", None) or object).items()
+    keys = getattr(getattr(model, "config", None), "__dict__", {}).items()
     in_config = any("drop" in key and isinstance(value, int | float) and value > 0 for key, value in keys)
     return not in_config and not any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
 

@@ -213,6 +213,12 @@ def _is_of_studied_size(classifier: nn.Module) -> bool:
     return bool(layers <= MAX_STUDIED_LAYERS and width <= MAX_STUDIED_WIDTH)
 
 
+def require_one_process(config: RunConfig) -> None:
+    """Raise InputError if several processes would have to agree that the run is behind."""
+    alone = distributed.world_size() == 1 or config.monitor.on_behind is not OnBehind.stop
+    require(alone, "monitor.on_behind", config.monitor.on_behind, "ignore in several processes")
+
+
 @dataclass(frozen=True, slots=True)
 class _Hooks:
     """What the trainer calls: to write a checkpoint or the model, and to compare the run with its sweep."""
@@ -227,9 +233,8 @@ class _Hooks:
     name: str
 
     def find_behind(self) -> FindBehind:
-        """Compares the run with the others of its sweep. Raises InputError in several processes: they would have to
-        agree."""
-        require(distributed.world_size() == 1, "monitor.on_behind", OnBehind.stop, "ignore in several processes")
+        """Compares the run with the others of its sweep."""
+        require_one_process(self.config)
         assert self.result.data is not None
         others = SweepRuns(self.home, self.result.data.fingerprint)
         return lambda history, diagnosis: find_behind(history, diagnosis, others.best_loss_reduction())

@@ -14,7 +14,7 @@ from bertmon.data import Corpus, LazyTexts, Split, load_corpus, tokenize
 from bertmon.data.batches import BatchLoader, bucket_lengths
 from bertmon.data.describe import DataDescription, describe_corpus
 from bertmon.data.tokenize import LazyTokens, TextTokenizer, TokenizedTexts
-from bertmon.monitor.advice import CONFIG_KEYS, Vocabulary
+from bertmon.monitor.advice import CONFIG_KEYS, LONG_WARMUP, Vocabulary
 from bertmon.monitor.history import History, RunPlan
 from bertmon.monitor.monitor import MetricLog, Monitor, subsample
 from bertmon.training.class_weights import chance_loss, class_weights
@@ -142,8 +142,9 @@ def build_monitor(config: RunConfig, task: Task, history: History, metric_log: M
 
 
 def vocabulary(schedule: ScheduleConfig) -> Vocabulary:
-    """What advice calls the settings: a warm-up in the key that counts, and none for a function of the user's own."""
-    if schedule.function is not None:
+    """What advice calls the settings: a warm-up in the key that counts, and none where a long one does not fit, or for
+    a function of the user's own."""
+    if schedule.function is not None or LONG_WARMUP + (schedule.decay_frac or 0.0) > 1:
         return replace(CONFIG_KEYS, warmup=None)
     return (
         CONFIG_KEYS if schedule.warmup_steps is None else replace(CONFIG_KEYS, warmup="schedule.warmup_steps={steps}")

@@ -50,6 +50,13 @@ def advice(folder):
     return {setting.name: advise(sweep, setting) for setting in sweep.settings if setting.did_not_learn}
 
 
+def test_no_warm_up_is_proposed_that_leaves_no_room_for_the_decay(tmp_path):
+    keys = {"schedule__end_factor": 0.1, "schedule__decay_frac": 0.5}
+    leave(tmp_path, learns=False, seeds=1, schedule__decay="warmup_stable_decay", **keys)
+    (run,) = read_sweep([tmp_path]).runs
+    assert [remedy.key for remedy in remedies(run)] == ["optimizer.bias_correction"]
+
+
 @pytest.mark.parametrize("decay", list(Decay))
 def test_peaks_of_remedies_are_those_of_the_plans_with_them(tmp_path, decay):
     values = {"schedule.decay": decay.value} | {f"schedule.{k}": v for k, v in DECAYS.get(decay.value, {}).items()}

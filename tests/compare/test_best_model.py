@@ -102,3 +102,17 @@ def test_link_best_model_where_no_link_can_be_made_returns_the_model(tmp_path):
     sweep_of_four(tmp_path)
     (tmp_path / BEST_LINK).mkdir()
     assert link_best_model(read_sweep([tmp_path]), tmp_path) == tmp_path / "warmup_frac=0.3/seed=1/model"
+
+
+def test_link_best_model_of_a_search_knows_all_runs_of_its_folder(tmp_path):
+    sweep_of_four(tmp_path)
+    SweepFile((), (), str(tmp_path)).write(tmp_path)
+    assert link_best_model(read_sweep([tmp_path]), tmp_path) == tmp_path / BEST_LINK
+    assert saved(tmp_path) == ["warmup_frac=0.3/seed=0", "warmup_frac=0.3/seed=1"]
+
+
+def test_run_of_another_launch_that_is_not_done_keeps_no_model(tmp_path):
+    sweep_of_four(tmp_path)
+    leave_run(tmp_path / "other/seed=0", status="interrupted")
+    link_best_model(read_sweep([tmp_path]), tmp_path)
+    assert len(saved(tmp_path)) == 2

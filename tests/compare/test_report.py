@@ -114,6 +114,14 @@ def test_report_of_an_interrupted_run_says_how_to_resume_it(tmp_path):
     assert resume_commands(read_sweep([run_dir])) == [f"python -m bertmon resume {run_dir}"]
 
 
+def test_details_have_no_control_characters(tmp_path):
+    folder = comparison(tmp_path / "sweep", seeds=1)
+    (folder / "sweep.json").write_text(json.dumps({"runs": [], "command": ["name=\x1b[31m\u202e"], "directory": "."}))
+    for text in (report.render_markdown(read_sweep([folder])), report.render_html(read_sweep([folder]), folder)):
+        assert "\x1b" not in text
+        assert "\\x1b[31m" in text
+
+
 def test_details_of_markdown_are_complete(tmp_path):
     command = [f"seed={','.join(map(str, range(200)))}", "-m"]
     for name in ("one", "two"):
@@ -229,9 +237,10 @@ def test_compare_writes_the_report_and_prints_the_answer(tmp_path, capsys, monke
     assert told.startswith("warmup_frac  runs  test accuracy")
     assert told.endswith(f"Report: {tmp_path}/sweep/report.html\n")
     monkeypatch.chdir(tmp_path)
-    main(["sweep", "sweep/warmup_frac=0.1"])
-    assert (tmp_path / "report.html").exists()
-    main(["sweep", "--out", "elsewhere/deep"])
+    with pytest.raises(SystemExit):
+        main(["sweep", "sweep/warmup_frac=0.1"])
+    assert "--out: expected a folder for the report of several sweeps" in capsys.readouterr().err
+    main(["sweep", "sweep/warmup_frac=0.1", "--out", "elsewhere/deep"])
     assert (tmp_path / "elsewhere/deep/report.md").exists()
 
 

@@ -328,8 +328,12 @@ def error_of(monkeypatch, *arguments) -> str:
     ("overrides", "message"),
     [
         (
-            ["monitor.enabled=false", "monitor.on_doomed=stop"],
-            "monitor.on_doomed: expected warn with monitor.enabled=false, got stop",
+            ["monitor.enabled=false", "monitor.on_behind=stop"],
+            "monitor.on_behind: expected ignore with monitor.enabled=false, got stop",
+        ),
+        (
+            ["model.model_type=albert", "optimizer.layer_decay=1,0.9", "-m"],
+            "optimizer.layer_decay: expected 1 for albert, whose parameter names have no layer numbers, got 0.9",
         ),
         (
             ["schedule.function=math.nope", "schedule.warmup_frac=0.1,0.7", "-m"],

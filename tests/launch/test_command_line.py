@@ -8,6 +8,7 @@ import pytest
 from conftest import results
 
 from bertmon.errors import InputError
+from bertmon.launch import rerun
 from bertmon.launch.command_line import check_arguments, flags_first
 from bertmon.launch.compose import load_config
 from bertmon.launch.read_config import explain_unknown_key
@@ -104,6 +105,23 @@ def test_saved_config_is_run_again_by_rerun_and_never_silently_replaced(bertmon_
     missing = bertmon_here("rerun", "nowhere")
     assert missing.returncode == 1
     assert missing.stderr.startswith("nowhere/.hydra/config.yaml: expected the config of a run")
+
+
+@pytest.mark.parametrize(
+    ("weights", "override"),
+    [
+        ({0: 2.0, 1: 1}, "train.class_weights={0:2.0,1:1}"),
+        ({"a b": 2, "c:d": 1}, "train.class_weights={a\\ b:2,c\\:d:1}"),
+    ],
+)
+def test_rerun_gives_weights_by_name_as_hydra_reads_them(weights, override):
+    assert rerun._override("train.class_weights", weights, Path("run")) == override
+
+
+@pytest.mark.parametrize("name", ["null", "1e3", "s\u00fc\u00df", ""])
+def test_rerun_of_names_that_no_override_can_express_is_refused(name):
+    with pytest.raises(InputError, match=r"^run: train\.class_weights has names that no override can express"):
+        rerun._override("train.class_weights", {name: 1, "b": 2}, Path("run"))
 
 
 def test_flags_first_keeps_the_order_otherwise():

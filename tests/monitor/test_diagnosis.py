@@ -9,7 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from bertmon import optimizer, schedule
-from bertmon.config import OptimizerConfig, ScheduleConfig, VerdictThresholds
+from bertmon.config import Decay, OptimizerConfig, ScheduleConfig, VerdictThresholds
 from bertmon.monitor.diagnosis import Diagnosis, Verdict, diagnose, divergence
 from bertmon.monitor.history import STATISTICS, History, RunPlan, Snapshot, WeightTable
 from bertmon.training.task import vocabulary
@@ -268,6 +268,10 @@ def test_advice_where_nothing_else_keeps_the_rate_small_is_a_rate():
         (ScheduleConfig(), "schedule.warmup_frac=0.7 or optimizer.bias_correction=true"),
         (ScheduleConfig(warmup_steps=60), "schedule.warmup_steps=420 or optimizer.bias_correction=true"),
         (ScheduleConfig(function="math.fmod"), "optimizer.bias_correction=true"),
+        (
+            ScheduleConfig(decay=Decay.warmup_stable_decay, end_factor=0.0, decay_frac=0.5),
+            "optimizer.bias_correction=true",
+        ),
     ],
 )
 def test_advice_is_in_the_keys_that_count(keys, advice):
