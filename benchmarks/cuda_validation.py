@@ -1,11 +1,11 @@
-"""What only a GPU can show about bertmon, in under 25 minutes, in order of value.
+"""What only a GPU can show about bertmon, in about 20 minutes, in order of value.
 
     python benchmarks/cuda_validation.py FOLDER [PART...] [--minutes=24] [--rehearse] [OVERRIDE...]
 
 Each part is a process of its own (cuda_parts.py), so that one that fails harms no other. FOLDER gets results.json and
 report.md after each part and runs.tar.gz, the results and histories of the article's runs, at the end. What is done
-already is skipped: start it again with the same work folder ($BERTMON_VALIDATION, by default one in the temporary
-directory) to continue. Parts named on the command line are done again.
+already, by FOLDER's results.json or that of the work folder ($BERTMON_VALIDATION, by default one in the temporary
+directory), is skipped: start it again to continue. Parts named on the command line are done again.
 
 Without a network: data.data_home=FOLDER model.tokenizer=FOLDER. --rehearse runs every part at tiny sizes on whatever
 device is here, without a claim: what needs CUDA is skipped. Exits with 1 if a part did not give what was expected.
@@ -13,6 +13,7 @@ device is here, without a claim: what needs CUDA is skipped. Exits with 1 if a p
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -20,20 +21,20 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PARTS = {
     "environment": "what the numbers below depend on",
     "twins": "20 steps on the CPU and on the GPU: the same losses",
     "waits": "no wait of the host in a step that is not monitored, at the article's shapes",
-    "resume": "a resumed run is bit for bit the undisturbed one (train.deterministic)",
-    "out_of_memory": "a sweep continues after a run without enough memory",
-    "monitoring": "what monitoring costs every 30 steps and every step; goals 1.02 and 1.05",
-    "floor": "a step next to its floor by the measured matrix rate and bandwidth; goal 50 % in bf16",
-    "trainer": "tokens/s next to transformers' Trainer; goals 4 at its defaults, 1.3 at its best",
-    "compile": "the compiled step: the eager one's losses, its time, its graphs",
     "memory": "most memory of the article's run next to what fake tensors predicted",
     "article": "640 steps with both warm-ups, from process start; goal 30 s a run",
+    "resume": "a resumed run is bit for bit the undisturbed one (train.deterministic)",
+    "out_of_memory": "a sweep continues after a run without enough memory",
+    "floor": "a step next to its floor by the measured matrix rate and bandwidth; goal 50 % in bf16",
+    "monitoring": "what monitoring costs every 30 steps and every step; goals 1.02 and 1.05",
+    "trainer": "tokens/s next to transformers' Trainer; goals 4 at its defaults, 1.3 at its best",
+    "compile": "the compiled step: the eager one's losses, its time, its graphs",
     "seeds": "the same with further seeds, as many as fit",
 }
 """In order of value, with what each shows."""
@@ -49,7 +50,9 @@ def run_parts(
 ) -> dict[str, Outcome]:
     """Run the parts that have no outcome yet, until the time is over; returns all outcomes by part."""
     end = time.monotonic() + seconds
-    outcomes: dict[str, Outcome] = json.loads(_read(work / RESULTS, "{}"))
+    outcomes: dict[str, Outcome] = {}
+    for known in (folder, work):
+        outcomes |= json.loads(_read(known / RESULTS, "{}"))
     for name in names:
         if name in outcomes and not again:
             continue
@@ -78,17 +81,30 @@ def _run_part(name: str, work: Path, seconds: float, arguments: Sequence[str]) -
     started = time.monotonic()
     log = work / f"{name}.log"
     with log.open("w") as stderr:
-        try:
-            done = subprocess.run(
-                command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False, timeout=seconds
-            )
-        except subprocess.TimeoutExpired:
-            return {"timed_out": True}
-    lines = done.stdout.splitlines()
-    outcome: Outcome = json.loads(lines[-1]) if done.returncode == 0 and lines else {"ok": False}
-    if done.returncode:
+        done = run_process(command, environment, stderr, seconds)
+    if done is None:
+        return {"timed_out": True}
+    code, stdout = done
+    lines = stdout.splitlines()
+    outcome: Outcome = json.loads(lines[-1]) if code == 0 and lines else {"ok": False}
+    if code:
         outcome["error"] = _read(log, "").strip()[-2000:]
     return outcome | {"took_seconds": round(time.monotonic() - started, 1)}
+
+
+def run_process(
+    command: Sequence[str], environment: Mapping[str, str], stderr: IO[str], seconds: float
+) -> tuple[int, str] | None:
+    """Exit code and standard output; None if the time was over, after which nothing that it has started is left."""
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
+    ) as process:
+        try:
+            stdout, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its children too: they would go on using the GPU
+            return None
+    return process.returncode, stdout
 
 
 def _publish(folder: Path, outcomes: Mapping[str, Outcome]) -> None:

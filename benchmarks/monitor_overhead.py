@@ -19,6 +19,7 @@ from environment import CUDA, DEVICE, compose_config, describe
 
 from bertmon.monitor.history import History
 from bertmon.monitor.tensorboard import RunWriter
+from bertmon.result import Status
 from bertmon.training.state import TrainState
 from bertmon.training.task import build_monitor, build_task
 from bertmon.training.trainer import Trainer
@@ -27,7 +28,11 @@ SETUP = [
     "experiment=quickstart",
     "train.epochs=1",
     "train.eval_every=1000000",  # at the end only
-    *(["model=bert_base", "data.max_length=256", "train.precision=bf16"] if CUDA else ["model=bert_small"]),
+    *(
+        ["model=bert_base", "data.max_length=256", "train.precision=bf16", "optimizer.lr=3e-5"]
+        if CUDA
+        else ["model=bert_small"]
+    ),
 ]
 VARIANTS = {
     "off": ["monitor=off"],
@@ -45,8 +50,11 @@ def train_seconds(overrides: Sequence[str]) -> float:
         started = time.perf_counter()
         with RunWriter(Path(folder), draw=config.monitor.figures) as writer:
             monitor = build_monitor(config, task, History(task.plan), writer)
-            Trainer(task, config, monitor, TrainState(), log_scalars=writer.scalars, name="").fit()
-        return time.perf_counter() - started
+            state = TrainState()
+            Trainer(task, config, monitor, state, log_scalars=writer.scalars, name="").fit()
+        seconds = time.perf_counter() - started
+    assert state.status is Status.finished, state.status
+    return seconds
 
 
 def main(repeats: int, overrides: Sequence[str]) -> None:

@@ -52,11 +52,15 @@ def set_determinism(wanted: bool) -> None:
 
 
 def set_precision(precision: Precision, device: torch.device) -> None:
-    """Fix how float32 matrix products are computed in this process, whatever the environment says.
+    """Fix how float32 matrix products and attention are computed in this process, whatever the environment says.
 
     Warns of a precision that the device does not support.
     """
     torch.set_float32_matmul_precision("high" if precision is Precision.tf32 else "highest")
+    if device.type == "cuda":
+        # torch 2.11 prefers cuDNN's attention on an H100. Its backward pass gives NaN for extreme logits in masked
+        # texts padded to 64 or 192 tokens (pytorch issue 196678), and each new shape costs it most of a second.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if precision is Precision.tf32 and not (device.type == "cuda" and torch.cuda.is_tf32_supported()):
         log.warning("train.precision=tf32: only NVIDIA GPUs since Ampere have TF32; this run computes in float32")
     if precision is Precision.bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):

@@ -1,8 +1,10 @@
 """The script for a GPU machine, rehearsed without one: every part at tiny sizes, and what the driver does with them."""
 
 import json
-import subprocess
+import os
+import sys
 import tarfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,14 +66,33 @@ def test_validation_continues_into_a_new_folder(parts, monkeypatch):
     notes = parts / "calls"
     monkeypatch.setattr(cuda_validation, "time", SimpleNamespace(monotonic=clock))
     monkeypatch.setattr(cuda_validation, "_LEAST_SECONDS", 0.1)
-    (parts / "outcomes.json").write_text(json.dumps({"resume": {"sleeps": 600}}))
+    (parts / "outcomes.json").write_text(json.dumps({"memory": {"sleeps": 600}}))
     assert cuda_validation.main([str(parts / "first"), "--minutes=1"]) == 0
-    assert calls(parts) in (first, [*first, "resume"])  # which was interrupted, perhaps before it noted its name
+    assert calls(parts) in (first, [*first, "memory"])  # which was interrupted, perhaps before it noted its name
     assert list(json.loads((parts / "first/results.json").read_text())) == first
     (parts / "outcomes.json").write_text("{}")
     assert cuda_validation.main([str(parts / "second")]) == 0
-    assert calls(parts)[0] == "resume"
+    assert calls(parts)[0] == "memory"
     assert list(json.loads((parts / "second/results.json").read_text())) == list(cuda_validation.PARTS)
+
+
+def test_validation_continues_where_the_results_alone_are_left(parts, monkeypatch):
+    folder = parts / "out"
+    assert cuda_validation.main([str(folder)]) == 0
+    calls(parts)
+    monkeypatch.setenv("BERTMON_VALIDATION", str(parts / "another machine"))
+    assert cuda_validation.main([str(folder)]) == 0
+    assert calls(parts) == []
+
+
+def test_part_whose_time_is_over_leaves_no_process(tmp_path):
+    """Nor does one that it has started."""
+    child = f"import time, pathlib; time.sleep(4); pathlib.Path({str(tmp_path / 'late')!r}).touch()"
+    script = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    with (tmp_path / "log").open("w") as log:
+        assert cuda_validation.run_process([sys.executable, "-c", script], dict(os.environ), log, 2) is None
+    time.sleep(4)
+    assert not (tmp_path / "late").exists()
 
 
 def test_validation_reports_a_part_that_fails_and_runs_the_next_ones(parts, capsys):
@@ -106,14 +127,13 @@ def test_the_bytes_of_an_update_are_those_of_its_reads_and_writes():
 def warm_parts(warm_python, monkeypatch):
     """Each part in a process of its own, without the seconds of its imports."""
 
-    def run(command, *, env, stderr, timeout, **options):
-        process = warm_python.start("cuda_parts", command[2:], ROOT / "benchmarks", env)
-        output, errors = process.communicate(timeout)
+    def run(command, environment, stderr, seconds):
+        process = warm_python.start("cuda_parts", command[2:], ROOT / "benchmarks", environment)
+        output, errors = process.communicate(seconds)
         stderr.write(errors)
-        return subprocess.CompletedProcess(command, process.returncode, output)
+        return process.returncode, output
 
-    names = {"PIPE": subprocess.PIPE, "TimeoutExpired": subprocess.TimeoutExpired}
-    monkeypatch.setattr(cuda_validation, "subprocess", SimpleNamespace(run=run, **names))
+    monkeypatch.setattr(cuda_validation, "run_process", run)
 
 
 @pytest.mark.slow

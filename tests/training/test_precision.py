@@ -154,3 +154,14 @@ def test_a_run_that_is_not_deterministic_leaves_cublas_ready_for_one_that_is(mon
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     set_determinism(False)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+@pytest.mark.parametrize(("device", "kept"), [(CUDA, False), (torch.device("cpu"), True)])
+def test_cudnns_attention_is_off_on_cuda(device, kept):
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        set_precision(Precision.fp32, device)
+        assert torch.backends.cuda.cudnn_sdp_enabled() is kept
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
