@@ -33,7 +33,7 @@ class WeightStatistics:
         if self._buffer.flat.device.type == "cpu":
             self._gradients = gradient_statistics_cpu(gradients, self._buffer)
         else:
-            self._gradients = gradient_statistics_foreach(gradients, self._buffer.element_counts)
+            self._gradients = gradient_statistics_foreach(gradients, self._buffer)
         if scale is not None:
             self._gradients[:, :3] /= scale  # mean, max and standard deviation; the share of zeros has no scale
 
@@ -93,17 +93,20 @@ def _exact_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
 
 
-def gradient_statistics_foreach(gradients: list[Tensor], element_counts: Tensor) -> Tensor:
+def gradient_statistics_foreach(gradients: list[Tensor], buffer: GroupedBuffer) -> Tensor:
     """Mean, max and standard deviation (of the population) of |g|, and the share of zeros: [L, 4], in few kernels.
 
     mean = L1 / n and variance = L2^2 / n - mean^2, in float64: squares of vanishing gradients underflow in float32, and
-    the difference of two nearly equal ones would have no digit left. element_counts: GroupedBuffer's.
+    the difference of two nearly equal ones would have no digit left. Zeros are counted in `buffer`: count_nonzero takes
+    two kernels for each weight.
     """
-    n, dtype = element_counts, element_counts.dtype
+    n, dtype = buffer.element_counts, buffer.element_counts.dtype
     mean = torch.stack(torch._foreach_norm(gradients, 1, dtype=dtype)) / n
     variance = torch.stack(torch._foreach_norm(gradients, 2, dtype=dtype)).square() / n - mean.square()
     largest = torch.stack(torch._foreach_norm(gradients, torch.inf)).to(dtype)
-    zeros = 1 - torch.stack([torch.count_nonzero(gradient) for gradient in gradients]) / n
+    buffer.copy(gradients)
+    buffer.flat.eq_(0)
+    zeros = buffer.reduce_rows(lambda matrix: matrix.sum(dim=1, dtype=dtype)) / n
     return torch.stack([mean, largest, variance.clamp(min=0).sqrt(), zeros], dim=1)
 
 

@@ -23,7 +23,7 @@ def on_cpu(gradients):
 
 
 def on_other_devices(gradients):
-    return stats.gradient_statistics_foreach(gradients, stats.GroupedBuffer(gradients).element_counts)
+    return stats.gradient_statistics_foreach(gradients, stats.GroupedBuffer(gradients))
 
 
 @pytest.fixture(params=[on_cpu, on_other_devices])
