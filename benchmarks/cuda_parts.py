@@ -24,6 +24,7 @@ from environment import CUDA, DEVICE, compose_config
 from bertmon.config import Precision, RunConfig
 from bertmon.data.batches import Batch
 from bertmon.monitor.history import HISTORY_FILE, History
+from bertmon.monitor.monitor import NullLog
 from bertmon.result import RunResult, Status
 from bertmon.training.run_training import run_training
 from bertmon.training.state import TrainState
@@ -102,21 +103,13 @@ def fit(config: RunConfig, device: torch.device = DEVICE, trainer: type[Trainer]
     fitted = trainer(
         task,
         config,
-        build_monitor(config, task, history, _NoLog()),
+        build_monitor(config, task, history, NullLog()),
         TrainState(),
         log_scalars=lambda step, values: None,
         name="",
     )
     fitted.fit()
     return history, fitted
-
-
-class _NoLog:
-    """Takes what a monitor writes and drops it."""
-
-    def snapshot(self, snapshot: Any) -> None: ...
-    def scalars(self, step: int, values: Any) -> None: ...
-    def text(self, tag: str, text: str, step: int) -> None: ...
 
 
 class SyncChecked(Trainer):

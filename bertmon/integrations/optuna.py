@@ -40,13 +40,11 @@ def report(
     trial.report(value, step)
 
 
-def trial_attributes(
-    diagnosis: Diagnosis | None, history: History | None = None, thresholds: BehindThresholds | None = None
-) -> dict[str, Any]:
+def trial_attributes(diagnosis: Diagnosis | None, history: History | None = None) -> dict[str, Any]:
     """What `report` stores in a trial, as JSON can hold it."""
     attributes: dict[str, Any] = {VERDICT: (diagnosis.verdict if diagnosis else Verdict.undecided).value}
     if history is not None and history.losses:
-        reachable = best_case(history, thresholds)
+        reachable = best_case(history)
         attributes[PROGRESS] = [loss_reduction(history), reachable if math.isfinite(reachable) else None]
     return attributes
 

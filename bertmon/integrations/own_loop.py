@@ -16,7 +16,7 @@ Shapes: N steps planned, B texts, C classes.
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,8 +54,8 @@ from bertmon.integrations.unwrap import (
 from bertmon.model import named_weights
 from bertmon.monitor.advice import OWN_LOOP, Vocabulary
 from bertmon.monitor.diagnosis import Diagnosis
-from bertmon.monitor.history import HISTORY_FILE, History, RunPlan, Snapshot
-from bertmon.monitor.monitor import Monitor
+from bertmon.monitor.history import HISTORY_FILE, History, RunPlan
+from bertmon.monitor.monitor import Monitor, NullLog
 from bertmon.monitor.probe import LogitProbe
 from bertmon.monitor.tensorboard import RunWriter
 from bertmon.optimizer import bias_correction_gain
@@ -320,10 +320,10 @@ class Watch:
 
     def _open_writer(
         self, point: resume.ResumePoint | None, first_step: int, draw: bool, facts: LoopFacts
-    ) -> "RunWriter | _NoWriter":
+    ) -> "RunWriter | NullLog":
         """The first process's writer; nothing in the others."""
         if not facts.alone and distributed.rank() > 0:
-            return _NoWriter()
+            return NullLog()
         writer = RunWriter(
             self._folder, draw=draw, truncate_to=point.event_files if point else None, on_figure=facts.on_figure
         )
@@ -358,14 +358,6 @@ class Watch:
         changed = slice(self._step, None if self._rates_unknown else self._step + 1)
         plan.lr[changed] = rate
         plan.effective_lr[changed] = rate * self._gains[changed]
-
-
-class _NoWriter:
-    """What processes other than the first one write to."""
-
-    def snapshot(self, snapshot: Snapshot) -> None: ...
-    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
-    def text(self, tag: str, text: str, step: int) -> None: ...
 
 
 def _resume_point(folder: Path, first_step: int) -> resume.ResumePoint | None:

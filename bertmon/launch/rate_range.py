@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from bertmon.compare.rates import LR_KEY
 from bertmon.config import RunConfig
 from bertmon.errors import InputError, require
 from bertmon.launch import command_line
@@ -23,7 +24,6 @@ from bertmon.notation import format_rate
 from bertmon.training.plan import warmup_frac
 from bertmon.training.rate_range import RateRange, find_cliff, peak_factor
 
-LR_KEY = "optimizer.lr"
 WARMUPS = (0.0, 0.06, 0.1, 0.3, 0.5, 0.7)
 _EARLY = 10  # times --from: in the study no run broke before
 

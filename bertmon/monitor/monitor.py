@@ -44,6 +44,14 @@ class MetricLog(Protocol):
     def text(self, tag: str, text: str, step: int) -> None: ...
 
 
+class NullLog:
+    """A MetricLog that writes nothing."""
+
+    def snapshot(self, snapshot: Snapshot) -> None: ...
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+    def text(self, tag: str, text: str, step: int) -> None: ...
+
+
 class _PendingSnapshot(NamedTuple):
     """A measurement that still is on the device."""
 

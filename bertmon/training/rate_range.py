@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 from bertmon.config import RunConfig, VerdictThresholds
 from bertmon.data.batches import Batch
 from bertmon.errors import InputError
-from bertmon.monitor.history import FloatArray, History, RunPlan, Snapshot
+from bertmon.monitor.history import FloatArray, History, RunPlan
+from bertmon.monitor.monitor import NullLog
 from bertmon.training.plan import plan_run
 from bertmon.training.step import GuardedUpdate, forward_backward, resolve_device
 from bertmon.training.task import Task, build_monitor, build_task
@@ -29,14 +30,6 @@ MEAN_OF = 5
 LEARNED = 0.5
 """A loss below this share of chance is that of a model that has learned: its gradients are small since its errors are.
 Where gradients vanished in the validation, the loss of the last 20 steps was 0.8 of chance and more."""
-
-
-class _Unlogged:
-    """A MetricLog that writes nothing."""
-
-    def snapshot(self, snapshot: Snapshot) -> None: ...
-    def scalars(self, step: int, values: object) -> None: ...
-    def text(self, tag: str, text: str, step: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +66,7 @@ def find_cliff(config: RunConfig, lowest: float, highest: float) -> RateRange:
     task = build_task(replace(config, optimizer=adam), resolve_device(config.device))
     planned = plan_run(config, task.steps_per_epoch, task.plan.chance_loss)
     history = History(RunPlan(rates, rates, task.plan.chance_loss, 1.0, bias_correction=True))
-    monitor = build_monitor(replace(config, monitor=watching), task, history, _Unlogged())
+    monitor = build_monitor(replace(config, monitor=watching), task, history, NullLog())
     update = GuardedUpdate(task.classifier, task.optimizer, config.train.max_grad_norm)
     task.classifier.train()
     for step, batches in enumerate(tqdm(_batches(task, config, len(rates)), "range", len(rates), disable=None)):
