@@ -381,7 +381,8 @@ def trainer(setup: Setup) -> Outcome:
     rates = json.loads(measured.read_text()) if measured.exists() else {}
     for name in wanted:
         if name not in rates:
-            epoch = vs_trainer.measure_in_process(name, setup.docstrings())
+            measure = vs_trainer.measure if setup.rehearse else vs_trainer.measure_in_process
+            epoch = measure(name, setup.docstrings())
             rates[name] = {"tokens/s": round(epoch.rate), "of its floor": round(epoch.floor / epoch.seconds, 3)}
             measured.write_text(json.dumps(rates))
     own = max(rate["tokens/s"] for name, rate in rates.items() if name.startswith("bertmon"))

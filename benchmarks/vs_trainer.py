@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -233,8 +233,8 @@ def epoch_flops(classifier: nn.Module, lengths: torch.Tensor) -> float:
     return 6 * weights * float(lengths.sum()) + attention
 
 
-def measure(name: str, overrides: Sequence[str]) -> dict[str, float]:
-    """Seconds of the variant with one epoch and with two, and an epoch's tokens and floor."""
+def measure(name: str, overrides: Sequence[str]) -> Epoch:
+    """Train the variant twice, with EPOCHS."""
     config = config_of(1, overrides)
     task = build_task(config, torch.device("cpu"))
     lengths = torch.as_tensor(tokenize_training_texts(config, task)[1].lengths)
@@ -249,7 +249,7 @@ def measure(name: str, overrides: Sequence[str]) -> dict[str, float]:
         if CUDA:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    return {"tokens": int(lengths.sum()), "fewer": seconds[0], "more": seconds[1], "floor": floor}
+    return Epoch(int(lengths.sum()), *seconds, floor)
 
 
 def measure_in_process(name: str, overrides: Sequence[str]) -> Epoch:
@@ -293,7 +293,7 @@ def main(count: int, wanted: str, overrides: Sequence[str]) -> None:
 if __name__ == "__main__":
     words = sys.argv[1:]
     if words[:1] == ["--measure"]:
-        print(json.dumps(measure(words[1], words[2:])))
+        print(json.dumps(asdict(measure(words[1], words[2:]))))
     else:
         numbers = [word for word in words if word.isdigit()]
         parts = [word for word in words if not word.isdigit() and "=" not in word]
