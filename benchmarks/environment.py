@@ -3,6 +3,7 @@
 import platform
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -20,6 +21,7 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
 
 def describe() -> str:
     """Device or CPU with its threads, version of torch, and commit."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    command = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     device = torch.cuda.get_device_name() if CUDA else f"{platform.machine()}, {torch.get_num_threads()} threads"
     return f"{device}, torch {torch.__version__}, {commit.stdout.strip()}"

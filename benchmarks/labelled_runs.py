@@ -12,7 +12,7 @@ import json
 import lzma
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -243,7 +243,7 @@ def pack(runs: list[LabelledRun], store: Path = STORE) -> None:
         values = np.stack([shot.values[:, STORED_STATISTICS] for shot in history.snapshots])
         arrays[f"values{number}"] = _quantize(values).transpose(2, 1, 0)  # compresses best with time last
         arrays[f"spread{number}"] = _quantize(np.array([shot.logit_std for shot in history.snapshots]))
-        arrays[f"loss{number}"] = np.round(1e4 * np.nan_to_num(history.losses, nan=1e5)).astype(np.int32)
+        arrays[f"loss{number}"] = _quantize_losses(np.array(history.losses))
         arrays[f"norm{number}"] = _quantize(np.array(history.grad_norms))
         metadata.append(
             {stored: getattr(run, name) for name, stored in _STORED_NAMES.items()}
@@ -258,7 +258,7 @@ def pack(runs: list[LabelledRun], store: Path = STORE) -> None:
 
 
 def unpack(store: Path = STORE) -> list[LabelledRun]:
-    """The runs of the study; a process reads a file once."""
+    """The runs of the study, each once; a process reads a file once."""
     return list(_unpack(store))
 
 
@@ -266,7 +266,22 @@ def unpack(store: Path = STORE) -> list[LabelledRun]:
 def _unpack(store: Path) -> tuple[LabelledRun, ...]:
     with np.load(io.BytesIO(lzma.decompress(store.read_bytes())), allow_pickle=False) as stored:
         metadata = json.loads(str(stored["about"]))
-        return tuple(_unpack_run(stored, number, about) for number, about in enumerate(metadata))
+        return tuple(without_repeats(_unpack_run(stored, number, about) for number, about in enumerate(metadata)))
+
+
+def without_repeats(runs: Iterable[LabelledRun]) -> list[LabelledRun]:
+    """Of runs with the same overrides and seed one: one of the calibration part, for it has been looked at."""
+    kept: dict[tuple[str, int | None], LabelledRun] = {}
+    for run in runs:
+        other = kept.setdefault((_distinct(run.overrides), run.seed), run)
+        if run.calibration and not other.calibration:
+            kept[_distinct(run.overrides), run.seed] = run
+    return sorted(kept.values(), key=lambda run: (run.setting, run.seed))
+
+
+def _distinct(overrides: str) -> str:
+    """Without a key at its default that only settings of a later date have."""
+    return " ".join(word for word in overrides.split() if word != "model.frozen_layers=null")
 
 
 def _unpack_run(stored: Any, number: int, about: dict[str, Any]) -> LabelledRun:
@@ -280,7 +295,7 @@ def _unpack_run(stored: Any, number: int, about: dict[str, Any]) -> LabelledRun:
         Snapshot(step, plan.lr[step], plan.effective_lr[step], spread, layers, value)
         for step, spread, value in zip(about["steps"], spreads, values, strict=True)
     ]
-    losses = (stored[f"loss{number}"] / 1e4).tolist()
+    losses = _loss_values(stored[f"loss{number}"]).tolist()
     history = History(plan, losses, _dequantize(stored[f"norm{number}"]).tolist(), snapshots)
     fields = {name: about.get(stored) for name, stored in _STORED_NAMES.items()}
     fields["evaluations"] = tuple(map(tuple, fields["evaluations"] or ()))
@@ -297,6 +312,19 @@ def _plan(about: dict[str, Any]) -> RunPlan:
     lr = about["peak"] * np.array(factors)
     effective = lr * np.array([optimizer.bias_correction_gain(config, step) for step in range(total)])
     return RunPlan(lr, effective, about["chance"], about["warmup_frac"], about["bias_correction"])
+
+
+_NAN_LOSS, _INFINITE_LOSS = 10**9, 2**31 - 1
+
+
+def _quantize_losses(losses: FloatArray) -> npt.NDArray[np.int32]:
+    finite = np.minimum(np.round(1e4 * np.nan_to_num(losses, posinf=0.0)), _NAN_LOSS - 1)
+    quantized = np.where(np.isnan(losses), _NAN_LOSS, np.where(np.isinf(losses), _INFINITE_LOSS, finite))
+    return quantized.astype(np.int32)
+
+
+def _loss_values(quantized: npt.NDArray[np.int32]) -> FloatArray:
+    return np.select([quantized == _NAN_LOSS, quantized == _INFINITE_LOSS], [np.nan, np.inf], quantized / 1e4)
 
 
 _ZERO, _NAN, _INFINITE = -32768, -32767, 32767

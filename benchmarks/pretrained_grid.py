@@ -171,10 +171,13 @@ def _label(newsgroup: str, classes: int) -> str:
 
 
 def numbers(pretrained: int, wide: int) -> Iterator[int]:
-    """The settings that are trained, in order: after ten of MiniLM's one of the wide models'."""
+    """The settings that are trained, in order: after ten of MiniLM's one of the wide models'. Repeats are left out."""
+    drawn: set[tuple[str, ...]] = set()
     for place in range(max(pretrained, 10 * wide)):
-        if place < pretrained:
+        own = tuple(word for word in setting(PRETRAINED_FROM + place) if word != "model.frozen_layers=null")
+        if place < pretrained and own not in drawn:
             yield PRETRAINED_FROM + place
+        drawn.add(own)
         if place % 10 == 9 and place // 10 < wide:
             yield WIDE_FROM + place // 10
 

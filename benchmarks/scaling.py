@@ -61,7 +61,7 @@ def watched(overrides: Sequence[str], *, repeats: int) -> dict[str, float]:
     update = GuardedUpdate(task.classifier, task.optimizer, config.train.max_grad_norm)
 
     def step() -> None:
-        loss, _ = forward_backward(task.classifier, batch, config.train.precision)
+        loss, _ = forward_backward(task.classifier, [batch], config.train.precision)
         update.update(loss, 1e-4)
 
     step_ms = milliseconds(step, repeats)
@@ -77,7 +77,7 @@ def watched(overrides: Sequence[str], *, repeats: int) -> dict[str, float]:
 
 def _monitor_ms(config: RunConfig, task: Task, batch: Batch, repeats: int) -> Iterator[float]:
     """Each part of what a monitor does at a step that is watched, the last one its flush."""
-    forward_backward(task.classifier, batch, config.train.precision)
+    forward_backward(task.classifier, [batch], config.train.precision)
     zero, one = torch.zeros(()), torch.ones(())
     with tempfile.TemporaryDirectory() as folder, RunWriter(Path(folder), draw=False) as writer:
         monitor = build_monitor(config, task, History(task.plan), writer)

@@ -211,6 +211,9 @@ WHAT: dict[str, Callable[[Path], Sweep]] = {
 
 def main(chosen: Sequence[str]) -> None:
     """See the module's docstring."""
+    names = [happen.__name__ for happen in WHAT.values()]
+    if unknown := set(chosen).difference(names):
+        sys.exit(f"{__doc__}\nunknown: {', '.join(unknown)}; there are {', '.join(names)}")
     os.environ["OMP_NUM_THREADS"] = "1"  # as many as a job has: the same sums in the same order
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

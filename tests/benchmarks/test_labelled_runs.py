@@ -4,7 +4,18 @@ import dataclasses
 
 import numpy as np
 import pytest
-from labelled_runs import STORED_STATISTICS, Label, label, pack, read_folder, unpack
+from labelled_runs import (
+    BASE_STORE,
+    PRETRAINED_STORE,
+    STORE,
+    STORED_STATISTICS,
+    Label,
+    label,
+    pack,
+    read_folder,
+    unpack,
+    without_repeats,
+)
 from scipy.stats import binom
 
 from bertmon.metrics import EvalResult
@@ -26,6 +37,30 @@ def test_store_holds_enough_runs_of_every_kind(runs):
     assert not {(run.setting, run.seed) for run in runs if run.calibration} & {
         (run.setting, run.seed) for run in runs if not run.calibration
     }
+
+
+@pytest.mark.parametrize("store", [STORE, PRETRAINED_STORE, BASE_STORE])
+def test_no_run_is_counted_twice(store):
+    """Settings of the second study were drawn at random, five of them twice."""
+    runs = unpack(store)
+    drawn = [(run.overrides.replace(" model.frozen_layers=null", ""), run.seed) for run in runs]
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_of_two_equal_runs_the_one_that_was_looked_at_counts(runs):
+    known = next(run for run in unpack(PRETRAINED_STORE) if run.calibration)
+    blind = dataclasses.replace(known, setting=known.setting + (2 - known.setting % 1000) % 3)
+    assert blind.blind
+    again = dataclasses.replace(blind, overrides=f"{known.overrides} model.frozen_layers=null")
+    for both in ([known, blind], [blind, known], [again, blind, known]):
+        assert without_repeats(both) == [known]
+
+
+def test_losses_that_are_not_finite_come_back(runs, tmp_path):
+    history = dataclasses.replace(runs[0].history, losses=[1.25, float("nan"), float("inf"), 1e30])
+    pack([dataclasses.replace(runs[0], history=history)], tmp_path / "store")
+    (read,) = unpack(tmp_path / "store")
+    assert read.history.losses == pytest.approx([1.25, np.nan, np.inf, 99999.9999], nan_ok=True)
 
 
 def test_labels_equal_those_of_the_two_sided_binomial_interval(runs):
