@@ -1,9 +1,12 @@
 """Errors that a user sees as one message, without a traceback. Knows no library: every other module may import it."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
+from typing import NoReturn
 
 from bertmon.sanitize import sanitize, sanitize_line
 
@@ -33,3 +36,9 @@ def require(ok: bool, key: str, value: object, expected: str) -> None:
     if not ok:
         shown = value.value if isinstance(value, Enum) else value
         raise InputError(f"{key}: expected {expected}, got {sanitize_line(shown)}.")
+
+
+def exit_after_closed_pipe() -> NoReturn:
+    """End quietly once the reader of standard output, such as `head`, has closed it. Nothing is left to be flushed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)

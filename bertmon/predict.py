@@ -6,7 +6,6 @@ Shapes: B texts of a batch, C classes.
 import argparse
 import csv
 import itertools
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from bertmon.config import Device, require_table_format
 from bertmon.data import table_rows
 from bertmon.data.examples import is_empty, label_name
 from bertmon.data.table_rows import Row, TableFormat
-from bertmon.errors import InputError, require, storage_errors
+from bertmon.errors import InputError, exit_after_closed_pipe, require, storage_errors
 from bertmon.metrics import EvalResult, precision_recall
 from bertmon.notation import format_percent
 from bertmon.result import MODEL_DIR, RunResult
@@ -196,9 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _predict(given)
     except InputError as error:
         sys.exit(str(error))
-    except BrokenPipeError:  # as `| head` closes it; what is still buffered has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except BrokenPipeError:
+        exit_after_closed_pipe()
 
 
 def _predict(given: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+from bertmon.errors import exit_after_closed_pipe
 from bertmon.launch import command_line, ending, hydra_setup, threads
 
 
@@ -41,6 +42,8 @@ def main() -> None:
             _task()
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
+        except BrokenPipeError:
+            exit_after_closed_pipe()
         except Exception as error:
             if traceback_wanted:
                 raise

@@ -225,3 +225,9 @@ def test_modules_that_only_unix_has_are_not_imported_at_the_top(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_help_into_a_pipe_that_closes_ends_quietly(start_process):
+    command = f"{shlex.quote(sys.executable)} -m bertmon.run --help | head -n 1"
+    done = completed(start_process(["sh", "-c", command], cwd=Path.cwd()))
+    assert done.stderr == ""
