@@ -1,7 +1,7 @@
 """What a reader sees: the report and TensorBoard in Chromium, on a real sweep."""
 
 import pytest
-from conftest import TIMEOUT
+from conftest import TIMEOUT, small_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bertmon.compare import report, summary
@@ -19,9 +19,10 @@ pytestmark = [
 NAMES = ["warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0"]
 
 
-@pytest.fixture
-def sweep(settings, tmp_path):
-    folder = tmp_path / "sweep"
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Two finished runs and their report, which the tests only read."""
+    settings, folder = small_run(tmp_path_factory.mktemp("texts")), tmp_path_factory.mktemp("sweep")
     for name, warmup_frac in zip(NAMES, (0.1, 0.7), strict=True):
         (folder / name).mkdir(parents=True)
         settings.schedule.warmup_frac = warmup_frac

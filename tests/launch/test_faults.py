@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import completed, results
+from conftest import results
 from fault_injection import FAILING_RUNS, RunContent
 
 from bertmon.compare.results import read_sweep
@@ -91,17 +91,3 @@ def test_killed_run_is_reported_as_interrupted(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "running"
     (run,) = read_sweep([tmp_path]).runs
     assert run.status == "interrupted"
-
-
-def test_cache_is_right_for_processes_that_fill_it_at_once(tmp_path, start_process):
-    code = (
-        "import pathlib, sys, time\n"
-        "from bertmon.storage import cached_bytes\n"
-        "def make():\n"
-        "    time.sleep(0.5)\n"
-        "    return bytes(10**7)\n"
-        f"print(len(cached_bytes(pathlib.Path({str(tmp_path)!r}), 'corpus', make)))\n"
-    )
-    processes = [start_process([sys.executable, "-c", code]) for _ in range(4)]
-    assert [(done.stdout, done.stderr) for done in map(completed, processes)] == 4 * [("10000000\n", "")]
-    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]

@@ -176,16 +176,31 @@ EXTRAS = {
 }
 
 
+WITHOUT_PLUGINS = """
+import contextlib, io, json, sys
+sys.modules["hydra_plugins"] = None
+from bertmon.run import main
+ends = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[1:], errors, code = arguments, io.StringIO(), 0
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+    ends.append((code, errors.getvalue()))
+print(json.dumps(ends))
+"""
+
+
 def test_missing_plugin_is_one_error_and_everything_else_works(tmp_path, start_process):
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['hydra_plugins'] = None\n")
-
-    def bertmon(*arguments):
-        return completed(start_process([sys.executable, "-m", "bertmon.run", *arguments], PYTHONPATH=str(tmp_path)))
-
-    for choice, extra in EXTRAS.items():
-        done = bertmon(*SWEEP, choice, *TINY_OVERRIDES)
-        assert done.stderr == f"{choice} is not installed: pip install 'bertmon[{extra}]' installs it.\n"
-        assert done.returncode == 1
-    assert bertmon("--help").returncode == 0
-    assert bertmon("--cfg", "all", "hydra/launcher=ray", "hydra/sweeper=optuna").returncode == 0
+    commands = [[*SWEEP, choice, *TINY_OVERRIDES] for choice in EXTRAS]
+    others = [["--cfg", "all", "hydra/launcher=ray", "hydra/sweeper=optuna"], ["--help"]]
+    command = [sys.executable, "-c", WITHOUT_PLUGINS, json.dumps([*commands, *others])]
+    done = completed(start_process(command))
+    assert done.returncode == 0, done.stderr
+    ends = json.loads(done.stdout)
+    for (choice, extra), end in zip(EXTRAS.items(), ends, strict=False):
+        assert end == [f"{choice} is not installed: pip install 'bertmon[{extra}]' installs it.", ""]
+    assert [code for code, _ in ends[len(EXTRAS) :]] == [0, 0]
     assert not (tmp_path / "multirun").exists()

@@ -6,7 +6,7 @@ import time
 import urllib.request
 
 import pytest
-from conftest import TIMEOUT
+from conftest import TIMEOUT, small_run
 
 from bertmon.compare.tensorboard import tensorboard_argv
 from bertmon.config import VerdictThresholds
@@ -16,10 +16,11 @@ from bertmon.training.run_training import run_training
 NAMES = ["warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0"]
 
 
-@pytest.fixture
-def ask(settings, tmp_path):
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory):
     """A function that asks TensorBoard, started on two finished runs, for the JSON at a path."""
-    sweep = tmp_path / "sweep"
+    folder = tmp_path_factory.mktemp("tensorboard")
+    settings, sweep = small_run(folder), folder / "sweep"
     for name, warmup_frac in zip(NAMES, (0.1, 0.7), strict=True):
         (sweep / name).mkdir(parents=True)
         settings.schedule.warmup_frac = warmup_frac
@@ -29,7 +30,7 @@ def ask(settings, tmp_path):
         run_training(settings, sweep / name, name=name, overrides=overrides)
 
     command = [*tensorboard_argv(sweep), "--host", "127.0.0.1", "--port", "0"]
-    log = tmp_path / "tensorboard.log"
+    log = folder / "tensorboard.log"
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
 
