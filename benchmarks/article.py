@@ -104,7 +104,7 @@ def print_same_peak(rows: Sequence[ArticleRun], lr: float) -> None:
 
 def print_to_the_end(rows: Sequence[ArticleRun]) -> None:
     """What became of runs that a verdict had stopped, trained again without stopping."""
-    print("| stopped once, and now not | test accuracy [%] |\n|---|---|")
+    print("| stopped at first, then trained to the end | test accuracy [%] |\n|---|---|")
     for row in rows:
         if row.study in TO_THE_END:
             print(f"| {TO_THE_END[row.study].title.format(**asdict(row))} | {100 * row.accuracy:.1f} |")

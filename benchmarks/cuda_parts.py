@@ -463,7 +463,7 @@ def _article_run(setup: Setup, seed: int, warmup: float) -> tuple[RunResult | No
     result, seconds = RunResult.read(ended), folder / "seconds"
     if seconds.exists():
         return result, float(seconds.read_text())
-    return result, (result.seconds or 0.0) if result else 0.0  # its part was broken off: without the start of Python
+    return result, (result.seconds or 0.0) if result else 0.0  # its part was interrupted: without the start of Python
 
 
 def _in_words(result: RunResult | None) -> Outcome:

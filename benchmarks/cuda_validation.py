@@ -102,7 +102,7 @@ def run_process(
         try:
             stdout, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # its children too: they would go on using the GPU
+            os.killpg(process.pid, signal.SIGKILL)  # its children too: they would keep using the GPU
             return None
     return process.returncode, stdout
 

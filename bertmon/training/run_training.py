@@ -69,18 +69,7 @@ def run_training(
             _describe(result, task)
             state, monitor = _start_or_resume(checkpoint, task, config, home, writer, name, result)
             del checkpoint  # its tensors take as much memory as the model and its optimizer
-            hooks = _Hooks(config, task, state, monitor, writer, home, result, name)
-            trainer = Trainer(
-                task,
-                config,
-                monitor,
-                state,
-                log_scalars=writer.scalars,
-                save_checkpoint=hooks.save_checkpoint if _writes_checkpoints(config) else None,
-                save_model=hooks.save_model if config.train.save_model is not SaveModel.none else None,
-                find_behind=hooks.find_behind() if config.monitor.on_behind is OnBehind.stop else None,
-                name=name,
-            )
+            trainer = _Hooks(config, task, state, monitor, writer, home, result, name).trainer()
             try:
                 trainer.fit()
             finally:
@@ -109,10 +98,6 @@ def _delete_checkpoint(run_dir: Path) -> None:
     if distributed.rank() == 0:
         for path in (run_dir / CHECKPOINT_FILE, *run_dir.glob(f".{CHECKPOINT_FILE}.*")):
             path.unlink(missing_ok=True)
-
-
-def _writes_checkpoints(config: RunConfig) -> bool:
-    return config.train.checkpoint_every is not None or config.train.checkpoint_minutes is not None
 
 
 def _earlier_points(checkpoint: Checkpoint | None, config: RunConfig) -> Mapping[str, Any] | None:
@@ -231,6 +216,22 @@ class _Hooks:
     home: Path
     result: RunResult
     name: str
+
+    def trainer(self) -> Trainer:
+        """The trainer, with the hooks that the config asks for."""
+        train = self.config.train
+        checkpoints = train.checkpoint_every is not None or train.checkpoint_minutes is not None
+        return Trainer(
+            self.task,
+            self.config,
+            self.monitor,
+            self.state,
+            log_scalars=self.writer.scalars,
+            save_checkpoint=self.save_checkpoint if checkpoints else None,
+            save_model=self.save_model if train.save_model is not SaveModel.none else None,
+            find_behind=self.find_behind() if self.config.monitor.on_behind is OnBehind.stop else None,
+            name=self.name,
+        )
 
     def find_behind(self) -> FindBehind:
         """Compares the run with the others of its sweep."""
