@@ -13,17 +13,19 @@ A run takes an hour on one CPU thread (64 tokens, 5 s a step). It writes checkpo
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from environment import compose_config
 from labelled_runs import BASE_FROM, BASE_STORE, Label, LabelledRun, pack, read_run, smooth_loss, unpack
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from verdicts import verdicts
 
+from bertmon.config import run_identity
 from bertmon.monitor.diagnosis import Verdict
 from bertmon.monitor.history import HISTORY_FILE, Snapshot
 from bertmon.notation import format_rate, format_value
@@ -40,8 +42,12 @@ KEYS = {  # of a run of this study, in the order of the tables, and where result
 }
 
 
+_COMPARED = ("data.", "model.", "optimizer.", "schedule.", "train.")
+_WHERE = ("data.data_home", "model.tokenizer", "train.eval_every")  # change no step of the training
+
+
 def read_runs(folders: Sequence[Path]) -> Iterator[LabelledRun]:
-    """Those below the folders that have ended, numbered by `add`. Other experiments and runs twice raise ValueError."""
+    """Those below the folders that have ended, numbered by `add`. Other settings and runs twice raise ValueError."""
     seen: dict[tuple[str, int | None], Path] = {}
     for path in sorted(path for folder in folders for path in folder.rglob(HISTORY_FILE)):
         result = RunResult.read_ended(path.parent)
@@ -49,6 +55,7 @@ def read_runs(folders: Sequence[Path]) -> Iterator[LabelledRun]:
             continue
         if result.experiment != "article":
             raise ValueError(f"{path.parent}: expected a run of experiment=article, got {result.experiment}.")
+        _require_article(result.config, path.parent)
         values = {key: result.config[group][name] for key, (group, name) in KEYS.items()}
         run = read_run(path.parent, BASE_FROM, setting_text(values).split())
         assert run is not None
@@ -56,6 +63,14 @@ def read_runs(folders: Sequence[Path]) -> Iterator[LabelledRun]:
             raise ValueError(f"{path.parent}: the same setting and seed as {seen[run.overrides, run.seed]}.")
         seen[run.overrides, run.seed] = path.parent
         yield run
+
+
+def _require_article(config: Mapping[str, Any], folder: Path) -> None:
+    """Raise ValueError unless the run is experiment=article but for KEYS: the tables tell runs apart by these alone."""
+    expected = run_identity(asdict(compose_config(["experiment=article"])))
+    for key, value in run_identity(config).items():
+        if key.startswith(_COMPARED) and key not in (*KEYS, *_WHERE) and value != expected.get(key):
+            raise ValueError(f"{folder}: expected {key}={expected.get(key)}, as in experiment=article, got {value}.")
 
 
 def setting_text(values: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from bertmon.training.run_training import run_training
 def folder(settings, tmp_path, monkeypatch):
     """Two runs to their ends, and one with a larger rate that was stopped after 4 steps."""
     settings.experiment = "article"
+    monkeypatch.setattr(bert_base, "compose_config", lambda overrides: settings)
     settings.monitor.every, settings.train.eval_every, settings.train.log_every = 2, 6, 1
     for name, seed, lr in (("a", 0, 1e-3), ("b/c", 1, 1e-3), ("d", 0, 2e-3)):
         config = dataclasses.replace(settings, seed=seed, optimizer=OptimizerConfig(lr=lr))
@@ -62,6 +63,12 @@ def test_packed_runs_come_back_in_the_order_of_their_peaks(folder, tmp_path, mon
     assert spreads[2].split(" | ")[-1].startswith(f"{format_rate(first.logit_std, 2)}, ")
     assert ratios[2].endswith(", - |")
     assert ratios[2].split(" | ")[-1].startswith(f"{format_rate(first.depth_ratio[0], 2)}, ")
+
+
+def test_run_that_is_not_the_articles_is_refused(folder, settings):
+    settings.train.epochs = 5
+    with pytest.raises(ValueError, match=r"study/a: expected train\.epochs=5, as in experiment=article, got 2\."):
+        list(bert_base.read_runs([folder]))
 
 
 def test_tables_of_bert_base_on_the_articles_page_are_printed(capsys):
