@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run(words)
     else:
         guess = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        hint = f"did you mean {guess[0]}?" if guess else f"there are {', '.join(COMMANDS)}."
+        hint = f"did you mean {guess[0]}?" if guess else f"the commands are {', '.join(COMMANDS)}."
         sys.exit(f"bertmon {sanitize_line(words[0])}: no such command; {hint}")
 
 
@@ -161,4 +161,4 @@ def _parser(name: str, command: Callable[[Sequence[str]], None]) -> argparse.Arg
 def _port(text: str) -> int:
     if text.isdecimal() and int(text) < 65536:
         return int(text)
-    raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 65535, got {sanitize_line(text)}")
+    raise argparse.ArgumentTypeError(f"expected an integer from 0 to 65535, got {sanitize_line(text)}")

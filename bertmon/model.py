@@ -7,6 +7,7 @@ Shapes: B texts, T tokens, C classes.
 import inspect
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -223,7 +224,7 @@ def _load_pretrained(name: str, model_config: "PretrainedConfig") -> nn.Module:
     incomplete = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
     for key in sorted(incomplete):
         if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key:
-            raise InputError(f"model.name: the weights of {name} lack {key}, or have it in another shape.")
+            raise InputError(f"model.name: the weights of {name} lack {key} or have it with a different shape.")
     classifier: nn.Module = model
     return classifier
 
@@ -287,7 +288,7 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-_PEFT = r"^base_model\.model\.|(?<=\.lora_[AB])\.\w+(?=\.)|\.modules_to_save\.\w+(?=\.)|\.base_layer(?=\.)"
+_PEFT = r"^base_model\.model\.|(?<=\.lora_[AB])\.\w+(?=\.|$)|\.modules_to_save\.\w+(?=\.)|\.base_layer(?=\.)"
 """What peft adds to the names of a model and its adapters."""
 
 
@@ -295,27 +296,36 @@ def named_weights(model: nn.Module, *, biases: bool = False, frozen: bool = Fals
     """The model's trainable weights, optionally with biases and frozen ones, by short label, from input to output.
 
     `bert.encoder.layer.0.attention.self.query.weight` has the label `enc.l.0.attention.query`, and its LoRA adapters
-    have `enc.l.0.attention.query.lora_A` and `enc.l.0.attention.query.lora_B`.
+    have `enc.l.0.attention.query.lora_A` and `enc.l.0.attention.query.lora_B`. Weights are all matrices, whatever their
+    names, and the scales of normalizations.
     """
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    parameters = dict(model.named_parameters())
+    labels = {name: _label(name, model) for name in parameters}
+    uses = Counter(labels.values())  # several adapters of one matrix have one label: they keep their own names
     weights = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         owner, _, role = name.rpartition(".")
-        if not (parameter.requires_grad or frozen) or (role != "weight" and not biases):
+        is_weight = role == "weight" or (parameter.ndim > 1 and role != "bias")
+        if not (parameter.requires_grad or frozen) or not (is_weight or biases):
             continue
-        label = re.sub(_PEFT, "", name).removeprefix(prefix).removesuffix(".weight")
-        label = re.sub(r"\bencoder\.layers?\.", "enc.l.", label).replace(".self.", ".")
-        kind = "bias" if role == "bias" else _kind(model.get_submodule(owner))
+        label = labels[name] if uses[labels[name]] == 1 else name
+        kind = "bias" if role == "bias" else _kind(model.get_submodule(owner), parameter)
         weights[label] = NamedWeight(parameter, kind, encoder_layer(name))
     return weights
 
 
-def _kind(module: nn.Module) -> str:
+def _label(name: str, model: nn.Module) -> str:
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    label = re.sub(_PEFT, "", name).removeprefix(prefix).removesuffix(".weight")
+    return re.sub(r"\bencoder\.layers?\.", "enc.l.", label).replace(".self.", ".")
+
+
+def _kind(module: nn.Module, parameter: nn.Parameter) -> str:
     if isinstance(module, nn.Embedding):
         return "embedding"
-    if isinstance(module, nn.Linear):
-        return "linear"
-    return "norm" if "norm" in type(module).__name__.lower() else "other"
+    if "norm" in type(module).__name__.lower():
+        return "norm"
+    return "linear" if parameter.ndim == 2 and min(parameter.shape) > 1 else "other"
 
 
 def _first_line(error: Exception) -> str:

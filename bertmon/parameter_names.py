@@ -9,7 +9,7 @@ EMBEDDINGS = -1
 
 def encoder_layer(name: str) -> int | None:
     """Index of the encoder layer that the parameter of that name belongs to, counted from the input; None outside."""
-    number = re.search(r"\blayers?\.(\d+)\.", name)
+    number = re.search(r"\bblocks?\.(\d+)\.", name) or re.search(r"\blayers?\.(\d+)\.", name)  # T5's block has both
     return int(number[1]) if number else None
 
 

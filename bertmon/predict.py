@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from bertmon.config import Device, require_table_format
 from bertmon.data import table_rows
-from bertmon.data.examples import is_empty, label_name
+from bertmon.data.examples import is_empty, label_name, text_value
 from bertmon.data.table_rows import Row, TableFormat
 from bertmon.errors import InputError, exit_after_closed_pipe, require, storage_errors
 from bertmon.metrics import EvalResult, precision_recall
@@ -115,8 +115,13 @@ def read_examples(path: Path, text_columns: Sequence[str], label_column: str, fo
     where, unit = f"FILE: {path}", table_rows.row_unit(path)
     with table_rows.located_errors(where, unit, lambda _: " Name the column with --text-column.", spell=_with_options):
         for row in table_rows.read_rows(path, text_columns, form, optional=[label_column]):
-            texts = tuple("" if row.values[name] is None else str(row.values[name]) for name in text_columns)
+            texts = tuple(_text(row, name) for name in text_columns)
             yield Example(texts, _label(row, label_column) if label_column in row.values else None)
+
+
+def _text(row: Row, column: str) -> str:
+    value = row.values[column]
+    return "" if not isinstance(value, str) and is_empty(value) else text_value(row.number, column, value)
 
 
 def _label(row: Row, column: str) -> str:
@@ -190,36 +195,35 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    given = _parser().parse_args(arguments)
+    args = _parser().parse_args(arguments)
     try:
-        _predict(given)
+        _predict(args)
     except InputError as error:
         sys.exit(str(error))
     except BrokenPipeError:
         exit_after_closed_pipe()
 
 
-def _predict(given: argparse.Namespace) -> None:
-    require(given.batch_size >= 1, "--batch-size", given.batch_size, "an integer of at least 1")
-    result = RunResult.read(given.model) or RunResult.read(given.model.resolve().parent)
+def _predict(args: argparse.Namespace) -> None:
+    require(args.batch_size >= 1, "--batch-size", args.batch_size, "an integer of at least 1")
+    result = RunResult.read(args.model) or RunResult.read(args.model.resolve().parent)
     data = ((result.config or {}) if result else {}).get("data") or {}
-    first = given.text_column or data.get("text_column") or "text"
-    second = given.text_pair_column or data.get("text_pair_column")
+    first = args.text_column or data.get("text_column") or "text"
+    second = args.text_pair_column or data.get("text_pair_column")
     text_columns = (first, second) if second else (first,)
-    label_column = given.label_column or data.get("label_column") or "label"
-    quoted = data.get("quoted") if given.quoted is None else given.quoted == "true"
-    form = TableFormat(given.delimiter or data.get("delimiter"), given.encoding or data.get("encoding"), quoted)
+    label_column = args.label_column or data.get("label_column") or "label"
+    form = TableFormat(args.delimiter, args.encoding, None if args.quoted is None else args.quoted == "true")
     require_table_format(form.delimiter, form.encoding, prefix="--")
-    classifier = load_classifier(given.model, resolve_device(Device(given.device)))
-    examples = read_examples(given.file, text_columns, label_column, form)
+    classifier = load_classifier(args.model, resolve_device(Device(args.device)))
+    examples = read_examples(args.file, text_columns, label_column, form)
     with ExitStack() as stack:
         out: IO[str] = sys.stdout
-        if given.out:
-            stack.enter_context(storage_errors(given.out))
-            path = stack.enter_context(atomic_path(given.out))
+        if args.out:
+            stack.enter_context(storage_errors(args.out))
+            path = stack.enter_context(atomic_path(args.out))
             out = stack.enter_context(path.open("w", encoding="utf-8", newline=""))
-        confusion = write_predictions(classifier, examples, given.batch_size, text_columns, out)
+        confusion = write_predictions(classifier, examples, args.batch_size, text_columns, out)
     if confusion is not None:
-        print(format_metrics(confusion, classifier.label_names), file=sys.stdout if given.out else sys.stderr)
-    if given.out:
-        print(f"Predictions: {given.out}")
+        print(format_metrics(confusion, classifier.label_names), file=sys.stdout if args.out else sys.stderr)
+    if args.out:
+        print(f"Predictions: {args.out}")

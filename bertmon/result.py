@@ -56,7 +56,7 @@ class Status(StrEnum):
         return self in (Status.finished, Status.stopped, Status.diverged)
 
     @property
-    def broken(self) -> bool:
+    def unfinished(self) -> bool:
         return self in (Status.failed, Status.interrupted)
 
 
@@ -258,7 +258,7 @@ def recording(run_dir: Path, *, resume: bool = False) -> Iterator[RunResult]:
     Raises InputError if the folder holds a run already or another process works on it, StorageError if it cannot be
     written.
     """
-    with exclusive(run_dir / LOCK_FILE, f"{run_dir}: another process is running this run."):
+    with exclusive(run_dir / LOCK_FILE, f"{run_dir}: another process is already running this run."):
         path = run_dir / RESULT_FILE
         try:
             path.touch(exist_ok=resume)  # of two runs that start at once, one is refused

@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 from bertmon.errors import exit_after_closed_pipe
-from bertmon.launch import command_line, ending, hydra_setup, threads
+from bertmon.launch import command_line, final_summary, hydra_setup, threads
 
 
 @hydra.main(version_base="1.3", config_path="pkg://bertmon.conf", config_name="config")
@@ -36,7 +36,7 @@ def main() -> None:
     sys.argv[1:] = command_line.flags_first(command_line.with_own_data_defaults(sys.argv[1:]))
     traceback_wanted = os.environ.setdefault("HYDRA_FULL_ERROR", "")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print itself, control characters and all
-    with ending.last_words():
+    with final_summary.print_at_exit():
         try:
             command_line.check_arguments(sys.argv[1:])
             _task()

@@ -314,4 +314,4 @@ def test_any_sweep_file_stays_inside_its_folder(content):
         assert all(isinstance(word, str) for word in resume_argv(folder()))
     except InputError as error:
         message = str(error)
-        assert "not a sweep folder" in message or "does not exist any more" in message
+        assert "not a sweep folder" in message or "no longer exists" in message

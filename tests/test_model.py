@@ -1,4 +1,5 @@
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from conftest import BUILD_MODEL, TINY, save_pretrained_bert
 from bertmon import model
 from bertmon.config import Init, ModelConfig
 from bertmon.errors import InputError, StorageError
+from bertmon.parameter_names import encoder_layer
 
 BERT_BASE_LAYER = [
     "attention.query",
@@ -67,6 +69,43 @@ def test_named_weights_of_a_sequential_head_have_no_depth():
     assert {weight.depth for weight in model.named_weights(torch.nn.ModuleDict({"classifier": head})).values()} == {
         None
     }
+
+
+def test_named_weights_are_all_matrices_whatever_their_names():
+    encoder = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(8, 2, 16), 2, enable_nested_tensor=False)
+    kinds = {label: weight.kind for label, weight in model.named_weights(encoder).items()}
+    assert list(kinds)[:6] == [
+        "layers.0.self_attn.in_proj_weight",
+        "layers.0.self_attn.out_proj",
+        "layers.0.linear1",
+        "layers.0.linear2",
+        "layers.0.norm1",
+        "layers.0.norm2",
+    ]
+    assert [*kinds.values()][:6] == ["linear"] * 4 + ["norm"] * 2
+    assert list(model.named_weights(torch.nn.LSTM(3, 4))) == ["weight_ih_l0", "weight_hh_l0"]
+
+
+def test_named_weights_of_two_adapters_are_told_apart():
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(target_modules=["query"], r=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = peft.get_peft_model(model.build_model(TINY, **BUILD_MODEL), lora)
+        assert "enc.l.0.attention.query.lora_A" in model.named_weights(adapted)
+        adapted.add_adapter("other", lora)
+    adapted.set_adapter("default")
+    trained, everything = model.named_weights(adapted), model.named_weights(adapted, frozen=True)
+    active = [label for label in trained if "lora_A" in label and ".0." in label]
+    assert active == ["base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.default.weight"]
+    assert all(everything[label].parameter is weight.parameter for label, weight in trained.items())
+    assert len(everything) > len(trained)
+
+
+def test_encoder_layer_of_t5_is_its_block():
+    assert encoder_layer("encoder.block.3.layer.1.DenseReluDense.wi.weight") == 3
+    assert encoder_layer("bert.encoder.layer.3.output.dense.weight") == 3
+    assert encoder_layer("shared.weight") is None
 
 
 def test_named_weights_with_biases_leave_frozen_weights_out():

@@ -1,7 +1,9 @@
 """A model that a run saved, used afterwards."""
 
 import csv
+import json
 import shlex
+import shutil
 import sys
 
 import pytest
@@ -104,6 +106,18 @@ def test_predict_reads_quotes_as_asked(trained, tmp_path):
     assert rows(tmp_path / "out.csv")[0]["text"] == "a\tboat"
 
 
+@pytest.mark.parametrize("content", [b"text\nb\xc3\xa9b\xc3\xa9\n", b"\xef\xbb\xbftext\nb\xc3\xa9b\xc3\xa9\n"])
+def test_predict_reads_a_file_by_its_own_encoding_and_not_that_of_training(trained, tmp_path, content):
+    run_dir, *_ = trained
+    shutil.copytree(run_dir, tmp_path / "run")
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    result["config"]["data"] |= {"encoding": "cp1252", "delimiter": "pipe"}
+    (tmp_path / "run/result.json").write_text(json.dumps(result))
+    (tmp_path / "new.csv").write_bytes(content)
+    predict.main([str(tmp_path / "run"), str(tmp_path / "new.csv"), "--out", str(tmp_path / "out.csv")])
+    assert [row["text"] for row in rows(tmp_path / "out.csv")] == ["bébé"]
+
+
 def test_predict_into_a_pipe_that_closes_ends_without_a_traceback(trained, tmp_path, start_process):
     run_dir, *_ = trained
     many = write_texts(tmp_path / "new.csv", 3000, seed=3)
@@ -119,6 +133,8 @@ def test_predict_with_wrong_input_says_what_was_expected(trained, tmp_path):
     (tmp_path / "label.csv").write_text("text,label\nboat,moon\n")
     (tmp_path / "pipes.csv").write_text("text|label\nboat|sea\n")
     (tmp_path / "windows.csv").write_bytes("text\nbébé\n".encode("cp1252"))
+    (tmp_path / "half.jsonl").write_text('{"text": "x\\ud800"}\n')
+    (tmp_path / "number.jsonl").write_text('{"text": 5}\n')
     for arguments, message in (
         ([tmp_path, test], "MODEL: expected the folder of a saved model, or of a run that saved one, got"),
         ([run_dir, tmp_path / "none.csv"], "FILE: expected a file of .csv"),
@@ -126,6 +142,8 @@ def test_predict_with_wrong_input_says_what_was_expected(trained, tmp_path):
         ([run_dir, tmp_path / "label.csv"], "FILE: expected labels among sea, sky, got moon."),
         ([run_dir, tmp_path / "pipes.csv"], "Set --delimiter=pipe if that separates the columns."),
         ([run_dir, tmp_path / "windows.csv"], "set --encoding, such as cp1252"),
+        ([run_dir, tmp_path / "half.jsonl"], "line 1 has \"x\\ud800\" as 'text': expected a string"),
+        ([run_dir, tmp_path / "number.jsonl"], "line 1 has 5 as 'text': expected a string"),
         ([run_dir, test, "--delimiter", "::"], "--delimiter: expected comma, semicolon, tab, pipe, one character"),
         ([run_dir, test, "--encoding", "klingon"], "--encoding: expected the name of a text encoding"),
         ([run_dir, test, "--batch-size", "0"], "--batch-size: expected an integer of at least 1, got 0."),

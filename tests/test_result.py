@@ -278,7 +278,7 @@ def test_flagged_step_and_saved_steps_of_a_stopped_run():
 
 def test_status_says_whether_a_run_has_ended_or_is_broken():
     assert [status for status in Status if status.ended] == [Status.finished, Status.stopped, Status.diverged]
-    assert [status for status in Status if status.broken] == [Status.failed, Status.interrupted]
+    assert [status for status in Status if status.unfinished] == [Status.failed, Status.interrupted]
 
 
 # --- recording -----------------------------------------------------------------------------------

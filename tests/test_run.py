@@ -26,7 +26,7 @@ def test_sweep_trains_all_runs_and_leaves_everything_that_readme_names(bertmon, 
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("experiment=quickstart, as given; others are ")
+    assert lines[0].startswith("experiment=quickstart, as requested; others are ")
     folder = only_folder(tmp_path)
     logdir = folder.relative_to(tmp_path)
     assert lines[-1].endswith(f"-m bertmon tensorboard {logdir}")

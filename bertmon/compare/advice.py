@@ -35,7 +35,7 @@ def advise(sweep: Sweep, setting: Setting, *, brief: bool = False) -> str:
 
     brief: where something worked, leave out what has not been tried.
     """
-    flagged = [run for run in setting.did_not_learn if run.flagged_step is not None]
+    flagged = [run for run in setting.runs_not_learned if run.flagged_step is not None]
     if not flagged:
         return _advise_on_imbalance(setting)
     sentences = []
@@ -54,7 +54,7 @@ def advise(sweep: Sweep, setting: Setting, *, brief: bool = False) -> str:
 
 def _advise_on_imbalance(setting: Setting) -> str:
     """Weights of the rare classes, or time for them; tried on a MiniLM with nine texts in ten of one class."""
-    runs = setting.did_not_learn
+    runs = setting.runs_not_learned
     if not runs or not all(run.constant_prediction and run.has_rare_classes for run in runs):
         return ""
     weighted = runs[0].values.get("train.class_weights") is not None
@@ -100,7 +100,7 @@ def _largest_factor(values: Mapping[str, Any], warmup: int, total_steps: int) ->
 
 def _nearest_that_worked(sweep: Sweep, setting: Setting) -> Setting | None:
     """Of the settings all of whose runs learned, the one that differs by the fewest keys, then the best."""
-    worked = [other for other in sweep.settings if other.ended and not other.did_not_learn and other.values]
+    worked = [other for other in sweep.settings if other.ended and not other.runs_not_learned and other.values]
     if not setting.values or not worked:
         return None
     return min(worked, key=lambda other: (len(_changes(setting, other)), -other.sort_key()))
@@ -124,7 +124,7 @@ def _named(sweep: Sweep, setting: Setting, worked: Setting) -> str:
 
 def _was_tried(sweep: Sweep, setting: Setting, remedy: Remedy) -> bool:
     """Whether a setting of the sweep has the remedy's value and is otherwise that one."""
-    (run, *_) = setting.did_not_learn
+    (run, *_) = setting.runs_not_learned
     wanted = {**run.values, remedy.key: remedy.value}
     return any(other.ended and other.ended[0].values == wanted for other in sweep.settings)
 
@@ -139,4 +139,4 @@ def _contradicted(sweep: Sweep, advice: str) -> bool:
     """Whether a setting of the sweep already has the value that is advised, and did not learn."""
     key, _, value = advice.partition(" or ")[0].partition("=")
     tried = [other for other in sweep.settings if format_value(other.values.get(key)) == value]
-    return any(other.did_not_learn for other in tried)
+    return any(other.runs_not_learned for other in tried)

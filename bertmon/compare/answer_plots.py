@@ -106,9 +106,9 @@ def _heat_map(sweep: Sweep, rows: str, columns: str, third: str | None, facet: A
     for setting in cells:
         at = ys.index(setting.values[rows]), xs.index(setting.values[columns])
         mean, deviation, _ = setting.mean("accuracy")
-        accuracy[at], failed[at] = 100 * mean, len(setting.did_not_learn) / len(setting.ended)
+        accuracy[at], failed[at] = 100 * mean, len(setting.runs_not_learned) / len(setting.ended)
         texts[0][at] = f"{100 * mean:.1f}" + ("" if math.isnan(deviation) else f"\n± {100 * deviation:.1f}")
-        texts[1][at] = f"{len(setting.did_not_learn)}/{len(setting.ended)}"
+        texts[1][at] = f"{len(setting.runs_not_learned)}/{len(setting.ended)}"
     height = 1.15 + 0.52 * len(ys)
     where = escape_mathtext(f" ({short_names(sweep.swept)[third]}={sweep.label(third, facet)})") if third else ""
     means = [100 * setting.mean("accuracy")[0] for setting in sweep.settings if setting.ended]

@@ -5,12 +5,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertmon.compare.results import WAITING, RunSummary, Setting, Sweep
+from bertmon.compare.results import NOT_STARTED, RunSummary, Setting, Sweep
 from bertmon.result import MODEL_DIR, RunResult, Status, run_names
 
 BEST_LINK = "best"
 
-_UNDONE = (WAITING, str(Status.running), str(Status.interrupted))
+_UNDONE = (NOT_STARTED, str(Status.running), str(Status.interrupted))
 
 
 def link_best_model(sweep: Sweep, sweep_dir: Path) -> Path | None:

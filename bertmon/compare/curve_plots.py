@@ -48,7 +48,7 @@ class Panel:
 
 
 PANELS = (
-    Panel("training loss", lambda run: _smooth(run.history.losses)),
+    Panel("training loss", lambda run: _smooth(run.history.losses, len(run.history.plan))),
     Panel("test accuracy [%]", lambda run: _accuracies(run)),
     Panel("effective learning rate", lambda run: _rates(run)),
     Panel(
@@ -223,10 +223,11 @@ def _geometric_mean(values: FloatArray) -> float:
     return float(np.exp(np.mean(np.log(values))))
 
 
-def _smooth(losses: Sequence[float]) -> Curve:
-    """Means over equal stretches of ten steps or more, at their middle."""
+def _smooth(losses: Sequence[float], planned: int) -> Curve:
+    """Means over stretches of ten steps or more, at their middle; the same ones for all runs of `planned` steps."""
     values = np.array(losses)
-    edges = np.unique(np.linspace(0, len(values), min(_MAX_POINTS, 1 + len(values) // 10) + 1).astype(int))
+    edges = np.unique(np.linspace(0, planned, min(_MAX_POINTS, 1 + planned // 10) + 1).astype(int))
+    edges = edges[: 1 + np.searchsorted(edges, len(values))]  # up to the stretch that the run ended in
     stretches = [values[start:end] for start, end in itertools.pairwise(edges)]
     finite = [stretch[np.isfinite(stretch)] for stretch in stretches]  # a run that diverged has one step that is not
     return (edges[:-1] + edges[1:] - 1) / 2, np.array([each.mean() if len(each) else np.nan for each in finite])
@@ -247,8 +248,11 @@ def _rates(curve: RunWithHistory) -> Curve:
 
 
 def _signal(curve: RunWithHistory, name: str) -> Curve:
-    """Its positive values, which a logarithmic axis can show; of many, every n-th."""
-    shots = curve.history.snapshots[:: 1 + len(curve.history.snapshots) // _MAX_POINTS]
+    """Its positive values, which a logarithmic axis can show; of many, every n-th, by the steps that are planned."""
+    shots = curve.history.snapshots
+    if len(shots) > 1:
+        in_all = len(curve.history.plan) // (shots[1].step - shots[0].step)
+        shots = shots[:: 1 + in_all // _MAX_POINTS]
     points = [(shot.step, shot.signals.get(name, math.nan)) for shot in shots]
     positive = np.array([point for point in points if point[1] > 0], dtype=float).reshape(-1, 2)
     return positive[:, 0], clip_to_axis(positive[:, 1])

@@ -49,7 +49,7 @@ def _window(settings: Sequence[Setting]) -> RateWindow:
     by_rate = sorted(settings, key=lambda setting: float(setting.values[LR_KEY]))
     values = {key: value for key, value in by_rate[0].values.items() if key != LR_KEY}
     rates = [float(setting.values[LR_KEY]) for setting in by_rate]
-    learned = [rate for rate, setting in zip(rates, by_rate, strict=True) if not setting.did_not_learn]
+    learned = [rate for rate, setting in zip(rates, by_rate, strict=True) if not setting.runs_not_learned]
     return RateWindow(values, tuple(rates), tuple(learned), _sensitivity(by_rate))
 
 

@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 
 from bertmon.compare import selection, summary, tables
 from bertmon.compare.details import details, resume_commands, title
-from bertmon.compare.results import WAITING, RunSummary, Sweep, read_sweep
+from bertmon.compare.results import NOT_STARTED, RunSummary, Sweep, read_sweep
 from bertmon.compare.tables import Table
 from bertmon.plot_style import VERDICT_COLORS
 from bertmon.result import SWEEP_FILE, Status, run_names
@@ -166,10 +166,12 @@ def _figures(sweep: Sweep) -> dict[str, Any]:
 
 
 def _curves_note(sweep: Sweep, drawn: int, *, bands: bool) -> str:
-    band, flag = ("; band: smallest to largest", " Dotted: since when a run was flagged.") if bands else ("", "")
+    band, flag = (
+        ("; band: smallest to largest", " Dotted: the step from which a run is flagged.") if bands else ("", "")
+    )
     return (
         f"{drawn} of {len(sweep.runs)} runs. Line: mean over the runs of a setting, geometric on logarithmic axes"
-        f"{band}. Dashed: what a model that ignores the text gets.{flag}"
+        f"{band}. Dashed: chance, a model that ignores the text.{flag}"
     )
 
 
@@ -199,4 +201,4 @@ def _colored_verdicts(text: str) -> Markup:
 
 
 def _unfinished(folder: Path) -> bool:
-    return any(run.status in (WAITING, Status.running) for run in read_sweep([folder]).runs)
+    return any(run.status in (NOT_STARTED, Status.running) for run in read_sweep([folder]).runs)

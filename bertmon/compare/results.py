@@ -28,7 +28,7 @@ from bertmon.sanitize import sanitize_line
 
 log = logging.getLogger(__name__)
 
-WAITING, UNREADABLE = "waiting", "unreadable"
+NOT_STARTED, UNREADABLE = "not started", "unreadable"
 """Statuses in addition to those of RunResult: a run that has not started, and one whose result.json is corrupt."""
 
 _MAX_PLAN_BYTES = 10**9
@@ -41,18 +41,18 @@ class RunSummary:
     run_dir: Path
     name: str  # folder below the sweep's, or below what several sweeps have in common
     result: RunResult | None
-    waiting: bool = False
+    started: bool = True
 
     @property
     def status(self) -> str:
         if self.result is None:
-            return WAITING if self.waiting else UNREADABLE
+            return UNREADABLE if self.started else NOT_STARTED
         return str(self.result.status)
 
     @property
-    def broken(self) -> bool:
+    def unfinished(self) -> bool:
         """Whether the run stopped without coming to its end."""
-        return self.status == UNREADABLE or (self.result is not None and self.result.status.broken)
+        return self.status == UNREADABLE or (self.result is not None and self.result.status.unfinished)
 
     @property
     def ended(self) -> bool:
@@ -181,7 +181,7 @@ class RunSummary:
         try:
             return History.load(path)
         except (OSError, ValueError) as error:
-            log.warning("%s cannot be read (%s): its run has no curves", sanitize_line(path), sanitize_line(error))
+            log.warning("could not read %s (%s); this run has no curves", sanitize_line(path), sanitize_line(error))
             return None
 
 
@@ -198,7 +198,7 @@ class Setting:
         return [run for run in self.runs if run.ended]
 
     @cached_property
-    def did_not_learn(self) -> list[RunSummary]:
+    def runs_not_learned(self) -> list[RunSummary]:
         return [run for run in self.runs if run.did_not_learn]
 
     def mean(self, metric: str, *, best: bool = False) -> tuple[float, float, int]:
@@ -312,7 +312,7 @@ def _read_runs(folder: Path, prefix: str) -> Iterable[RunSummary]:
                 result.status = Status.interrupted
                 result.error = "the process died without writing a result (killed?)"
         shown = sanitize_line(prefix + (name if name != "." else folder.resolve().name), 500)
-        yield RunSummary(folder / name, shown, result, waiting=run_dir is None)
+        yield RunSummary(folder / name, shown, result, started=run_dir is not None)
 
 
 def _grouped(runs: Sequence[RunSummary]) -> list[list[RunSummary]]:

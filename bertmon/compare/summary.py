@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 from bertmon.compare.advice import advise
 from bertmon.compare.rates import rate_windows
-from bertmon.compare.results import WAITING, RunSummary, Setting, Sweep, short_names
+from bertmon.compare.results import NOT_STARTED, RunSummary, Setting, Sweep, short_names
 from bertmon.compare.tables import (
-    STATE_WORDS,
     Table,
     count_verdicts,
     flagged_steps,
@@ -57,7 +56,7 @@ def verdict_sentence(run: RunSummary) -> str:
     """The verdict of one run, with its reasons."""
     diagnosis = run.result.diagnosis if run.result else None
     if diagnosis is None:
-        return "The run was not watched."
+        return "The run was not monitored."
     return f"Verdict: {diagnosis.verdict} since step {diagnosis.since_step}" + (
         f": {text}." if (text := diagnosis.findings_text()) else "."
     )
@@ -90,25 +89,25 @@ def console_summary(sweep: Sweep) -> str:
 
 def progress_line(sweep: Sweep) -> str:
     """How far a sweep has come when its next run starts, in one line; empty for a single run."""
-    waiting = [run for run in sweep.runs if run.status == WAITING]
+    waiting = [run for run in sweep.runs if run.status == NOT_STARTED]
     running = [run for run in sweep.runs if run.status == Status.running]
     if len(sweep.runs) < 2 or not waiting:
         return ""
-    counts = Counter(str(run.verdict or "not watched") for run in sweep.ended).most_common()
+    counts = Counter(str(run.verdict or "not monitored") for run in sweep.ended).most_common()
     line = f"run {len(sweep.runs) - len(waiting) + 1} of {len(sweep.runs)}"
     if times := [run.seconds for run in sweep.ended if not math.isnan(run.seconds)]:
         left = statistics.fmean(times) * len(waiting) / (len(running) + 1)
         line += f", about {format_duration(left)} left; {len(sweep.ended)} ended: "
         line += ", ".join(f"{count} {verdict}" for verdict, count in counts)
-    broken = sum(run.broken for run in sweep.runs)
-    return line + (f", {broken} unfinished" if broken else "")
+    unfinished = sum(run.unfinished for run in sweep.runs)
+    return line + (f", {unfinished} unfinished" if unfinished else "")
 
 
 def _best(sweep: Sweep) -> str:
     ended = [setting for setting in sweep.settings if setting.ended]
     best = max(ended, key=Setting.sort_key)
     if len(sweep.ended) > 1 and not sweep.min_test_texts and all(run.did_not_learn for run in sweep.ended):
-        return "No run learned more than guessing the most frequent class gives."
+        return "No run did better than always predicting the most frequent class."
     result = f"{format_accuracy(best)} test accuracy{_seeds(best)}"
     criterion = f" by {best.criterion}" if best.criterion else ""
     return f"Best{criterion}: {best.name}, {result}." if len(ended) > 1 else f"{best.name}: {result}."
@@ -116,15 +115,15 @@ def _best(sweep: Sweep) -> str:
 
 def _failures(sweep: Sweep) -> list[str]:
     """Which settings did not learn and why, and where verdicts were wrong."""
-    failing = [setting for setting in sweep.settings if setting.did_not_learn]
+    failing = [setting for setting in sweep.settings if setting.runs_not_learned]
     sentences = []
     if len(failing) <= _MAX_NAMED:
         sentences += [
             f"{_failure(setting)} {advise(sweep, setting, brief=len(failing) > 1)}".strip() for setting in failing
         ]
     else:
-        wholly = sum(len(setting.did_not_learn) == len(setting.ended) for setting in failing)
-        verdicts = count_verdicts([run for setting in failing for run in setting.did_not_learn])
+        wholly = sum(len(setting.runs_not_learned) == len(setting.ended) for setting in failing)
+        verdicts = count_verdicts([run for setting in failing for run in setting.runs_not_learned])
         none_learned = f", and in {wholly} of them no run learned" if wholly else ""
         which = "no run learned" if wholly == len(failing) else f"some runs did not learn{none_learned}"
         ended = sum(bool(setting.ended) for setting in sweep.settings)
@@ -145,19 +144,19 @@ def _failures(sweep: Sweep) -> list[str]:
 def _cliff(sweep: Sweep) -> list[str]:
     """The peak effective rate that separates the settings, if there is one."""
     known = [setting for setting in sweep.settings if setting.ended and not math.isnan(setting.peak_effective_lr)]
-    learned = max((setting.peak_effective_lr for setting in known if not setting.did_not_learn), default=math.inf)
-    failed = min((setting.peak_effective_lr for setting in known if setting.did_not_learn), default=0.0)
+    learned = max((setting.peak_effective_lr for setting in known if not setting.runs_not_learned), default=math.inf)
+    failed = min((setting.peak_effective_lr for setting in known if setting.runs_not_learned), default=0.0)
     if not learned < failed:
         return []
     return [
-        f"The peak effective rate tells them apart: up to {format_rate(learned)} all runs learned, from "
-        f"{format_rate(failed)} on some or all did not."
+        f"The peak effective rate separates them: up to {format_rate(learned)}, all runs learned; from "
+        f"{format_rate(failed)}, some or all did not."
     ]
 
 
 def _failure(setting: Setting) -> str:
     """How many of its runs did not learn, since when that was known, and why."""
-    failed = setting.did_not_learn
+    failed = setting.runs_not_learned
     if len(setting.runs) == 1:
         which = "did not learn"
     elif len(setting.ended) == 1:
@@ -171,7 +170,7 @@ def _failure(setting: Setting) -> str:
         return f"{text}: the training loss is below chance, but {sanitize_line(label)} is predicted for every text."
     if not flagged:
         watched = any(run.verdict for run in failed)
-        return text + (", and no rule flagged it by the end." if watched else ", and it was not watched.")
+        return text + (", and no rule flagged it by the end." if watched else "; it was not monitored.")
     some = "" if len(flagged) == len(failed) else f"{len(flagged)} of them "
     planned = max(run.result.total_steps or 0 for run in flagged if run.result)
     share = statistics.median(run.flagged_fraction for run in flagged)
@@ -198,13 +197,13 @@ def _windows(sweep: Sweep) -> list[str]:
 
 def _unfinished(sweep: Sweep) -> str:
     counts = Counter(run.status for run in sweep.runs if not run.ended)
-    states = ", ".join(f"{n} {STATE_WORDS.get(status, status)}" for status, n in counts.items())
+    states = ", ".join(f"{n} {status}" for status, n in counts.items())
     if not states:
         return ""
     if len(sweep.runs) == 1:
         (run,) = sweep.runs
         reason = unfinished_reason(run)
-        return f"{run.name}: {STATE_WORDS.get(run.status, run.status)}" + (f" ({reason})." if reason else ".")
+        return f"{run.name}: {run.status}" + (f" ({reason})." if reason else ".")
     return f"Excluded: {states}." if sweep.ended else f"No run has ended yet: {states}."
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bertmon.compare.rates import LR_KEY, rate_windows
-from bertmon.compare.results import UNREADABLE, WAITING, RunSummary, Setting, Sweep, short_names
+from bertmon.compare.results import NOT_STARTED, UNREADABLE, RunSummary, Setting, Sweep, short_names
 from bertmon.metrics import wilson_interval
 from bertmon.notation import format_duration, format_percent, format_rate
 from bertmon.result import RESULT_FILE
@@ -19,9 +19,6 @@ TABLE_NOTE = (
     "the doomed verdict that it ended with; median and range. Peak rate: the largest effective learning rate. Best: "
     "accuracy of the best evaluation. Time: mean per run. Saved: steps not trained because runs were stopped."
 )
-
-STATE_WORDS = {WAITING: "not started"}
-"""How a status is written, where not as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ def settings_table(sweep: Sweep, *, intervals: bool = True) -> Table:
 
 def listed_settings(sweep: Sweep) -> list[Setting]:
     """The settings in the table: once a run has ended, without those that have not started."""
-    started = [setting for setting in sweep.settings if any(run.status != WAITING for run in setting.runs)]
+    started = [setting for setting in sweep.settings if any(run.status != NOT_STARTED for run in setting.runs)]
     return started if sweep.ended else list(sweep.settings)
 
 
@@ -105,7 +102,7 @@ def rates_table(sweep: Sweep) -> Table:
 
 def unfinished_table(sweep: Sweep) -> Table:
     """A row for each run that stopped without coming to its end."""
-    rows = [(run.name, run.status, _steps(run), unfinished_reason(run)) for run in sweep.runs if run.broken]
+    rows = [(run.name, run.status, _steps(run), unfinished_reason(run)) for run in sweep.runs if run.unfinished]
     return Table.of(("run", "status", "steps", "why"), rows).without_empty_columns()
 
 
@@ -155,7 +152,7 @@ def _setting_row(sweep: Sweep, setting: Setting, intervals: bool) -> tuple[str, 
         named = [setting.name, *[""] * (len(sweep.swept) - 1)]
     peak = "" if math.isnan(setting.peak_effective_lr) else format_rate(setting.peak_effective_lr)
     if not ended:
-        states = Counter(STATE_WORDS.get(run.status, run.status) for run in setting.runs)
+        states = Counter(run.status for run in setting.runs)
         state = ", ".join(f"{count} {status}" if n > 1 else status for status, count in states.items())
         return (*named, str(n), state, "", "", "", peak, *[""] * 5)
     loss, loss_deviation, losses = setting.mean("loss")
@@ -199,7 +196,7 @@ def _steps(run: RunSummary) -> str:
 
 def _failure_rate(setting: Setting, interval: bool) -> str:
     """Runs that did not learn of those that ended, with the interval of the rate."""
-    failed, n = len(setting.did_not_learn), len(setting.ended)
+    failed, n = len(setting.runs_not_learned), len(setting.ended)
     if not interval:
         return f"{failed} of {n}"
     low, high = wilson_interval(failed, n)

@@ -17,7 +17,7 @@ from bertmon.notation import format_percent
 _MAX_CLASSES = 10  # that are listed one by one
 _WARN_UNKNOWN_TEXTS = 0.01
 _WARN_UNKNOWN_TOKENS = 0.1
-_WARN_CUT = 0.9
+_WARN_TRUNCATED = 0.9
 _WARN_OVERLAP = 0.01
 
 
@@ -26,10 +26,10 @@ class DataDescription(NamedTuple):
 
     lines: list[str]
     warnings: list[str]
-    cut_share: float  # of the training texts: those that fill max_length
-    unknown_share: float  # of the training texts: those of which [UNK] alone is left
+    truncated_share: float  # of the training texts: those that fill max_length
+    unknown_share: float  # of the training texts: those that are [UNK] only
     unknown_token_share: float  # of the training tokens without [CLS] and the like
-    overlap: int  # test texts that are training texts too
+    overlap: int  # test texts that also occur in training
 
     @property
     def suspected_cause(self) -> str | None:
@@ -37,7 +37,7 @@ class DataDescription(NamedTuple):
         if self.unknown_share <= _WARN_UNKNOWN_TEXTS and self.unknown_token_share <= _WARN_UNKNOWN_TOKENS:
             return None
         return (
-            f"a tokenizer that knows little of these texts: {format_percent(self.unknown_share)} are [UNK] alone, "
+            f"a tokenizer that does not cover these texts: {format_percent(self.unknown_share)} are [UNK] only, "
             f"{format_percent(self.unknown_token_share)} of all tokens are [UNK]"
         )
 
@@ -50,21 +50,21 @@ def describe_corpus(
     *,
     own_texts: bool = True,
 ) -> DataDescription:
-    """Classes, cut and unknown texts, and texts that two parts share.
+    """Classes, truncated and unknown texts, and texts that two parts share.
 
     train_tokens: those of corpus.train; None: up to 1,000 of its texts are tokenized here.
     own_texts: false for a demonstration, whose max_length is short on purpose.
     """
     tokens = train_tokens or tokenize_sample(tokenizer, corpus.train.texts, max_length)
     unknown_share, unknown_token_share = _unknown_shares(tokens, tokenizer)
-    cut_share = float((tokens.lengths >= max_length).mean())
+    truncated_share = float((tokens.lengths >= max_length).mean())
     overlap = _overlap(corpus.train, corpus.test)
-    description = DataDescription([], [*corpus.notes], cut_share, unknown_share, unknown_token_share, overlap)
+    description = DataDescription([], [*corpus.notes], truncated_share, unknown_share, unknown_token_share, overlap)
     description.lines.append(_classes(corpus))
     description.lines.append(
-        f"{format_percent(cut_share)} of the training texts fill data.max_length={max_length} tokens "
-        f"(longer ones are cut there), {format_percent(unknown_share)} are [UNK] alone, "
-        f"{overlap} of {len(corpus.test)} test texts are training texts too"
+        f"{format_percent(truncated_share)} of the training texts reach data.max_length={max_length} tokens "
+        f"(longer ones are truncated), {format_percent(unknown_share)} are [UNK] only, "
+        f"{overlap} of {len(corpus.test)} test texts also occur in training"
     )
     description.warnings.extend(_warnings(corpus, description, max_length if own_texts else None))
     return description
@@ -104,24 +104,24 @@ def _warnings(corpus: Corpus, description: DataDescription, max_length: int | No
     warnings = []
     if description.suspected_cause:
         warnings.append(
-            f"the tokenizer knows little of these texts: {format_percent(description.unknown_share)} of them are [UNK] "
-            f"alone, and {format_percent(description.unknown_token_share)} of all tokens are [UNK]. It replaces "
+            f"the tokenizer does not cover these texts: {format_percent(description.unknown_share)} of them are [UNK] "
+            f"only, and {format_percent(description.unknown_token_share)} of all tokens are [UNK]. It replaces "
             "characters that it has never seen and words of more than 100 characters, as in texts without spaces. "
             "Choose a model for this language, separate words by spaces, or train a vocabulary on the texts: "
             "model=bert_small"
         )
-    if description.cut_share > _WARN_CUT and max_length is not None:
+    if description.truncated_share > _WARN_TRUNCATED and max_length is not None:
         warnings.append(
-            f"{format_percent(description.cut_share)} of the training texts fill data.max_length={max_length} tokens; "
-            "a larger data.max_length reads more of each text"
+            f"{format_percent(description.truncated_share)} of the training texts reach data.max_length={max_length} "
+            "tokens; a larger data.max_length truncates less"
         )
     if description.overlap > _WARN_OVERLAP * len(corpus.test):
         warnings.append(
-            f"{description.overlap} of {len(corpus.test)} test texts are training texts too: "
-            "they inflate the test accuracy. Remove them from one of the two"
+            f"{description.overlap} of {len(corpus.test)} test texts also occur in training, "
+            "which inflates the test accuracy. Remove them from one of the two"
         )
     if twins := _case_twins(corpus.label_names):
-        warnings.append(f"labels that differ by case alone are classes of their own: {'; '.join(twins)}")
+        warnings.append(f"labels that differ only in case are separate classes: {'; '.join(twins)}")
     return warnings
 
 

@@ -64,7 +64,7 @@ class ExampleReader:
             if is_empty(label) or any(map(is_empty, parts)):
                 self.empty.setdefault("text" if any(map(is_empty, parts)) else "label", []).append(number)
                 continue
-            texts = [_text(number, column, part) for column, part in zip(self.text_columns, parts, strict=True)]
+            texts = [text_value(number, column, part) for column, part in zip(self.text_columns, parts, strict=True)]
             yield Example(offset, as_text(texts), self._label(number, label))
         if self.empty and not self.skip_empty:
             raise BadFileError(f"has empty cells: {self._empty_rows()}. Fill them, or set data.skip_empty=true")
@@ -105,18 +105,19 @@ def is_empty(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _text(number: int, column: str, value: object) -> str:
+def text_value(number: int, column: str, value: object) -> str:
+    """The text in a cell that is not empty. Raises BadRowError."""
     if not isinstance(value, str) or not _is_unicode(value):
-        raise BadRowError(number, f"has {preview(value)} as {column!r}: expected a text")
+        raise BadRowError(number, f"has {preview(value)} as {column!r}: expected a string")
     return value
 
 
 def label_name(number: int, column: str, value: object) -> str:
     """The name of a label in a cell that is not empty, without whitespace around it. Raises BadRowError."""
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # pandas writes whole numbers so if one of the column was missing
+        value = int(value)  # pandas writes integers so if one of the column was missing
     if not isinstance(value, str | int) or not _is_unicode(str(value)):
-        raise BadRowError(number, f"has {preview(value)} as {column!r}: expected a string, whole number or boolean")
+        raise BadRowError(number, f"has {preview(value)} as {column!r}: expected a string, integer or boolean")
     label = str(value).strip()
     if len(label) > _MAX_LABEL_LENGTH or has_control_characters(label):
         expected = f"expected at most {_MAX_LABEL_LENGTH} characters, none of them a control character"

@@ -122,7 +122,7 @@ def _rows(dataset: Any, columns: tuple[str, ...], label_column: str) -> Iterator
     for number, values in enumerate(dataset.select_columns(list(columns)), start=1):
         if names is not None and (label := values[label_column]) is not None:
             if not 0 <= label < len(names):
-                raise BadRowError(number, f"has the label {label}, which stands for a hidden one: choose another split")
+                raise BadRowError(number, f"has the label {label}, which marks a hidden label: choose another split")
             values = values | {label_column: names[label]}
         yield Row(number, 0, values)
 

@@ -56,7 +56,7 @@ def build_corpus(
     """
     if len(label_names) < 2:
         only = join_names(label_names)
-        raise InputError(f"data.train{suffix}: expected at least two labels, got {only} alone in {sources['train']}.")
+        raise InputError(f"data.train{suffix}: expected at least two labels, got only {only} in {sources['train']}.")
     for key, part in parts.items():
         if unknown := sorted(set(part.label_names) - set(label_names)):
             raise InputError(

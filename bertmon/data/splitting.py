@@ -29,8 +29,8 @@ def split_off(
     counts = split.class_counts(len(label_names))
     rarest = int(counts.argmin())
     problem = (
-        f"{key}: expected a fraction that leaves every class texts in both parts, got {fraction}: "
-        f"{len(split)} texts, the fewest of them ({counts[rarest]}) of class {label_names[rarest]}."
+        f"{key}: expected a fraction that puts texts of every class into both parts, got {fraction}: "
+        f"class {label_names[rarest]} has {counts[rarest]} of the {len(split)} texts."
     )
     try:
         rest, part = train_test_split(

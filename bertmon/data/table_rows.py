@@ -161,7 +161,9 @@ def _open_utf8(path: Path, encoding: str | None) -> BinaryIO:
         raise
     file.close()
     if len(content) > _MAX_BYTES_IN_MEMORY:
-        raise BadFileError(f"holds more than {_MAX_BYTES_IN_MEMORY / 1e9:.0f} GB: expected a plain file in UTF-8")
+        raise BadFileError(
+            f"takes more than {_MAX_BYTES_IN_MEMORY / 1e9:.0f} GB of memory: expected UTF-8, not compressed"
+        )
     if not is_utf8:
         content = _decode(content, str(encoding)).encode("utf-8", "surrogatepass")
     return io.BytesIO(content.replace(b"\r", b"\n") if b"\n" not in content else content)
@@ -233,7 +235,7 @@ def _check_header(names: list[str], columns: Collection[str], delimiter: str) ->
         raise MissingColumnsError(1, missing, [name for name in names if name], hint)
     for column in columns:
         if names.count(column) > 1:
-            raise BadRowError(1, f"names the column {column!r} twice")
+            raise BadRowError(1, f"has the column {column!r} twice")
 
 
 def _wrong_length(fields: list[str], names: list[str], *, quoted: bool) -> str:
@@ -297,7 +299,7 @@ def _read_json(
     assert byte_offsets is None
     content = file.read(_MAX_BYTES_IN_MEMORY + 1)
     if len(content) > _MAX_BYTES_IN_MEMORY:
-        raise BadFileError(f"holds more than {_MAX_BYTES_IN_MEMORY / 1e9:.0f} GB: expected .jsonl for so many texts")
+        raise BadFileError(f"takes more than {_MAX_BYTES_IN_MEMORY / 1e9:.0f} GB: expected .jsonl, one object per line")
     try:
         rows = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_reject_duplicate_keys)
     except (ValueError, RecursionError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 
-def tell_wandb(folder: Path) -> None:
+def register_with_wandb(folder: Path) -> None:
     """Make a W&B run that has sync_tensorboard=True follow the event files of a folder.
 
     W&B learns of folders through the writers of TensorBoard and torch that it patches; event files here are written by

@@ -1,4 +1,4 @@
-"""A callback never ends a training that would have continued without it."""
+"""Monitoring never ends a training that would have continued without it."""
 
 import functools
 import logging
@@ -14,7 +14,7 @@ Self_ = TypeVar("Self_", bound="Guarded")
 
 
 class Guarded:
-    """The base of callbacks whose `guarded` methods do nothing after the first of them has raised.
+    """The base of what is put into a training: its `guarded` methods do nothing after the first of them has failed.
 
     on_error: "log", or "raise" for tests and debugging.
     """
@@ -23,6 +23,10 @@ class Guarded:
         require(on_error in ("log", "raise"), "on_error", on_error, "log or raise")
         self._on_error = on_error
         self._failed = False
+
+    def _is_mistake(self, error: Exception) -> bool:
+        """Whether the calling program is to be corrected: such an error is raised in any case, and changes nothing."""
+        return False
 
     def _release(self) -> None:
         """Remove whatever has been put into the training, and close what is open."""
@@ -35,7 +39,12 @@ class Guarded:
         except Exception:
             log.debug("after the error that follows", exc_info=True)
         trace = None if isinstance(error, InputError) else error
-        log.error(f"Monitoring stops here, training continues: {error or type(error).__name__}", exc_info=trace)
+        log.error(f"Monitoring stopped after an error; training continues: {first_line(error)}", exc_info=trace)
+
+
+def first_line(error: Exception) -> str:
+    """Of its message: torch's can have a hundred."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def guarded(method: Callable[Concatenate[Self_, P], None]) -> Callable[Concatenate[Self_, P], None]:
@@ -48,6 +57,8 @@ def guarded(method: Callable[Concatenate[Self_, P], None]) -> Callable[Concatena
         try:
             method(self, *args, **kwargs)
         except Exception as error:
+            if self._is_mistake(error):
+                raise
             if self._on_error == "raise":
                 self._release()
                 raise

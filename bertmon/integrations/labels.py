@@ -7,6 +7,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -44,11 +45,16 @@ def class_numbers(labels: Sequence[Any] | Tensor) -> list[int]:
 
 
 def cross_entropy_sum(logits: Tensor, labels: Any) -> tuple[Tensor, Tensor] | None:
-    """Sum of the cross-entropies [] and the count of labels [] of logits [B, C] or [B, T, C]; None: they do not fit."""
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != logits.shape[:-1]:
+    """Sum of the cross-entropies [] and the count of labels [] of logits [B, C] or [B, T, C]; None: they do not fit.
+
+    A label that is no class number, such as -100, is not counted; on CUDA it would end the process, not the call.
+    """
+    classes = logits.shape[-1]
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != logits.shape[:-1] or classes < 2:
         return None
-    scores, targets = logits.detach().float().flatten(0, -2), labels.flatten()
-    counted = targets != IGNORED
+    scores, targets = logits.detach().float().flatten(0, -2), labels.flatten().long()
+    counted = (targets >= 0) & (targets < classes)
+    targets = torch.where(counted, targets, IGNORED)
     return F.cross_entropy(scores, targets, reduction="sum", ignore_index=IGNORED), counted.sum()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bertmon.config import VerdictThresholds
 from bertmon.errors import InputError
 from bertmon.integrations.guard import guarded
-from bertmon.integrations.own_loop import LoopFacts
+from bertmon.integrations.own_loop import LoopContext
 from bertmon.integrations.trainer_watch import TrainerWatch
 from bertmon.integrations.unwrap import refuse_shards
 
@@ -64,7 +64,7 @@ class WatchCallback(TrainerWatch, pl.Callback):
         )
         self._reports_wanted = report
         self._updating = False  # an update is between its gradients and its end
-        self._losses: list[Tensor] = []  # of the update's batches, each over their number
+        self._losses: list[Tensor] = []  # of the update's batches
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._end()  # a training before, if it is not over yet
@@ -110,21 +110,26 @@ class WatchCallback(TrainerWatch, pl.Callback):
                 "configure_optimizers: expected one optimizer and automatic optimization, "
                 f"got {len(trainer.optimizers)} and automatic_optimization={pl_module.automatic_optimization}."
             )
-        scheduler, steps_per_call = _scheduler(trainer)
+        if math.isinf(trainer.estimated_stepping_batches):
+            raise InputError("Trainer: expected max_steps, or max_epochs with batches of a known number, got neither.")
+        scheduler, scheduler_every = _scheduler(trainer)
         self._open(
             _classifier(pl_module),
             trainer.optimizers[0],
             first_step=trainer.global_step,
             reports=self._reports_wanted,
-            facts=LoopFacts(steps_per_call=steps_per_call),
+            context=LoopContext(),
             total_steps=int(trainer.estimated_stepping_batches),
             scheduler=scheduler,
+            scheduler_every=scheduler_every,
+            scaler=getattr(trainer.precision_plugin, "scaler", None),
         )
         self._updating, self._losses = False, []
 
     @guarded
     def _before_update(self) -> None:
-        if self._watching:
+        gradients = (parameter.grad for parameter in self.watch.model.parameters()) if self._watching else ()
+        if any(gradient is not None for gradient in gradients):  # none: training_step has skipped the batch
             self.watch.measure_gradients()
             self.watch.before_update(self._batch)
             self._updating = True
@@ -134,10 +139,10 @@ class WatchCallback(TrainerWatch, pl.Callback):
         if not self._watching:
             return
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor):
-            self._losses.append(loss.detach())
+        if isinstance(loss, Tensor):  # Lightning has divided it by their planned number
+            self._losses.append(loss.detach() * trainer.accumulate_grad_batches)
         if self._updating:
-            self.watch.after_update(torch.stack(self._losses).sum() if self._losses else None)
+            self.watch.after_update(torch.stack(self._losses).mean() if self._losses else None)
             self._updating, self._losses = False, []
             self._report(lambda signals: _log(trainer, signals))
 

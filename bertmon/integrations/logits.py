@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from bertmon.errors import InputError, require
-from bertmon.monitor.probe import first_texts
+from bertmon.integrations.guard import first_line
+from bertmon.monitor.probe import MAX_TEXTS, first_texts
 
 log = logging.getLogger(__name__)
 
@@ -18,13 +19,18 @@ log = logging.getLogger(__name__)
 class ModelLogits:
     """Takes a batch, gives the logits [n, C] of its first texts; None, with one warning, where there are none of texts.
 
-    forward: the user's own function of a batch. None: the model is called with the batch, without its labels.
+    forward: the user's own function of a batch. None: the model is called with the batch's first texts, without their
+    labels. may_fail: a model that cannot be called so turns this off instead of raising.
     """
 
-    def __init__(self, model: nn.Module, forward: Callable[[Any], Tensor] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, forward: Callable[[Any], Tensor] | None = None, *, may_fail: bool = False
+    ) -> None:
         self._model = model
         self._forward = forward
+        self._may_fail = may_fail
         self._off = False
+        self._warned = False
 
     def __call__(self, batch: Any) -> Tensor | None:
         if self._off:
@@ -34,15 +40,25 @@ class ModelLogits:
                 f"batch: expected a mapping of the model's inputs, or logits=..., got {type(batch).__name__}"
             )
             return None
-        first = first_texts(batch)
-        scores = self._forward(first) if self._forward else self._model_logits(first)
+        try:
+            scores = self._forward(batch) if self._forward else self._model_logits(first_texts(batch))
+        except Exception as error:
+            if isinstance(error, InputError) or not self._may_fail:
+                raise
+            self._turn_off(f"the logits of a batch could not be computed in float32 ({first_line(error)})")
+            return None
         if isinstance(scores, Tensor) and scores.ndim > 2:
             self._turn_off(f"logits of shape {list(scores.shape)} are not one row for each text")
             return None
         shape = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         ok = isinstance(scores, Tensor) and scores.ndim == 2
         require(ok, "logits", shape, "a tensor of shape [texts, classes]")
-        return scores
+        if len(scores) < 2 and not self._warned:
+            self._warned = True
+            log.warning(
+                "A batch of fewer than two texts: how logits differ between texts is unknown, no verdict on collapse."
+            )
+        return scores[:MAX_TEXTS]
 
     def _turn_off(self, why: str) -> None:
         self._off = True

@@ -90,8 +90,9 @@ class BehindPruner(BasePruner):
         if reachable is None:
             return False
         others = (other for other in study.get_trials(deepcopy=False) if other.number != trial.number)
-        reductions = [other.user_attrs[PROGRESS][0] for other in others if PROGRESS in other.user_attrs]
-        return bool(reductions) and reachable < self._share * max(reductions)
+        reductions = (other.user_attrs[PROGRESS][0] for other in others if PROGRESS in other.user_attrs)
+        known = [reduction for reduction in reductions if math.isfinite(reduction)]  # nan: that trial diverged
+        return bool(known) and reachable < self._share * max(known)
 
 
 def _attribute(trial: FrozenTrial, name: str, pruner: str) -> Any:

@@ -17,13 +17,12 @@ Shapes: N steps planned, B texts, C classes.
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -31,55 +30,47 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from bertmon import distributed
 from bertmon.config import MonitorConfig, VerdictThresholds
-from bertmon.errors import InputError, require
+from bertmon.errors import InputError, StorageError, require, storage_errors
 from bertmon.integrations import resume
-from bertmon.integrations.dashboards import tell_wandb
+from bertmon.integrations.dashboards import register_with_wandb
+from bertmon.integrations.guard import Guarded, guarded
 from bertmon.integrations.labels import chance_loss
 from bertmon.integrations.logits import ModelLogits
-from bertmon.integrations.plan_ahead import (
-    adam_config,
-    current_lr,
-    group_lr_scales,
-    past_learning_rates,
-    planned_learning_rates,
-)
+from bertmon.integrations.plan_ahead import group_lr_scales
+from bertmon.integrations.schedule_tracker import ScheduleTracker
 from bertmon.integrations.unwrap import (
-    is_update,
+    gradient_state,
     loss_scale,
     overflowed,
     unwrap_model,
     unwrap_optimizer,
-    unwrap_scheduler,
 )
-from bertmon.model import named_weights
-from bertmon.monitor.advice import OWN_LOOP, Vocabulary
+from bertmon.model import NamedWeight, named_weights
+from bertmon.monitor.advice import OWN_LOOP, SettingNames
 from bertmon.monitor.diagnosis import Diagnosis
-from bertmon.monitor.history import HISTORY_FILE, History, RunPlan
+from bertmon.monitor.history import HISTORY_FILE, History
 from bertmon.monitor.monitor import Monitor, NullLog
 from bertmon.monitor.probe import LogitProbe
 from bertmon.monitor.tensorboard import RunWriter
-from bertmon.optimizer import bias_correction_gain
 from bertmon.storage import atomic_write
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LoopFacts:
-    """What a trainer's callback knows of its loop, and a loop of one's own has no need to say.
+class LoopContext:
+    """What a callback knows of its trainer's loop; a loop of your own has the defaults.
 
-    vocabulary: what advice calls the settings. steps_per_call: updates between two steps of the scheduler.
-    alone: this process watches and no other, so that none is waited for. on_figure: also gets each figure, as step,
-    tag and PNG file.
+    setting_names: what advice calls the settings. single_process: no other process watches, so that none is waited for.
+    on_figure: also gets each figure, as step, tag and PNG file.
     """
 
-    vocabulary: Vocabulary = OWN_LOOP
-    steps_per_call: int = 1
-    alone: bool = False
+    setting_names: SettingNames = OWN_LOOP
+    single_process: bool = False
     on_figure: Callable[[int, str, bytes], None] | None = None
 
 
-class Watch:
+class Watch(Guarded):
     """Measures a model while your own loop trains it, judges the run, and writes TensorBoard logs and history.npz.
 
     model: one of transformers' classifiers, or any other whose logits `logits` gives; trained in float32, or in
@@ -91,15 +82,19 @@ class Watch:
     loss of a model that ignores the texts.
     scheduler: the one that sets the rates; a copy of it is stepped to the end in advance, because the verdict depends
     on the remaining learning rates. None: the rate is constant.
+    scheduler_every: updates between two calls of scheduler.step(): 1, or those of an epoch.
     bias_correction: false for an Adam that does not correct its moments.
     every: updates between two measurements, at least 1.
     figures: whether to draw their figures, in another process.
     thresholds: of the verdicts; None: those of VerdictThresholds().
-    logits: the logits [B, C] of a batch that is given to `step`. None: `model(**batch).logits`, without labels.
+    logits: the logits [B, C] of a batch that is given to `step`. None: `model(**batch).logits` of its first texts,
+    without labels.
     scaler: the GradScaler of a loop in float16; updates that it skips are not counted.
     first_step: updates that the model has had. The folder's history is continued if `checkpoint` was called then;
     otherwise the steps before stay unknown.
-    facts: for the callbacks of this package.
+    on_error: "log": what goes wrong in measuring is logged, monitoring ends, and training continues; "raise". A mistake
+    in the calls raises InputError in any case, and so does everything in a training of several processes.
+    context: for the callbacks of this package.
 
     Objects that accelerate has prepared, and models in DataParallel or DistributedDataParallel, are taken as they are;
     of several processes the first one writes. Use it as a context manager, or call `close` at the end. Raises
@@ -115,6 +110,7 @@ class Watch:
         total_steps: int,
         labels: Sequence[int] | Tensor,
         scheduler: LRScheduler | None = None,
+        scheduler_every: int = 1,
         bias_correction: bool = True,
         every: int = 30,
         figures: bool = True,
@@ -122,43 +118,50 @@ class Watch:
         logits: Callable[[Any], Tensor] | None = None,
         scaler: "torch.amp.GradScaler | None" = None,
         first_step: int = 0,
-        facts: LoopFacts | None = None,
+        on_error: str = "log",
+        context: LoopContext | None = None,
     ) -> None:
-        require(total_steps >= 1, "total_steps", total_steps, "an integer of at least 1")
-        facts = facts or LoopFacts()
+        context = context or LoopContext()
+        self._processes = 1 if context.single_process else distributed.world_size()
+        super().__init__("raise" if self._processes > 1 else on_error)
         config = MonitorConfig(every=every, figures=figures, thresholds=thresholds or VerdictThresholds())
         self._folder = Path(folder)
-        self._prepared_optimizer = optimizer
+        self._gradient_state = gradient_state(model, optimizer)
         self._optimizer = unwrap_optimizer(optimizer)
         self._scaler = scaler if scaler is not None else getattr(optimizer, "scaler", None)
         self.model = unwrap_model(model)
-        require(bool(named_weights(self.model)), "model", type(model).__name__, "a model with trainable weights")
+        _check_model(self.model)
         chance = chance_loss(labels)
-        self._processes = 1 if facts.alone else distributed.world_size()
         point = _same_everywhere(lambda: _resume_point(self._folder, first_step), self._processes)
-        history = self._history(point, chance, first_step, total_steps, scheduler, bias_correction, facts)
-        self._writer = self._open_writer(point, first_step, figures, facts)
-        self._monitor = self._build_monitor(history, config, logits, facts)
+        past = point.history.plan.lr[: len(point.history.losses)] if point else None
+        self._schedule = ScheduleTracker(
+            self._optimizer, scheduler, scheduler_every, first_step, total_steps, past, bias_correction=bias_correction
+        )
+        history = self._history(point, chance, first_step)
+        self._writer = self._open_writer(point, first_step, figures, context)
+        self._monitor = self._build_monitor(history, config, logits, context)
         self._step = len(history.losses)  # the one in progress
         started = {"diagnosis": None, "logged_steps": self._step, "next_probe_step": 0}
         self._monitor.load_state_dict(point.monitor if point else started)
-        self._trainable = _count_trainable(self.model)
-        self._warned_about_lr = False
+        self._trainable = _trainable(self.model, self._optimizer)
         self._ended = False  # diverged, or longer than planned: nothing is measured any more
-        self._measuring = False  # the step in progress
-        self._closed = False
+        self._measuring = self._closed = False  # measuring: the step in progress
 
     def _build_monitor(
-        self, history: History, config: MonitorConfig, logits: Callable[[Any], Tensor] | None, facts: LoopFacts
+        self, history: History, config: MonitorConfig, logits: Callable[[Any], Tensor] | None, context: LoopContext
     ) -> Monitor:
+        watched = history.snapshots[0].layers.labels if history.snapshots else ()
+        weights = self._weights(watched)
+        if missing := set(watched) - set(weights):
+            raise InputError(f"{self._folder}: expected the model watched there, got one without {min(missing)}.")
         return Monitor(
-            named_weights(self.model),
+            weights,
             history,
             config,
             self._writer,
-            probe=LogitProbe(self.model, ModelLogits(self.model, logits)),
+            probe=LogitProbe(self.model, ModelLogits(self.model, logits, may_fail=self._processes == 1)),
             lr_scales=group_lr_scales(self._optimizer),
-            vocabulary=facts.vocabulary,
+            setting_names=context.setting_names,
             mean_over_processes=_mean_over_processes if self._processes > 1 else None,
         )
 
@@ -184,7 +187,7 @@ class Watch:
         return self._monitor.doomed
 
     @contextmanager
-    def step(self, loss: Tensor, batch: Any) -> Iterator[None]:
+    def step(self, loss: Tensor | float, batch: Any) -> Iterator[None]:
         """Put around clipping and the optimizer's step; the scheduler's step and zero_grad come after it.
 
         loss: mean cross-entropy of the update's texts []. batch: what the model was called with.
@@ -194,48 +197,57 @@ class Watch:
         yield
         self.after_update(loss)
 
+    @guarded
     def measure_gradients(self) -> None:
         """The first part of a step: measure the accumulated gradients before they are clipped. Can be repeated."""
-        self._measuring = not self._ended and is_update(self._prepared_optimizer)
+        updating = self._gradient_state is None or bool(self._gradient_state.sync_gradients)
+        self._measuring = updating and not self._ended
         if not self._measuring:
             return
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        parameters = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        gradients = [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
         if not gradients:
             raise InputError("watch.step: expected gradients, got none: call it after loss.backward().")
-        if len(parameters) != self._trainable:
-            self._trainable = len(parameters)
+        if (trainable := _trainable(self.model, self._optimizer)) != self._trainable:
+            self._trainable = trainable
             self._watch_unfrozen()
         scale = loss_scale(self._scaler, self._optimizer)
         norm = nn.utils.get_total_norm(gradients)
         self._grad_norm = norm if scale is None else norm / scale
         self._monitor.measure_gradients(self._step, scale)
 
+    @guarded
     def before_update(self, batch: Any) -> None:
         """The second part: whatever must be known before the weights change. batch: as for `step`."""
         if self._measuring and self._step == len(self.history.plan):
             log.warning(f"Step {self._step + 1} exceeds total_steps={self._step}; monitoring stops here.")
             self._ended, self._measuring = True, False
         if self._measuring:
-            self._check_learning_rate()
+            self._schedule.check(self.history, self._step)
             self._monitor.before_update(self._step, batch)
 
-    def after_update(self, loss: Tensor | None) -> None:
+    @guarded
+    def after_update(self, loss: Tensor | float | None) -> None:
         """The third part: measure what has changed, and judge.
 
         loss: as for `step`; None: it is not known, and verdicts rest on gradients, updates and logits from now on.
         """
-        if not self._measuring or overflowed(self._scaler, self._grad_norm, loss):
+        if not self._measuring:
             return
-        if loss is None and self.history.plan.loss_known:
+        mean = None if loss is None else torch.as_tensor(loss).detach().to(self._grad_norm.device).float().mean()
+        if overflowed(self._scaler, self._grad_norm, mean, self._processes):
+            self._schedule.note_skipped_update()
+            return
+        if mean is None and self.history.plan.loss_known:
             self.history.plan = replace(self.history.plan, chance_loss=math.nan)
-        self._monitor.record(None if loss is None else loss.detach().float(), self._grad_norm.float())
+        self._monitor.record(mean, self._grad_norm.float())
         self._monitor.after_update(self._step)
         self._step += 1
         last = self._processes > 1 and self._step == len(self.history.plan)  # `close` waits for no other process
         if last or self._monitor.due(self._step - 1):
             self._flush()
 
+    @guarded
     def checkpoint(self, steps: int | None = None) -> None:
         """Call it, in every process, where the loop saves one: a Watch with first_step=steps continues from here.
 
@@ -256,12 +268,27 @@ class Watch:
         """Write what is not written yet, history.npz among it."""
         if self._closed:
             return
-        self._closed = True
         if self._processes == 1:
-            self._flush()
-        if isinstance(self._writer, RunWriter):
-            atomic_write(self._folder / HISTORY_FILE, self.history.to_bytes())
-            self._writer.close()
+            self._finish()
+        self._end()
+
+    @guarded
+    def _finish(self) -> None:
+        self._flush()
+
+    @guarded
+    def _end(self) -> None:
+        self._release()
+
+    def _is_mistake(self, error: Exception) -> bool:
+        return isinstance(error, InputError) and not isinstance(error, StorageError)
+
+    def _release(self) -> None:
+        closed, self._closed = self._closed, True
+        self._ended, self._measuring = True, False
+        if not closed and isinstance(self._writer, RunWriter):
+            with closing(self._writer), storage_errors(self._folder):
+                atomic_write(self._folder / HISTORY_FILE, self.history.to_bytes())
 
     def __enter__(self) -> Self:
         return self
@@ -275,89 +302,46 @@ class Watch:
         self._ended = not self._monitor.flush() or self._ended
         self._monitor.log_means()
 
-    def _history(
-        self,
-        point: resume.ResumePoint | None,
-        chance: float,
-        first_step: int,
-        total_steps: int,
-        scheduler: Any,
-        bias_correction: bool,
-        facts: LoopFacts,
-    ) -> History:
+    def _history(self, point: resume.ResumePoint | None, chance: float, first_step: int) -> History:
         """The history so far, with the plan of what is to come."""
-        inner, calls_per_step = unwrap_scheduler(scheduler)
-        ahead = planned_learning_rates(
-            self._optimizer,
-            inner,
-            max(total_steps - first_step, 0),
-            calls_per_step=calls_per_step,
-            steps_per_call=facts.steps_per_call,
-        )
-        self._rates_unknown = ahead is None
-        if ahead is None:
-            log.warning(
-                f"scheduler: the learning rates of {type(inner).__name__} cannot be known in advance: "
-                "verdicts assume that the current rate does not change."
-            )
-            ahead = np.full(max(total_steps - first_step, 0), current_lr(self._optimizer))
-        past = past_learning_rates(inner, first_step)
-        if point:
-            past = point.history.plan.lr[: len(point.history.losses)]
-        lr = np.concatenate([past, ahead])
-        adam = adam_config(self._optimizer, bias_correction)
-        self._gains = np.array([bias_correction_gain(adam, step) for step in range(len(lr))])
-        plan = RunPlan(
-            lr=lr,
-            effective_lr=lr * self._gains,
-            chance_loss=chance if point is None or point.history.plan.loss_known else math.nan,
-            warmup_frac=float(lr.argmax()) / len(lr),
-            bias_correction=bias_correction,
-        )
+        plan = self._schedule.plan(chance if point is None or point.history.plan.loss_known else math.nan)
         if point:
             return replace(point.history, plan=plan)
         return History(plan, [math.nan] * first_step, [math.nan] * first_step)
 
     def _open_writer(
-        self, point: resume.ResumePoint | None, first_step: int, draw: bool, facts: LoopFacts
+        self, point: resume.ResumePoint | None, first_step: int, draw: bool, context: LoopContext
     ) -> "RunWriter | NullLog":
         """The first process's writer; nothing in the others."""
-        if not facts.alone and distributed.rank() > 0:
+        if not context.single_process and distributed.rank() > 0:
             return NullLog()
         writer = RunWriter(
-            self._folder, draw=draw, truncate_to=point.event_files if point else None, on_figure=facts.on_figure
+            self._folder, draw=draw, truncate_to=point.event_files if point else None, on_figure=context.on_figure
         )
-        tell_wandb(self._folder)
+        register_with_wandb(self._folder)
         if point:
             resume.forget_later_points(self._folder, first_step)
         return writer
 
     def _watch_unfrozen(self) -> None:
         """Watch the weights that train since a while ago, in addition to those that did so before."""
-        watched = set(self._monitor.labels)
-        everything = named_weights(self.model, frozen=True)
-        self._monitor.watch_more(
-            {
-                label: weight
-                for label, weight in everything.items()
-                if label in watched or weight.parameter.requires_grad
-            }
-        )
+        self._monitor.watch_more(self._weights(self._monitor.labels), group_lr_scales(self._optimizer))
 
-    def _check_learning_rate(self) -> None:
-        """Correct the plan by the rate that the optimizer really has."""
-        rate, plan = current_lr(self._optimizer), self.history.plan
-        planned = plan.lr[self._step]
-        unplanned = not math.isclose(rate, planned, rel_tol=1e-6, abs_tol=1e-12)
-        if unplanned and not self._rates_unknown and not self._warned_about_lr:
-            self._warned_about_lr = True
-            log.warning(
-                f"step {self._step}: the learning rate is {rate:g}, planned was {planned:g}. "
-                "Pass the scheduler: verdicts need the remaining learning rates."
-            )
-        changed = slice(self._step, None if self._rates_unknown else self._step + 1)
-        plan.lr[changed] = rate
-        plan.effective_lr[changed] = rate * self._gains[changed]
+    def _weights(self, watched: Sequence[str]) -> dict[str, NamedWeight]:
+        """Those that train, and those with the labels."""
+        return {
+            label: weight
+            for label, weight in named_weights(self.model, frozen=True).items()
+            if label in watched or weight.parameter.requires_grad
+        }
+
+
+def _check_model(model: nn.Module) -> None:
+    """Raise InputError for a model that cannot be watched."""
+    require(bool(named_weights(model)), "model", type(model).__name__, "a model with trainable weights")
+    problem = getattr(getattr(model, "config", None), "problem_type", None)
+    single = problem != "multi_label_classification"
+    require(single, "model", f"problem_type={problem}", "a classifier with one label for each text or token")
 
 
 def _resume_point(folder: Path, first_step: int) -> resume.ResumePoint | None:
@@ -390,5 +374,7 @@ def _mean_over_processes(values: Tensor) -> Tensor:
     return distributed.all_reduce_sum(values) / distributed.world_size()
 
 
-def _count_trainable(model: nn.Module) -> int:
-    return sum(parameter.requires_grad for parameter in model.parameters())
+def _trainable(model: nn.Module, optimizer: Optimizer) -> tuple[frozenset[int], int]:
+    """Which parameters train, and in how many groups: what is watched, and by which rates, depends on it."""
+    parameters = frozenset(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    return parameters, len(optimizer.param_groups)

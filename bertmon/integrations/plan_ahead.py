@@ -17,11 +17,17 @@ log = logging.getLogger(__name__)
 
 
 def planned_learning_rates(
-    optimizer: Optimizer, scheduler: Any, total_steps: int, *, calls_per_step: int = 1, steps_per_call: int = 1
+    optimizer: Optimizer,
+    scheduler: Any,
+    total_steps: int,
+    *,
+    first_step: int = 0,
+    calls_per_step: int = 1,
+    every: int = 1,
 ) -> FloatArray | None:
     """The learning rate of every step to come [N], that of the group with the largest; neither argument is changed.
 
-    calls_per_step: how often the scheduler is stepped after an update. steps_per_call: updates between two calls.
+    first_step: updates done. every, calls_per_step: the scheduler is stepped after every so many updates, so often.
     None: the rates depend on what happens, as those of ReduceLROnPlateau do.
     """
     if scheduler is None:
@@ -34,7 +40,7 @@ def planned_learning_rates(
         warnings.simplefilter("ignore")  # that the stand-in has not been stepped: it has nothing to learn
         for step in range(total_steps):
             rates[step] = current_lr(stand_in)
-            for _ in range(calls_per_step if (step + 1) % steps_per_call == 0 else 0):
+            for _ in range(calls_per_step if (first_step + step + 1) % every == 0 else 0):
                 try:
                     ahead.step()
                 except TypeError:  # it needs to know a metric
@@ -43,7 +49,7 @@ def planned_learning_rates(
 
 
 def past_learning_rates(scheduler: Any, steps: int) -> FloatArray:
-    """The learning rates of the steps that were done before anything was watched [steps]; 0 where nobody knows them.
+    """The learning rates of the steps that were done before anything was watched [steps]; 0 where they are unknown.
 
     A LambdaLR's, which transformers' schedules are, can be computed.
     """

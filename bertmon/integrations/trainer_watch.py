@@ -15,7 +15,7 @@ from bertmon.integrations import resume
 from bertmon.integrations.dashboards import log_figure, log_verdict
 from bertmon.integrations.guard import Guarded, guarded
 from bertmon.integrations.labels import chance_loss
-from bertmon.integrations.own_loop import LoopFacts, Watch
+from bertmon.integrations.own_loop import LoopContext, Watch
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class TrainerWatch(Guarded):
         *,
         first_step: int,
         reports: bool,
-        facts: LoopFacts,
+        context: LoopContext,
         **options: Any,
     ) -> None:
         """Begin to watch: in the folder if the training resumes there or nothing is in it, else in a new one.
@@ -76,10 +76,10 @@ class TrainerWatch(Guarded):
         folder = self._folder
         if resume.contains_run(folder) and not (first_step and resume.load_resume_point(folder, first_step)):
             folder = resume.free_folder(folder)
-            log.info(f"{self._folder} contains another training: this one is watched in {folder}")
+            log.info(f"{self._folder} already contains a run; writing this one to {folder}")
         self._reports = reports
-        facts = replace(facts, alone=True, on_figure=self._on_figure if reports else None)
-        self.watch = Watch(model, optimizer, folder, first_step=first_step, facts=facts, **self._options, **options)
+        context = replace(context, single_process=True, on_figure=self._on_figure if reports else None)
+        self.watch = Watch(model, optimizer, folder, first_step=first_step, context=context, **self._options, **options)
         self._reported = len(self.watch.history.snapshots)
         self._verdict = self.watch.diagnosis.verdict
         self._watching = True

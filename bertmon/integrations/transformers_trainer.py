@@ -25,14 +25,14 @@ from bertmon.errors import InputError, require
 from bertmon.integrations.guard import guarded
 from bertmon.integrations.labels import cross_entropy_sum
 from bertmon.integrations.next_token import scored_labels, shifts_labels
-from bertmon.integrations.own_loop import LoopFacts
+from bertmon.integrations.own_loop import LoopContext
 from bertmon.integrations.trainer_watch import TrainerWatch
 from bertmon.integrations.unwrap import refuse_shards
-from bertmon.monitor.advice import Vocabulary
+from bertmon.monitor.advice import SettingNames
 
 log = logging.getLogger(__name__)
 
-_VOCABULARY = Vocabulary(
+_SETTING_NAMES = SettingNames(
     "learning_rate={value}",
     "warmup_steps={steps}",
     "an optimizer with bias correction, as the Trainer's default",
@@ -151,7 +151,7 @@ class WatchCallback(TrainerWatch, TrainerCallback):
             optimizer,
             first_step=state.global_step,
             reports=self._report_to == "trainer" or (self._report_to == "auto" and bool(args.report_to)),
-            facts=LoopFacts(_VOCABULARY),
+            context=LoopContext(_SETTING_NAMES),
             total_steps=state.max_steps,
             scheduler=scheduler,
             scaler=accelerator.scaler,

@@ -33,6 +33,9 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         if type(parameter.data).__name__ == "DTensor" or hasattr(parameter, "ds_id"):
             refuse_shards("its parameters are shards")
+    devices = {str(parameter.device) for parameter in model.parameters()}
+    if len(devices) > 1:
+        refuse_shards(f"layers on {', '.join(sorted(devices))}")
     return model
 
 
@@ -52,12 +55,12 @@ def unwrap_optimizer(optimizer: Any) -> Optimizer:
     return plain
 
 
-def is_update(optimizer: Any) -> bool:
-    """Whether the optimizer will step now; accelerate's does nothing while gradients are accumulated."""
+def gradient_state(model: nn.Module, optimizer: Any) -> Any:
+    """Accelerate's, of the loop that the two are in; None in another loop, which it may have outlived."""
     state = getattr(optimizer, "gradient_state", None)
-    if state is None and (accelerate := sys.modules.get("accelerate.state")):  # a plain one in accelerate's loop
-        state = accelerate.GradientState()
-    return state is None or bool(state.sync_gradients)
+    if state is None and hasattr(model, "_is_accelerate_prepared"):  # a plain optimizer in accelerate's loop
+        state = sys.modules["accelerate.state"].GradientState()
+    return state
 
 
 def unwrap_scheduler(scheduler: Any) -> tuple[Any, int]:
@@ -80,8 +83,13 @@ def loss_scale(scaler: Any, optimizer: Optimizer) -> Tensor | None:
     return None if stage != "READY" or scale is None else scale.detach().squeeze()
 
 
-def overflowed(scaler: Any, grad_norm: Tensor, loss: Tensor | None) -> bool:
-    """Whether the scaler skips this update, since scaled gradients do not fit float16 while the loss is finite."""
+def overflowed(scaler: Any, grad_norm: Tensor, loss: Tensor | None, processes: int) -> bool:
+    """Whether the scaler skips this update, since scaled gradients do not fit float16 while the loss is finite.
+
+    The same in all of `processes`: each has the norm of all gradients, and the loss of its own texts.
+    """
     if scaler is None or not scaler.is_enabled() or bool(torch.isfinite(grad_norm)):  # the scaler waits for it as well
         return False
-    return loss is None or bool(torch.isfinite(loss))
+    if loss is None:
+        return True
+    return bool(torch.isfinite(distributed.all_reduce_sum(loss) if processes > 1 else loss))

@@ -15,7 +15,7 @@ from hydra.types import HydraContext
 from omegaconf.errors import OmegaConfBaseException
 
 from bertmon.errors import InputError
-from bertmon.launch import command_line, ending, hydra_setup, threads
+from bertmon.launch import command_line, final_summary, hydra_setup, threads
 from bertmon.launch.compose import search_path
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _train(arguments: list[str]) -> "RunResult":
         result: RunResult = job.return_value  # raises what the run raised
         return result
     finally:
-        ending.print_summary(sweep_dir)
+        final_summary.print_summary(sweep_dir)
 
 
 @contextmanager

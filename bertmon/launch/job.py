@@ -72,9 +72,9 @@ def _run_overrides(job: HydraConf) -> dict[str, str]:
 
 def _explain_storage(error: StorageError, run_dir: Path, sweep_dir: Path) -> str:
     checkpoint = run_dir / CHECKPOINT_FILE
-    kept = f" Its last checkpoint is {checkpoint}." if checkpoint.exists() else ""
+    last = f" The last checkpoint is {checkpoint}." if checkpoint.exists() else ""
     resume = shlex.join([*program(), "resume", str(sweep_dir)])
-    return f"{error}{kept} To resume when it can be written again: {resume}"
+    return f"{error}{last} Once it can be written, resume with: {resume}"
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from bertmon import data, distributed, model
 from bertmon.config import MAX_INT, Decay, RunConfig
 from bertmon.data import tokenize
 from bertmon.errors import InputError, require
-from bertmon.launch import compose, ending, run_dirs, workers
+from bertmon.launch import compose, final_summary, run_dirs, workers
 from bertmon.launch.command_line import format_error
 from bertmon.launch.hydra_setup import PLUGIN_EXTRAS
 from bertmon.launch.log_file import NoRepeatedLines
@@ -78,7 +78,7 @@ class PreflightCheck(Callback):
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # Ray would leave out lines that differ only in numbers
         if config.hydra.runtime.choices["hydra/launcher"] == "joblib":
             workers.drain_pool_on_signal(sweep_dir)
-        ending.announce(sweep_dir)
+        final_summary.register(sweep_dir)
 
 
 def start_launch(config: DictConfig, command: Sequence[str]) -> Path:
@@ -139,7 +139,9 @@ def _check_plan(config: RunConfig, texts: int, seen: set[str]) -> None:
     earlier configs and schedules; updated here.
     """
     total_steps = config.train.epochs * -(-texts // (config.train.batch_size * config.train.accumulate))
-    require(total_steps <= MAX_INT, "train.epochs", config.train.epochs, f"at most {MAX_INT} steps")
+    if total_steps > MAX_INT:
+        epochs = config.train.epochs
+        raise InputError(f"train.epochs: expected at most {MAX_INT} steps, got {total_steps} in {epochs} epochs.")
     formula = config.schedule.decay in (Decay.linear, Decay.cosine, Decay.constant)
     if not (formula and config.schedule.function is None) and (key := f"{config.schedule} {total_steps}") not in seen:
         lr_factors(config.schedule, total_steps)
@@ -151,7 +153,7 @@ def _check_plan(config: RunConfig, texts: int, seen: set[str]) -> None:
     if (key := repr(same)) in seen:
         given, frac = config.schedule.warmup_steps, config.schedule.warmup_frac
         name = f"schedule.warmup_frac={frac:g}" if given is None else f"schedule.warmup_steps={given}"
-        print(f"{name} is {steps} of {total_steps} steps, as another warm-up of the sweep: these runs are the same")
+        print(f"{name} rounds to {steps} of {total_steps} steps, as another warm-up does: these runs are identical")
     seen.add(key)
 
 
@@ -182,7 +184,7 @@ def _check_plugins(config: DictConfig) -> None:
         number = OmegaConf.select(config.hydra, key, default=1)
         all_cores = number == -1 and key == "launcher.n_jobs"  # joblib's notation
         valid = isinstance(number, int) and number >= 1
-        require(valid or all_cores, f"hydra.{key}", number, "a whole number of at least 1")
+        require(valid or all_cores, f"hydra.{key}", number, "an integer of at least 1")
 
 
 def _may_restart_runs(config: DictConfig) -> bool:
@@ -199,7 +201,7 @@ def _experiment_line(config: DictConfig) -> str:
     )
     if choice == "auto":
         why = "a CUDA device was found" if config.experiment == "article" else "no CUDA device was found"
-        return f"experiment={config.experiment}, since {why}; choose another with {others}"
+        return f"experiment={config.experiment}, because {why}; choose another with {others}"
     if str(config.hydra.runtime.choices.get("data")) in ("files", "hf") and choice in ("finetune", "custom"):
-        return f"experiment={choice}, the one for your own texts unless another is given; others are {others}"
-    return f"experiment={choice}, as given; others are {others}"
+        return f"experiment={choice}, the default for your own data; choose another with {others}"
+    return f"experiment={choice}, as requested; others are {others}"

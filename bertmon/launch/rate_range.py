@@ -40,22 +40,22 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--from", dest="lowest", type=float, default=1e-4, help="lowest rate (default: 1e-4)")
     parser.add_argument("--to", dest="highest", type=float, default=2e-2, help="highest rate (default: 2e-2)")
     parser.add_argument("--config-dir", type=Path, help="folder with presets of your own, as for bertmon run")
-    given = parser.parse_intermixed_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     configure_threads()
     try:
-        require(1 <= given.distance < math.inf, "--distance", given.distance, "a finite factor of at least 1")
-        require(0 < given.lowest < math.inf, "--from", given.lowest, "a finite rate above 0")
-        require(given.lowest < given.highest < math.inf, "--to", given.highest, "a finite rate above --from")
-        command_line.check_arguments(given.overrides)
-        _require_single_run(given.overrides)
-        config = load_config(command_line.with_own_data_defaults(given.overrides), config_dir=given.config_dir)
+        require(1 <= args.distance < math.inf, "--distance", args.distance, "a finite factor of at least 1")
+        require(0 < args.lowest < math.inf, "--from", args.lowest, "a finite rate above 0")
+        require(args.lowest < args.highest < math.inf, "--to", args.highest, "a finite rate above --from")
+        command_line.check_arguments(args.overrides)
+        _require_single_run(args.overrides)
+        config = load_config(command_line.with_own_data_defaults(args.overrides), config_dir=args.config_dir)
         with _verdicts_silenced():
-            outcome = find_cliff(config, given.lowest, given.highest)
+            outcome = find_cliff(config, args.lowest, args.highest)
     except (InputError, HydraException, OmegaConfBaseException) as error:
         sys.exit(command_line.format_error(error))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    print("\n".join(report(config, outcome, given.distance, given.lowest, given.overrides)))
+    print("\n".join(report(config, outcome, args.distance, args.lowest, args.overrides)))
 
 
 def _require_single_run(overrides: Sequence[str]) -> None:
@@ -89,13 +89,13 @@ def report(
         return [f"No cliff found: training does not fail at effective rates up to {last}."]
     total_steps, peak = len(outcome.plan), float(outcome.plan.effective_lr.max())
     limit = outcome.cliff / distance
-    side = "above it" if peak > outcome.cliff else "below it" if peak <= limit else "closer to it than asked"
+    side = "above it" if peak > outcome.cliff else "below it" if peak <= limit else "below it, but not by that factor"
     lower = f"This early, the cliff is uncertain: start lower, with --from {format_rate(lowest / _EARLY)}."
     early = [lower] if outcome.last < _EARLY * lowest else []
     lines = [
         f"Gradients vanish at an effective rate of {last}, after {outcome.steps} steps.",
         *early,
-        f"Cliff: runs are expected not to learn from a peak of about {format_rate(outcome.cliff, 2)}.",
+        f"Cliff: with a peak above about {format_rate(outcome.cliff, 2)}, no run is expected to learn.",
         f"This plan peaks at {format_rate(peak, 2)}: {side}.",
     ]
     lines += ["", f"optimizer.lr whose peak is a factor of {distance:g} below the cliff, in {total_steps} steps:", ""]

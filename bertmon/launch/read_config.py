@@ -13,12 +13,17 @@ from bertmon.errors import InputError
 from bertmon.launch.hydra_setup import DATA_SCHEMAS
 
 _SYNONYMS = {
+    "accumulate_grad_batches": "train.accumulate",
     "adam_beta1": "optimizer.beta1",
     "adam_beta2": "optimizer.beta2",
     "adam_epsilon": "optimizer.eps",
     "bs": "train.batch_size",
     "correct_bias": "optimizer.bias_correction",
+    "early_stopping_patience": "train.patience",
+    "eval_steps": "train.eval_every",
+    "gradient_accumulation_steps": "train.accumulate",
     "learning_rate": "optimizer.lr",
+    "logging_steps": "train.log_every",
     "lr_scheduler_type": "schedule.decay",
     "max_len": "data.max_length",
     "max_seq_length": "data.max_length",
@@ -71,19 +76,19 @@ def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def explain_unknown_key(key: str) -> str:
-    """What to tell somebody who used a key that does not exist, or not with the chosen data."""
+    """Why a key is refused that does not exist, or not with the chosen data."""
     if key in RENAMED_KEYS:
         return f"{key} was renamed to {RENAMED_KEYS[key]}."
     last = key.rpartition(".")[2]
     if choices := [f"data={name}" for name, schema in DATA_SCHEMAS.items() if key in _keys_of(schema, "data.")]:
-        return f"{key}: no such key with the chosen data; it belongs to {' and '.join(choices)}."
+        return f"{key}: not available with the chosen data; it requires {' or '.join(choices)}."
     group = f"{key.rpartition('.')[0]}." if "." in key else ""
     siblings = [full for full in _all_keys() if full.startswith(group)] or _all_keys()
     by_last_part = {full.rpartition(".")[2]: full for full in reversed(siblings)}
     close = difflib.get_close_matches(last, by_last_part, n=1, cutoff=0.6)
     if guess := _SYNONYMS.get(last) or (by_last_part[close[0]] if close else None):
         return f"{key}: no such key; did you mean {guess}?"
-    return f"{key}: no such key; there are {', '.join(siblings if group else (f.name for f in fields(RunConfig)))}."
+    return f"{key}: no such key; the keys are {', '.join(siblings if group else (f.name for f in fields(RunConfig)))}."
 
 
 def _all_keys() -> list[str]:

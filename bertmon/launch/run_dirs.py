@@ -90,7 +90,9 @@ def _check_sweep_dir(sweep_dir: Path, config: DictConfig) -> None:
         require(earlier.resolve() == sweep_dir.resolve(), "resume", config.resume, expected)
     elif Path.cwd().is_relative_to(sweep_dir.resolve()):
         mode = "sweep" if config.hydra.mode == RunMode.MULTIRUN else "run"
-        raise InputError(f"hydra.{mode}.dir: expected a folder for runs alone, got {sweep_dir}.")
+        raise InputError(
+            f"hydra.{mode}.dir: expected a folder other than the current one and those above it, got {sweep_dir}."
+        )
 
 
 def _check_resumes_any(run_dirs: Sequence[Path], sweep_dir: Path) -> None:
@@ -150,10 +152,12 @@ def resume_argv(sweep_dir: Path, overrides: Sequence[str] = ()) -> list[str]:
     _require_not_swept(overrides, sweep.command)
     directory = sweep.directory
     if not os.path.isdir(directory):  # unlike pathlib, without an error for a name that is too long
-        started = f"was started in {sanitize_line(directory)}, which does not exist any more. Create it, or start"
         words = [*program(), "run", *_resumed(sweep, sweep_dir.resolve()), *overrides]
-        command = sanitize_line(shlex.join(words), 2000)
-        raise InputError(f"{sanitize_line(sweep_dir)} {started} it where its relative paths are valid: {command}")
+        raise InputError(
+            f"{sanitize_line(sweep_dir)} was started in {sanitize_line(directory)}, which no longer exists. Create "
+            "that folder again, or run this from a folder where the relative paths of the sweep are valid: "
+            f"{sanitize_line(shlex.join(words), 2000)}"
+        )
     directory = os.path.realpath(directory)  # relative paths lead from where a link points to
     here = os.path.samefile(directory, os.curdir)  # else paths are printed that are right from here, too
     folder = os.path.relpath(sweep_dir.resolve(), directory) if here else str(sweep_dir.resolve())
@@ -170,7 +174,7 @@ def _require_not_swept(overrides: Sequence[str], command: Sequence[str]) -> None
         return  # the launch says what is wrong
     for word in overrides:
         key, _, value = word.lstrip("+~").partition("=")
-        require(key not in swept, key, value, "no other values than those that the sweep has")
+        require(key not in swept, key, value, "no override, because the sweep varies this key (start a new sweep)")
 
 
 def _resumed(sweep: SweepFile, folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ LONG_WARMUP = 0.7
 
 
 @dataclass(frozen=True, slots=True)
-class Vocabulary:
+class SettingNames:
     """What advice calls the settings of a run: format strings of {value}, and of {steps} of warm-up.
 
     warmup is None where no setting lengthens the warm-up.
@@ -32,19 +32,19 @@ class Vocabulary:
     bias_correction: str
 
 
-CONFIG_KEYS = Vocabulary(
+CONFIG_KEYS = SettingNames(
     "optimizer.lr={value}",
     "schedule.warmup_frac={value:g}",
     "optimizer.bias_correction=true",
 )
 """As bertmon's own config has them."""
 
-OWN_LOOP = Vocabulary(
+OWN_LOOP = SettingNames(
     "a learning rate of {value}",
     "a warm-up of {steps} steps",
     "an optimizer with bias correction, as torch's AdamW",
 )
-"""For somebody else's optimizer and scheduler."""
+"""For an optimizer and scheduler outside bertmon."""
 
 
 class Explanation(TypedDict):
@@ -57,15 +57,15 @@ class Explanation(TypedDict):
 _UNEXPLAINED = Explanation(cause=None, advice=None)
 
 
-def explain_divergence(plan: RunPlan, step: int, vocabulary: Vocabulary) -> Explanation:
+def explain_divergence(plan: RunPlan, step: int, setting_names: SettingNames) -> Explanation:
     """A tenth of the largest effective rate before `step`, or the largest that is known to work if that is less."""
     broke = float(plan.effective_lr[:step].max(initial=0.0))
     if not broke:
         return _UNEXPLAINED
-    return {"cause": _too_large(broke), "advice": _lower_lr(plan, broke / 10, vocabulary)}
+    return {"cause": _too_large(broke), "advice": _lower_lr(plan, broke / 10, setting_names)}
 
 
-def explain_collapse(plan: RunPlan, step: int, vocabulary: Vocabulary) -> Explanation:
+def explain_collapse(plan: RunPlan, step: int, setting_names: SettingNames) -> Explanation:
     """The largest effective rate so far was too large; what would keep the peak below half of it."""
     if not plan.effective_lr[:step].any():
         return _UNEXPLAINED  # no weight has moved yet
@@ -74,21 +74,21 @@ def explain_collapse(plan: RunPlan, step: int, vocabulary: Vocabulary) -> Explan
     boosts = np.divide(plan.effective_lr, plan.lr, out=np.ones(len(plan)), where=plan.lr > 0)
     long_warmup = warmup_steps(LONG_WARMUP, len(plan))
     remedies = {}
-    if vocabulary.warmup and plan.warmup_frac < LONG_WARMUP:
-        remedies[vocabulary.warmup.format(value=LONG_WARMUP, steps=long_warmup)] = nominal * boosts[long_warmup]
+    if setting_names.warmup and plan.warmup_frac < LONG_WARMUP:
+        remedies[setting_names.warmup.format(value=LONG_WARMUP, steps=long_warmup)] = nominal * boosts[long_warmup]
     if not plan.bias_correction:
-        remedies[vocabulary.bias_correction] = nominal
+        remedies[setting_names.bias_correction] = nominal
     ways = [way for way, rate in remedies.items() if rate < broke / 2]
     cause = (
-        f"an effective learning rate of {format_number(broke)} at step {peak}, {boosts[peak]:.1f}x the nominal one "
-        f"(no bias correction, warm-up {plan.warmup_frac:g})"
+        f"an effective learning rate of {format_number(broke)} at step {peak}, {boosts[peak]:.1f}x the nominal rate of "
+        f"that step (no bias correction, warm-up {plan.warmup_frac:g})"
         if boosts[peak] > 1.5
         else f"a learning rate of {format_number(broke)} at step {peak} is too large for this model"
     )
-    return {"cause": cause, "advice": " or ".join(ways or [_lower_lr(plan, broke / 3, vocabulary)])}
+    return {"cause": cause, "advice": " or ".join(ways or [_lower_lr(plan, broke / 3, setting_names)])}
 
 
-def explain_not_learning(plan: RunPlan, shots: list[Snapshot], vocabulary: Vocabulary) -> Explanation:
+def explain_not_learning(plan: RunPlan, shots: list[Snapshot], setting_names: SettingNames) -> Explanation:
     """What all steps together move the weights by, in units of the weights' size, tells too small a rate from too
     large a one; in between neither is said."""
     linear = [kind == "linear" for kind in shots[0].layers.kinds]
@@ -98,16 +98,18 @@ def explain_not_learning(plan: RunPlan, shots: list[Snapshot], vocabulary: Vocab
     size = np.nanmedian(shots[0]["weight_rms"][linear])
     movement = float(np.median(per_lr) * plan.effective_lr.sum() / size)
     peak = float(plan.lr.max())
+    if not movement > 0:
+        return _UNEXPLAINED  # most steps were too small for the weights' precision, or were not measured
     if movement < 1:
         cause = (
             f"a learning rate of {format_number(peak)} is too small: "
-            f"all {len(plan)} steps move the weights by {100 * movement:.2g} %"
+            f"all {len(plan)} steps together change the weights by {100 * movement:.2g} %"
         )
-        larger = vocabulary.lr.format(value=format_number(peak / movement))
+        larger = setting_names.lr.format(value=format_number(peak / movement))
         return {"cause": cause, "advice": f"{larger} or more steps" if peak / movement <= _SAFE_PEAK else "more steps"}
     if movement > 3:
         highest = float(plan.effective_lr.max())
-        return {"cause": _too_large(highest), "advice": _lower_lr(plan, highest / 3, vocabulary)}
+        return {"cause": _too_large(highest), "advice": _lower_lr(plan, highest / 3, setting_names)}
     return _UNEXPLAINED
 
 
@@ -120,10 +122,10 @@ def _too_large(rate: float) -> str:
     )
 
 
-def _lower_lr(plan: RunPlan, peak: float, vocabulary: Vocabulary) -> str:
+def _lower_lr(plan: RunPlan, peak: float, setting_names: SettingNames) -> str:
     """The nominal rate whose plan peaks at an effective rate of `peak`, or of the largest that is known to work."""
     lr = plan.lr.max() * min(peak, _SAFE_PEAK) / plan.effective_lr.max()
-    return vocabulary.lr.format(value=format_number(float(lr)))
+    return setting_names.lr.format(value=format_number(float(lr)))
 
 
 def format_number(value: float) -> str:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bertmon.config import VerdictThresholds
 from bertmon.monitor import advice
-from bertmon.monitor.advice import CONFIG_KEYS, Vocabulary, format_number
+from bertmon.monitor.advice import CONFIG_KEYS, SettingNames, format_number
 from bertmon.monitor.history import History, RunPlan, Snapshot
 
 
@@ -103,11 +103,11 @@ def diagnose(
     history: History,
     rules: VerdictThresholds,
     before: Diagnosis | None = None,
-    vocabulary: Vocabulary = CONFIG_KEYS,
+    setting_names: SettingNames = CONFIG_KEYS,
 ) -> Diagnosis:
     """The verdict after the last step of `history`, which must have a snapshot; the first rule that applies decides.
 
-    before: the last diagnosis of the run; it is returned unchanged while its verdict holds. vocabulary: for advice.
+    before: the last diagnosis of the run; it is returned unchanged while its verdict holds. setting_names: for advice.
     """
     for rule in (_diverged, _collapsed, _learned, _blown_up, _not_learning, _slow):
         diagnosis = rule(history, rules, before)
@@ -119,22 +119,24 @@ def diagnose(
         diagnosis = Diagnosis(Verdict.undecided, len(history.losses) - 1)
     if before is not None and before.verdict is diagnosis.verdict:
         return before
-    return _explained(diagnosis, history, rules, vocabulary)
+    return _explained(diagnosis, history, rules, setting_names)
 
 
-def _explained(diagnosis: Diagnosis, history: History, rules: VerdictThresholds, vocabulary: Vocabulary) -> Diagnosis:
+def _explained(
+    diagnosis: Diagnosis, history: History, rules: VerdictThresholds, setting_names: SettingNames
+) -> Diagnosis:
     """With cause and advice, if it is a doomed one."""
     plan, step = history.plan, diagnosis.since_step
     if diagnosis.verdict is Verdict.diverged:
-        return replace(diagnosis, **advice.explain_divergence(plan, step, vocabulary))
+        return replace(diagnosis, **advice.explain_divergence(plan, step, setting_names))
     if diagnosis.verdict is Verdict.collapsed:
-        return replace(diagnosis, **advice.explain_collapse(plan, step, vocabulary))
+        return replace(diagnosis, **advice.explain_collapse(plan, step, setting_names))
     if diagnosis.verdict is Verdict.not_learning and diagnosis.findings[0].signal == "loss/train":
-        return replace(diagnosis, **advice.explain_divergence(plan, step + 1, vocabulary))
+        return replace(diagnosis, **advice.explain_divergence(plan, step + 1, setting_names))
     if diagnosis.verdict is Verdict.not_learning and _logits_shrunk(history, rules):
-        return replace(diagnosis, **advice.explain_collapse(plan, step, vocabulary))
+        return replace(diagnosis, **advice.explain_collapse(plan, step, setting_names))
     if diagnosis.verdict is Verdict.not_learning:
-        return replace(diagnosis, **advice.explain_not_learning(plan, history.snapshots, vocabulary))
+        return replace(diagnosis, **advice.explain_not_learning(plan, history.snapshots, setting_names))
     return diagnosis
 
 
@@ -144,12 +146,12 @@ def divergence(
     value: float,
     step: int,
     layer: str | None = None,
-    vocabulary: Vocabulary = CONFIG_KEYS,
+    setting_names: SettingNames = CONFIG_KEYS,
 ) -> Diagnosis:
     """For a loss ("loss/train", "loss/test") or a gradient ("grad_norm") that is infinite or not a number at `step`."""
-    text = f"{signal} is {value}" + (f" from {layer} towards the input" if layer else "")
+    text = f"{signal} is {value}" + (f" (gradients are not finite from {layer} towards the input)" if layer else "")
     finding = Finding(signal, layer, value, math.inf, step, text)
-    return Diagnosis(Verdict.diverged, step, (finding,), **advice.explain_divergence(plan, step, vocabulary))
+    return Diagnosis(Verdict.diverged, step, (finding,), **advice.explain_divergence(plan, step, setting_names))
 
 
 def _diverged(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
@@ -195,7 +197,7 @@ def _collapse_findings(snapshot: Snapshot, limit: float, rules: VerdictThreshold
         yield Finding("depth_ratio", first, profile, rules.min_depth_ratio, snapshot.step, text)
     moved = snapshot.signals.get("update_per_lr/linear", math.inf)
     if moved < rules.min_update_per_lr:
-        text = f"the weights barely move (steps {_below(moved, rules.min_update_per_lr)} of the learning rate)"
+        text = f"the weights barely move (update/learning rate {_below(moved, rules.min_update_per_lr)})"
         yield Finding("update_per_lr/linear", None, moved, rules.min_update_per_lr, snapshot.step, text)
     text = f"every text gets the same logits (standard deviation {_below(snapshot.logit_std, limit)})"
     yield Finding("logit_std", None, snapshot.logit_std, limit, snapshot.step, text)
@@ -260,11 +262,13 @@ def _not_learning(history: History, rules: VerdictThresholds, before: Diagnosis 
     )
     if not plan.effective_lr[: step + 1].any():
         return None  # no weight has moved yet: nothing can be said of the growth
+    if not plan.lr_confirmed:
+        return None
     stay = _HYSTERESIS if before is not None and before.verdict is Verdict.not_learning else 1.0
     if not expected < rules.min_final_logit_std * stay:
         return None
     text = (
-        "the logits barely depend on the text, and at this rate will not by the last step "
+        "the logits barely depend on the text, and at their present growth still will not by the last step "
         f"(standard deviation expected at most {_below(expected, rules.min_final_logit_std)})"
     )
     return Diagnosis(

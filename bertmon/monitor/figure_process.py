@@ -58,12 +58,22 @@ class FigureProcess:
         return answer
 
 
-@functools.cache
 def shared() -> FigureProcess:
     """The one of this process, for all its runs: it takes half a second to start."""
+    return _of_process(os.getpid())
+
+
+@functools.cache
+def _of_process(pid: int) -> FigureProcess:
+    """A forked child has neither the thread nor the pipe of its parent's."""
     process = FigureProcess()
-    atexit.register(process.close)
+    atexit.register(_close, process, pid)
     return process
+
+
+def _close(process: FigureProcess, pid: int) -> None:
+    if os.getpid() == pid:
+        process.close()
 
 
 def render(snapshot: Snapshot) -> PngByTag:

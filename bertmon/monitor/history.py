@@ -8,7 +8,7 @@ import json
 import math
 import re
 import zipfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,14 @@ class Snapshot:
 
     def __post_init__(self) -> None:
         assert self.values.shape == (len(self.layers), len(STATISTICS)), self.values.shape
+
+    def with_layers(self, layers: WeightTable) -> "Snapshot":
+        """Of a table that has all weights of this one; what was not measured of the others is nan."""
+        if layers == self.layers:
+            return self
+        values = np.full((len(layers), len(STATISTICS)), np.nan)
+        values[[layers.labels.index(label) for label in self.layers.labels]] = self.values
+        return replace(self, layers=layers, values=values)
 
     def __getitem__(self, statistic: str) -> FloatArray:
         """One statistic of all layers [L]."""
@@ -127,6 +135,7 @@ class RunPlan:
     chance_loss: float  # entropy of the training labels: the loss of a model that ignores the texts; nan: loss unknown
     warmup_frac: float
     bias_correction: bool
+    lr_confirmed: bool = True  # whether rules can rest on the rates to come; files do not store it
 
     def __len__(self) -> int:
         return len(self.lr)

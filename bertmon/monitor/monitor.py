@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bertmon.config import MonitorConfig
 from bertmon.monitor import stats
-from bertmon.monitor.advice import CONFIG_KEYS, Vocabulary
+from bertmon.monitor.advice import CONFIG_KEYS, SettingNames
 from bertmon.monitor.diagnosis import Diagnosis, Finding, Verdict, diagnose, divergence, unmoved_weights
 from bertmon.monitor.history import STATISTICS, History, Snapshot, WeightTable
 from bertmon.monitor.probe import LogitProbe
@@ -105,7 +105,7 @@ class Monitor:
     lr_scales: factors of the plan's learning rate, of parameters that have one of their own.
     name: heads the log's lines, if given.
     suspected_cause: something else than the learning rate that would explain a run that does not learn.
-    vocabulary: what advice calls the settings. mean_over_processes: of a loss that each process has its own of.
+    setting_names: what advice calls the settings. mean_over_processes: of a loss that each process has its own of.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Monitor:
         lr_scales: Mapping[nn.Parameter, float] | None = None,
         suspected_cause: str | None = None,
         name: str = "",
-        vocabulary: Vocabulary = CONFIG_KEYS,
+        setting_names: SettingNames = CONFIG_KEYS,
         mean_over_processes: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.history = history
@@ -135,7 +135,7 @@ class Monitor:
         self._max_grad_norm = max_grad_norm
         self._suspected_cause = suspected_cause
         self._heading = f"{name}: " if name else ""
-        self._vocabulary = vocabulary
+        self._setting_names = setting_names
         self._mean_over_processes = mean_over_processes
         self._scalars = PendingScalars(mean_over_processes)
         self._pending: _PendingSnapshot | None = None
@@ -152,18 +152,13 @@ class Monitor:
         """Of the watched weights, from input to output."""
         return self._table.labels
 
-    def watch_more(self, weights: Mapping[str, Weight]) -> None:
+    def watch_more(self, weights: Mapping[str, Weight], lr_scales: Mapping[nn.Parameter, float]) -> None:
         """Measure these weights from now on; those watched so far must be among them.
 
         In earlier snapshots the values of the new ones are nan. Call it between two steps.
         """
-        old = self._table
+        self._lr_scales = lr_scales
         self._watch(weights)
-        rows = [self._table.labels.index(label) for label in old.labels]
-        for position, snapshot in enumerate(self.history.snapshots):
-            values = np.full((len(self._table), len(STATISTICS)), np.nan)
-            values[rows] = snapshot.values
-            self.history.snapshots[position] = replace(snapshot, layers=self._table, values=values)
 
     def due(self, step: int) -> bool:
         """Whether this step is measured."""
@@ -222,9 +217,9 @@ class Monitor:
         if self.diagnosis is None:
             if not finite:
                 step = len(self.history.losses) - 1
-                log.error(f"{self._heading}step {step}: the loss or the gradient is not finite, training ends")
+                log.error(f"{self._heading}step {step}: the loss or a gradient is not finite; training stops")
         elif pending is not None or not finite:
-            self._set_diagnosis(diagnose(self.history, self._config.thresholds, self.diagnosis, self._vocabulary))
+            self._set_diagnosis(diagnose(self.history, self._config.thresholds, self.diagnosis, self._setting_names))
         return finite
 
     def log_means(self) -> dict[str, float]:
@@ -242,7 +237,7 @@ class Monitor:
     def report_divergence(self, signal: str, value: float, step: int) -> None:
         """Judge a run whose evaluation gave a value that is not finite."""
         if self.diagnosis is not None:
-            self._set_diagnosis(divergence(self.history.plan, signal, value, step, vocabulary=self._vocabulary))
+            self._set_diagnosis(divergence(self.history.plan, signal, value, step, setting_names=self._setting_names))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs in addition to the history; JSON can hold it."""
@@ -273,6 +268,8 @@ class Monitor:
             tuple(weight.depth for weight in weights.values()),
             scales if set(scales) - {1.0} else (),
         )
+        for position, snapshot in enumerate(self.history.snapshots):
+            self.history.snapshots[position] = snapshot.with_layers(self._table)
 
     def _note(self, note: Finding | None) -> None:
         """Log something that is no verdict, once."""

@@ -70,7 +70,7 @@ def _check_decay(plan: RunPlan, weight_decay: float) -> str:
 
 
 def _check_peak(plan: RunPlan) -> str:
-    """What became of the studied runs with such a peak."""
+    """How many of the studied runs with such a peak did not learn."""
     peak = float(plan.effective_lr.max())
     lost, runs = next((lost, runs) for low, high, lost, runs in STUDIED_PEAKS if low <= peak < high)
     if lost < _MIN_SHARE * runs:

@@ -63,12 +63,11 @@ def is_exact(model: nn.Module) -> bool:
     return not in_config and not any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
 
 
-def first_texts(batch: Any) -> Any:
-    """The batch with the first MAX_TEXTS rows of every tensor: a mapping, a sequence, or a tensor itself."""
-    if isinstance(batch, Tensor):
-        return batch[:MAX_TEXTS] if batch.ndim else batch
-    if isinstance(batch, Mapping):
-        return {name: first_texts(rows) for name, rows in batch.items()}
-    if isinstance(batch, list | tuple):
-        return [first_texts(rows) for rows in batch]
-    return batch
+def first_texts(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's inputs with the first MAX_TEXTS rows of every tensor that has a row for each text."""
+    texts = next((len(rows) for rows in batch.values() if isinstance(rows, Tensor) and rows.ndim), 0)
+
+    def is_of_texts(rows: Any) -> bool:
+        return isinstance(rows, Tensor) and rows.ndim > 0 and len(rows) == texts
+
+    return {name: rows[:MAX_TEXTS] if is_of_texts(rows) else rows for name, rows in batch.items()}

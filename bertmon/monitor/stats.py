@@ -146,18 +146,22 @@ def update_statistics(changes: Tensor, norms: Tensor, element_counts: Tensor) ->
 
 
 def logit_std(logits: Tensor) -> Tensor:
-    """Standard deviation of the logits [B, C] over texts, mean over classes: []; nan for a single text."""
+    """Standard deviation of the logits [B, C] over texts, mean over classes: []; nan for fewer than two texts."""
     if len(logits) < 2:
-        return torch.full_like(logits[0, 0], torch.nan)
+        return logits.new_full((), torch.nan)
     return logits.float().std(dim=0, correction=0).mean()
 
 
 @contextmanager
 def eval_fp32(model: nn.Module) -> Iterator[None]:
-    """Run the model in the body without gradients, dropout, autocast and TF32; every module's mode is restored."""
+    """Run the model in the body without gradients, dropout, autocast and TF32; every module's mode is restored.
+
+    By each module's flag: an eval() or train() of a module's own may do more, such as merging its LoRA weights.
+    """
     training = [module for module in model.modules() if module.training]
     device_type = next(model.parameters()).device.type
-    model.eval()
+    for module in training:
+        module.training = False
     try:
         with torch.no_grad(), torch.autocast(device_type, enabled=False), ieee_matmul():
             yield

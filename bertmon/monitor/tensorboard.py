@@ -203,7 +203,7 @@ class RunWriter:
             try:
                 figures = drawn.result()
             except Exception as error:
-                log.error("the figures of step %d could not be drawn (%r); this run has no more of them", step, error)
+                log.error("could not draw the figures of step %d (%r); this run gets no more figures", step, error)
                 self._drawer = None
                 self._figures.clear()
                 return

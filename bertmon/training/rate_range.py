@@ -34,7 +34,7 @@ Where gradients vanished in the validation, the loss of the last 20 steps was 0.
 
 @dataclass(frozen=True, slots=True)
 class RateRange:
-    """What became of the run."""
+    """The outcome of the run."""
 
     plan: RunPlan  # of the run that was planned
     steps: int  # that the run with the rising rate took

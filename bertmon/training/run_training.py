@@ -160,7 +160,9 @@ def _start_or_resume(
         return TrainState(), build_monitor(config, task, History(task.plan), writer, name=name)
     assert result.data is not None
     if checkpoint.metadata.fingerprint != result.data.fingerprint:
-        raise InputError(f"{home}: the training data has changed since this run started.")
+        raise InputError(
+            f"{home}: the training data has changed since this run started. Restore it, or start a new run."
+        )
     state = checkpoint.metadata.state
     result.previous_seconds = state.train_seconds + state.eval_seconds
     if (home / MODEL_DIR).is_dir():  # saved before the interruption; it may stay the best one

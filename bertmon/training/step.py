@@ -170,8 +170,8 @@ def _training_logits(model: nn.Module, batch: Batch, precision: Precision) -> Te
         return compute_logits(model, batch, precision)
     except torch._dynamo.exc.FailOnRecompileLimitHit:
         raise InputError(
-            f"data.bucket_lengths: expected so few lengths that batches have at most {MAX_GRAPHS} shapes with "
-            "train.compile=true, got more."
+            f"data.bucket_lengths: expected fewer lengths: with train.compile=true batches may have at most "
+            f"{MAX_GRAPHS} shapes, got more."
         ) from None
 
 

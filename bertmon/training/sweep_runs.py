@@ -37,7 +37,7 @@ class SweepRuns:
 
 
 def _other_runs(run_dir: Path) -> list[Path]:
-    """Folders of the sweep's other runs; empty for a run that is no sweep's."""
+    """Folders of the sweep's other runs; empty for a run outside any sweep."""
     for sweep_dir in list(run_dir.parents)[:_MAX_DEPTH]:
         sweep = SweepFile.read(sweep_dir)
         if sweep and (name := str(run_dir.relative_to(sweep_dir))) in sweep.runs:
@@ -49,6 +49,6 @@ def _reduction(run_dir: Path) -> float:
     try:
         reduction = loss_reduction(History.load(run_dir / HISTORY_FILE))
     except (OSError, ValueError) as error:
-        log.warning("%s: could not read %s (%s); the run is left out", run_dir.name, HISTORY_FILE, error)
+        log.warning("%s: could not read %s (%s); the comparison skips this run", run_dir.name, HISTORY_FILE, error)
         return -math.inf
     return reduction if math.isfinite(reduction) else -math.inf

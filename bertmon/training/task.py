@@ -14,7 +14,7 @@ from bertmon.data import Corpus, LazyTexts, Split, load_corpus, tokenize
 from bertmon.data.batches import BatchLoader, bucket_lengths
 from bertmon.data.describe import DataDescription, describe_corpus
 from bertmon.data.tokenize import LazyTokens, TextTokenizer, TokenizedTexts
-from bertmon.monitor.advice import CONFIG_KEYS, LONG_WARMUP, Vocabulary
+from bertmon.monitor.advice import CONFIG_KEYS, LONG_WARMUP, SettingNames
 from bertmon.monitor.history import History, RunPlan
 from bertmon.monitor.monitor import MetricLog, Monitor, subsample
 from bertmon.training.class_weights import chance_loss, class_weights
@@ -136,12 +136,12 @@ def build_monitor(config: RunConfig, task: Task, history: History, metric_log: M
         max_grad_norm=config.train.max_grad_norm,
         lr_scales=task.lr_scales,
         name=name,
-        vocabulary=vocabulary(config.schedule),
+        setting_names=setting_names(config.schedule),
         suspected_cause=task.description.suspected_cause,
     )
 
 
-def vocabulary(schedule: ScheduleConfig) -> Vocabulary:
+def setting_names(schedule: ScheduleConfig) -> SettingNames:
     """What advice calls the settings: a warm-up in the key that counts, and none where a long one does not fit, or for
     a function of the user's own."""
     if schedule.function is not None or LONG_WARMUP + (schedule.decay_frac or 0.0) > 1:

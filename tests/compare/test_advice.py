@@ -47,7 +47,7 @@ def leave(folder, *, learns, seeds=2, verdict="collapsed", **changes):
 
 def advice(folder):
     sweep = read_sweep([folder])
-    return {setting.name: advise(sweep, setting) for setting in sweep.settings if setting.did_not_learn}
+    return {setting.name: advise(sweep, setting) for setting in sweep.settings if setting.runs_not_learned}
 
 
 def test_no_warm_up_is_proposed_that_leaves_no_room_for_the_decay(tmp_path):

@@ -69,6 +69,20 @@ def test_training_curves_of_seeds_are_a_mean_and_a_band(tmp_path):
     assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((1.0, 100.0))
 
 
+def test_training_curves_of_a_run_that_was_stopped_have_the_steps_of_the_others(tmp_path):
+    for seed, done in enumerate([100, 42]):
+        leave_run(tmp_path / f"a/seed={seed}", seed=seed, measured=False)
+        history = synthetic_history(learns=True, every=1)
+        history.losses[:] = [1.0 + seed] * len(history.losses)
+        history.rewind(done)
+        (tmp_path / f"a/seed={seed}" / HISTORY_FILE).write_bytes(history.to_bytes())
+    loss, _, _, _, logits, _ = training_curves(tmp_path)
+    _, steps, means = lines(loss)[0]
+    assert np.diff(steps) == pytest.approx(9, abs=1)
+    assert means == pytest.approx([1.5 if step < 45 else 1.0 for step in steps])  # a mean of both, then of one
+    assert np.diff(lines(logits)[0][1]).tolist() == [2] * 49
+
+
 def test_training_curves_shade_thresholds_and_mark_verdicts(tmp_path):
     _, _, _, depth, logits, steps = training_curves(comparison(tmp_path))
     words = [[text.get_text() for text in panel.texts] for panel in (depth, logits, steps)]

@@ -154,7 +154,7 @@ def test_runs_csv_has_a_row_for_each_run(tmp_path):
     (tmp_path / "sweep.json").write_text('{"runs": ["later/seed=0"]}')
     rows = list(csv.DictReader(io.StringIO(report.runs_csv(read_sweep([tmp_path])))))
     assert len(rows) == 3
-    assert rows[0]["status"] == "waiting"
+    assert rows[0]["status"] == "not started"
     row = rows[1]
     assert row.pop("folder") == f"{tmp_path}/warmup_frac=0.1/seed=0"
     assert float(row.pop("loss")) == pytest.approx(1.15)

@@ -29,7 +29,7 @@ def test_read_sweep_groups_runs_that_differ_by_their_seed_alone(tmp_path):
     assert [run.flagged_step for run in sweep.runs] == [20, 20, None, None]
 
 
-def test_read_sweep_of_waiting_and_young_runs_puts_them_in_their_setting(tmp_path):
+def test_read_sweep_of_runs_not_started_and_young_runs_puts_them_in_their_setting(tmp_path):
     comparison(tmp_path, seeds=1)
     names = [f"warmup_frac={warmup}/seed={seed}" for warmup in (0.1, 0.7) for seed in (0, 1)]
     (tmp_path / "sweep.json").write_text(json.dumps({"runs": names}))
@@ -37,7 +37,7 @@ def test_read_sweep_of_waiting_and_young_runs_puts_them_in_their_setting(tmp_pat
     early.mkdir()
     (early / "result.json").write_text(json.dumps({"status": "running"}))
     assert [(setting.name, [run.status for run in setting.runs]) for setting in read_sweep([tmp_path]).settings] == [
-        ("warmup_frac=0.1", ["finished", "waiting"]),
+        ("warmup_frac=0.1", ["finished", "not started"]),
         ("warmup_frac=0.7", ["finished", "interrupted"]),  # no process works on it
     ]
 
@@ -94,7 +94,7 @@ def test_run_with_a_corrupt_history_has_none_and_logs_it_once(tmp_path, content,
     assert run.history is None
     assert math.isnan(run.peak_effective_lr)
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].endswith("its run has no curves")
+    assert caplog.messages[0].endswith("this run has no curves")
 
 
 def test_history_is_read_once(tmp_path):
@@ -249,7 +249,7 @@ def test_read_sweep_of_version_0_1_reads_everything():
         ("warmup_frac=0.1", [0, None]),
         ("warmup_frac=0.7", [0]),
     ]
-    assert [run.status for run in sweep.runs] == ["finished", "waiting", "finished"]
+    assert [run.status for run in sweep.runs] == ["finished", "not started", "finished"]
     dead, _, learned = sweep.runs
     assert (dead.did_not_learn, dead.verdict, dead.flagged_step) == (True, Verdict.collapsed, 60)
     assert (learned.did_not_learn, learned.verdict, learned.flagged_step) == (False, Verdict.healthy, None)

@@ -119,9 +119,7 @@ def test_conclusions_name_the_peak_rate_that_separates_settings(tmp_path):
         history = synthetic_history(learns=number < 2)
         history.plan.effective_lr[:] = peak
         (folder / HISTORY_FILE).write_bytes(history.to_bytes())
-    sentence = (
-        "The peak effective rate tells them apart: up to 2e-4 all runs learned, from 5e-4 on some or all did not."
-    )
+    sentence = "The peak effective rate separates them: up to 2e-4, all runs learned; from 5e-4, some or all did not."
     assert sentence in summary.conclusions(read_sweep([tmp_path]))
 
 
@@ -168,7 +166,7 @@ def test_conclusions_name_no_best_where_nothing_learned(tmp_path):
     for number in range(2):
         leave_run(tmp_path / f"{number}/seed=0", learns=False, overrides={"n": number})
     assert summary.conclusions(read_sweep([tmp_path]))[0] == (
-        "No run learned more than guessing the most frequent class gives."
+        "No run did better than always predicting the most frequent class."
     )
 
 
@@ -197,7 +195,7 @@ def test_conclusions_name_false_alarms(tmp_path):
     leave_run(tmp_path / "b/a/seed=0", learns=False, verdict=None, verdict_step=None)
     leave_run(tmp_path / "b/a/seed=1", seed=1, verdict="collapsed")
     assert summary.conclusions(read_sweep([tmp_path / "b"]))[1:] == [
-        "a: 1 of 2 runs did not learn, and it was not watched.",
+        "a: 1 of 2 runs did not learn; it was not monitored.",
         "False alarms (flagged as doomed but learned): a/seed=1.",
     ]
 
@@ -264,7 +262,7 @@ def test_progress_line_of_overlapping_runs(tmp_path):
     assert summary.progress_line(sweep) == (
         "run 4 of 8, about 2 min 30 s left; 2 ended: 1 collapsed, 1 healthy, 1 unfinished"
     )
-    running = [run for run in sweep.runs if run.status == "waiting"][:2]
+    running = [run for run in sweep.runs if run.status == "not started"][:2]
     for run in running:
         object.__setattr__(run, "result", dataclasses.replace(sweep.ended[0].result, status=Status.running))
     assert summary.progress_line(sweep) == (

@@ -41,7 +41,7 @@ def test_describe_corpus_of_clean_texts_has_no_warning(trained):
     description = describe_corpus(corpus(texts), trained(texts), 32)
     assert description.warnings == []
     assert description.lines[0] == "2 classes (train / test texts): sea 2 / 1, sky 2 / 1"
-    assert (description.cut_share, description.unknown_share, description.overlap) == (0, 0, 0)
+    assert (description.truncated_share, description.unknown_share, description.overlap) == (0, 0, 0)
 
 
 def test_describe_corpus_with_validation_counts_it(trained):
@@ -61,7 +61,7 @@ def test_describe_corpus_of_texts_without_blanks_warns_of_unknown_words(limited)
     description = describe_corpus(corpus([*DNA[:3], "a " + DNA[3], "a b a b"]), limited, 32)
     assert description.unknown_share == 3 / 5
     assert description.unknown_token_share == 4 / 9
-    assert "60.0 % of them are [UNK] alone, and 44.4 % of all tokens are [UNK]" in description.warnings[0]
+    assert "60.0 % of them are [UNK] only, and 44.4 % of all tokens are [UNK]" in description.warnings[0]
 
 
 def test_describe_corpus_with_an_own_vocabulary_knows_texts_without_blanks(trained):
@@ -73,8 +73,8 @@ def test_describe_corpus_with_an_own_vocabulary_knows_texts_without_blanks(train
 def test_describe_corpus_of_long_texts_warns_of_those_that_are_cut(trained):
     texts = ["a boat " * 20, "a bird " * 20, "salt"]
     description = describe_corpus(corpus(texts), trained(texts), 8)
-    assert description.cut_share == 2 / 3
-    assert description.lines[1].startswith("66.7 % of the training texts fill data.max_length=8 tokens")
+    assert description.truncated_share == 2 / 3
+    assert description.lines[1].startswith("66.7 % of the training texts reach data.max_length=8 tokens")
     assert description.warnings == []
     assert "larger data.max_length" in describe_corpus(corpus(texts[:2]), trained(texts), 8).warnings[0]
     assert describe_corpus(corpus(texts[:2]), trained(texts), 8, own_texts=False).warnings == []
@@ -84,7 +84,7 @@ def test_describe_corpus_with_test_texts_in_training_counts_them(trained):
     texts = ["a boat", "a bird", "a wave"]
     description = describe_corpus(corpus(texts, test=("a bird", "a bird", "a cloud")), trained(texts), 32)
     assert description.overlap == 2
-    assert "2 of 3 test texts are training texts too" in description.warnings[0]
+    assert "2 of 3 test texts also occur in training" in description.warnings[0]
 
 
 def test_describe_corpus_with_pairs_compares_both_texts(trained):
@@ -96,7 +96,7 @@ def test_describe_corpus_with_pairs_compares_both_texts(trained):
 def test_describe_corpus_with_labels_that_differ_by_case_warns(trained):
     names = ("Sea", "cloud", "sea", "SEA")
     warning = describe_corpus(corpus(["a", "b"], names=names), trained(["a", "b"]), 32).warnings[0]
-    assert warning == "labels that differ by case alone are classes of their own: Sea, sea, SEA"
+    assert warning == "labels that differ only in case are separate classes: Sea, sea, SEA"
 
 
 def test_describe_corpus_with_notes_repeats_them_as_warnings(trained):

@@ -89,7 +89,7 @@ def test_hf_datasets_with_a_wrong_key_are_refused(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ({"text": ["x", "y"], "label": [-1, -1]}, "row 1 has the label -1, which stands for a hidden one"),
+        ({"text": ["x", "y"], "label": [-1, -1]}, "row 1 has the label -1, which marks a hidden label"),
         ({"text": ["x", None, "z"], "label": [0, 1, None]}, "1 of 3 rows has no text: row 2; 1 of 3 rows has no label"),
     ],
 )

@@ -27,7 +27,7 @@ def test_split_off_depends_on_the_seed_alone():
 
 @pytest.mark.parametrize("fraction", [0.999, 0.01, 0.97])
 def test_split_off_that_leaves_a_class_without_texts_is_refused(fraction):
-    with pytest.raises(InputError, match=rf"data\.test_frac: .* got {fraction}: 60 texts, .* \(10\) of class c\."):
+    with pytest.raises(InputError, match=rf"data\.test_frac: .* got {fraction}: class c has 10 of the 60 texts\."):
         split_off(WHOLE, fraction, 0, NAMES, key="data.test_frac")
 
 

@@ -108,11 +108,11 @@ BAD_FILES = [  # name, content, what the message says
     ("train.csv", b"", "expected a file with texts"),
     ("train.csv", b"text,label\n", "expected a file with texts"),
     ("train.jsonl", b"\n\n", "expected a file with texts"),
-    ("train.csv", b"text,label\nx,sea\n", "expected at least two labels, got sea alone"),
+    ("train.csv", b"text,label\nx,sea\n", "expected at least two labels, got only sea"),
     ("train.csv", b"text,label\nx,sea\nonly one field\n", "line 3 has 1 fields where the header has 2"),
     ("train.csv", b'text,label\n"two\nlines",sea\nx,sky,more\n', "line 4 has 3 fields"),
     ("train.csv", b"body,label\nx,sea\n", "line 1 has no 'text'; it has 'body', 'label'. Set data.text_column=body."),
-    ("train.csv", b"text,label,text\nx,sea,y\n", "line 1 names the column 'text' twice"),
+    ("train.csv", b"text,label,text\nx,sea,y\n", "line 1 has the column 'text' twice"),
     ("train.csv", b"text,label\nx,sea\n\xff\xfe,sky\n", "line 3 is not UTF-8"),
     ("train.csv", b"text,label\n  ,sea\n", "1 of 1 rows has no text: line 2. Fill them, or set data.skip_empty=true"),
     ("train.csv", b"text,label\nx,\n", "1 of 1 rows has no label: line 2"),
@@ -313,7 +313,7 @@ def test_text_files_of_further_formats_give_the_same_corpus(tmp_path, name):
 def test_text_files_that_decompress_to_too_much_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(text_files.table_rows, "_MAX_BYTES_IN_MEMORY", 1000)
     (tmp_path / "train.csv.gz").write_bytes(gzip.compress(b"text,label\n" + b"x,sea\n" * 1_000_000, mtime=0))
-    with pytest.raises(InputError, match="holds more than"):
+    with pytest.raises(InputError, match="takes more than"):
         load(tmp_path / "train.csv.gz")
 
 
@@ -373,9 +373,17 @@ def test_text_files_with_a_validation_file_read_it(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "changes", "message"),
     [
-        (50, {"test_frac": 0.999}, r"data\.test_frac: expected a fraction .*, got 0.999: 50 texts, the fewest .*25"),
-        (50, {"validation_frac": 0.001}, r"data\.validation_frac: expected a fraction .*, got 0.001: 40 texts"),
-        (3, {}, r"data\.test_frac: .*3 texts, the fewest of them \(1\) of class sky"),
+        (
+            50,
+            {"test_frac": 0.999},
+            r"data\.test_frac: expected a fraction .*, got 0.999: class sea has 25 of the 50 texts",
+        ),
+        (
+            50,
+            {"validation_frac": 0.001},
+            r"data\.validation_frac: expected a fraction .*, got 0.001: class sea has 20 of the 40",
+        ),
+        (3, {}, r"data\.test_frac: .*class sky has 1 of the 3 texts"),
     ],
 )
 def test_text_files_split_that_leaves_a_class_without_texts_is_refused(tmp_path, rows, changes, message):
@@ -403,7 +411,7 @@ def test_text_files_with_unknown_labels_in_the_validation_file_are_refused(tmp_p
             {"validation": "v.csv", "validation_frac": 0.1},
             r"data\.validation_frac: expected null or 0 with data\.valid",
         ),
-        ({"split_seed": -1}, r"data\.split_seed: expected a whole number of at least 0"),
+        ({"split_seed": -1}, r"data\.split_seed: expected an integer of at least 0"),
         ({"text_pair_column": "text"}, r"data\.text_pair_column: expected a column other than"),
     ],
 )

@@ -46,7 +46,9 @@ def test_error_in_watching_is_logged_once_and_training_is_as_without(tmp_path, c
     monkeypatch.setattr(Watch, method, fail_on_call(calls, ZeroDivisionError("no number"), getattr(Watch, method)))
     done = trainer(tmp_path, watching(tmp_path / "watched"), options={"max_grad_norm": 0.1})
     done.train()
-    assert [record.message for record in errors(caplog)] == ["Monitoring stops here, training continues: no number"]
+    assert [record.message for record in errors(caplog)] == [
+        "Monitoring stopped after an error; training continues: no number"
+    ]
     assert errors(caplog)[0].exc_info
     assert done.state.global_step == 12
     assert torch.equal(parameters(done), parameters(alone))
@@ -94,7 +96,7 @@ def test_interrupted_training_that_cannot_be_closed_does_not_end_the_next_one(tm
     done.train()
     assert done.state.global_step == len(callback.watch.history.losses) == 12
     assert [record.message for record in errors(caplog)] == [
-        "Monitoring stops here, training continues: could not write: No space left on device."
+        "Monitoring stopped after an error; training continues: could not write: No space left on device."
     ]
 
 

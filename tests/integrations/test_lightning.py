@@ -156,7 +156,7 @@ def test_lightning_error_in_watching_ends_watching_and_not_training(tmp_path, mo
     trainer, _ = fit(tmp_path, watching(tmp_path / "watched", on_error="log"))
     assert trainer.global_step == 12
     assert [message for message in caplog.messages if "no number" in message] == [
-        "Monitoring stops here, training continues: no number"
+        "Monitoring stopped after an error; training continues: no number"
     ]
 
 
@@ -201,3 +201,51 @@ def test_lightning_scheduler_of_epochs_is_planned_as_it_steps(tmp_path, options,
     lr = callback.watch.history.plan.lr
     steps = np.flatnonzero(np.diff(lr)) + 1
     assert steps.tolist() == list(range(per_step, len(lr), per_step))
+
+
+def test_lightning_losses_of_a_shorter_last_window_are_means_too(tmp_path):
+    module = Classifier()
+    callback = watching(tmp_path / "watched")
+    fit(tmp_path, callback, accumulate_grad_batches=5)  # twelve batches: windows of 5, 5 and 2
+    torch.manual_seed(1)
+    batch_losses = [module.training_step(batch, 0).item() for batch in DataLoader(ROWS, batch_size=8)]
+    assert len(callback.watch.history.losses) == 3
+    assert callback.watch.history.losses == pytest.approx(
+        [np.mean(batch_losses[at : at + 5]) for at in (0, 5, 10)], abs=0.05
+    )
+
+
+def test_lightning_batch_that_is_skipped_is_not_counted(tmp_path, monkeypatch):
+    class Skipping(Classifier):
+        def training_step(self, batch, index):
+            return None if index == 3 else super().training_step(batch, index)
+
+    monkeypatch.setattr(f"{__name__}.Classifier", Skipping)
+    callback = watching(tmp_path / "watched")
+    fit(tmp_path, callback)
+    assert len(callback.watch.history.losses) == 11
+
+
+def test_lightning_training_of_unknown_length_is_refused_with_one_message(tmp_path, caplog):
+    fit(tmp_path, watching(tmp_path / "watched", on_error="log"), max_epochs=-1, max_time="00:00:00:01")
+    assert [message for message in caplog.messages if "stopped after an error" in message] == [
+        "Monitoring stopped after an error; training continues: Trainer: expected max_steps, or max_epochs with "
+        "batches of a known number, got neither."
+    ]
+
+
+def test_lightning_gradients_that_overflow_float16_are_skipped_as_the_scaler_does(tmp_path, monkeypatch):
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    class Overflowing(Classifier):
+        def training_step(self, batch, index):
+            overflow = torch.sqrt((self.model.classifier.bias * 0).sum())  # 0, of a gradient that is not finite
+            return super().training_step(batch, index) + (overflow if index < 3 else 0)
+
+    monkeypatch.setattr(f"{__name__}.Classifier", Overflowing)
+    callback = watching(tmp_path / "watched", on_doomed="stop")
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
+    trainer, _ = fit(tmp_path, callback, plugins=[plugin])
+    assert trainer.global_step == 12
+    assert len(callback.watch.history.losses) == 9
+    assert np.isfinite(callback.watch.history.grad_norms).all()

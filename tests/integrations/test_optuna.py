@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import warnings
 
 import numpy as np
@@ -134,6 +135,14 @@ def test_behind_compares_with_pruned_and_running_trials_too():
     study = study_of(LearnedPruner(BehindPruner()), direction="maximize")
     running = study.ask()
     report(running, Diagnosis(Verdict.healthy, 10), 90, 0.0, history=curve(9e-3, 90))
+    assert train(study, 1e-3)[0] is TrialState.PRUNED
+
+
+def test_behind_is_not_turned_off_by_a_trial_that_diverged():
+    study = study_of(LearnedPruner(BehindPruner()), direction="maximize")
+    diverged = study.ask()
+    report(diverged, Diagnosis(Verdict.healthy, 10), 90, 0.0, history=curve(math.nan, 90))
+    assert train(study, 9e-3)[0] is TrialState.COMPLETE
     assert train(study, 1e-3)[0] is TrialState.PRUNED
 
 

@@ -140,8 +140,8 @@ def test_learning_rate_that_was_not_planned_is_warned_about_once_and_used(linear
             linear[1].param_groups[0]["lr"] = rate
             make_step(watch, linear)
     assert [message for message in caplog.messages if "planned" in message] == [
-        "step 1: the learning rate is 0.2, planned was 0.1. Pass the scheduler: verdicts need the remaining learning "
-        "rates."
+        "step 1: the learning rate is 0.2, but 0.1 was planned. Pass scheduler=... to Watch: verdicts need the "
+        "remaining learning rates."
     ]
     assert watch.history.plan.lr.tolist() == [0.1, 0.2, 0.3, 0.1]
     assert [shot.lr for shot in watch.history.snapshots] == [0.1, 0.2, 0.3]

@@ -52,7 +52,7 @@ def test_planned_learning_rates_that_depend_on_what_happens_are_unknown():
 def test_planned_learning_rates_follow_how_often_the_scheduler_is_stepped(calls, steps):
     adamw = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=1.0)
     scheduler = lr_scheduler.ExponentialLR(adamw, 0.5)
-    planned = planned_learning_rates(adamw, scheduler, 7, calls_per_step=calls, steps_per_call=steps)
+    planned = planned_learning_rates(adamw, scheduler, 7, calls_per_step=calls, every=steps)
     assert planned.tolist() == [0.5 ** (calls * (step // steps)) for step in range(7)]
 
 

@@ -219,3 +219,92 @@ def test_groups_with_learning_rates_of_their_own_are_measured_by_their_own(tmp_p
         label: pytest.approx(1.0 if label == "classifier" else 0.1) for label in snapshot.layers.labels
     }
     assert snapshot.signals["update_per_lr/linear"] == pytest.approx(1, abs=0.2)  # Adam's first step is its rate
+
+
+def test_watch_of_a_layer_that_trains_instead_of_another_watches_it_too(tmp_path):
+    model = tiny_bert()
+    layers = model.bert.encoder.layer
+    for parameter in [*model.bert.parameters(), *model.classifier.parameters()]:
+        parameter.requires_grad = False
+    layers[0].requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with open_watch(model, optimizer, tmp_path, every=1, on_error="raise") as watch:
+        for number, batch in enumerate(batches(4)):
+            layers[0].requires_grad_(number < 2)
+            layers[1].requires_grad_(number >= 2)
+            take_step(watch, model, optimizer, batch)
+    table = watch.history.snapshots[0].layers
+    measured = {
+        depth: [
+            not np.isnan(shot["update_ratio"][table.labels.index(f"enc.l.{depth}.attention.query")])
+            for shot in watch.history.snapshots
+        ]
+        for depth in (0, 1)
+    }
+    assert measured == {0: [True, True, False, False], 1: [False, False, True, True]}
+
+
+def test_group_added_on_the_way_is_measured_by_its_own_rate(tmp_path):
+    model = tiny_bert()
+    model.bert.requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.classifier.parameters(), lr=1e-3)
+    with open_watch(model, optimizer, tmp_path, every=1, on_error="raise") as watch:
+        for number, batch in enumerate(batches(6)):
+            if number == 3:
+                model.bert.requires_grad_(True)
+                optimizer.add_param_group({"params": list(model.bert.parameters()), "lr": 1e-5})
+            take_step(watch, model, optimizer, batch)
+    steps = [shot.signals["update_per_lr/linear"] for shot in watch.history.snapshots]
+    assert min(steps) > 0.3  # of the first steps of an Adam; 0.01 by the largest rate
+
+
+@pytest.mark.parametrize("set_after", [False, True])
+def test_training_that_resumes_with_more_layers_has_one_history(tmp_path, set_after):
+    def build(frozen):
+        model = tiny_bert()
+        model.bert.requires_grad_(not frozen)
+        return model, torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    model, optimizer = build(frozen=True)
+    with open_watch(model, optimizer, tmp_path, on_error="raise") as watch:
+        for batch in batches(6):
+            take_step(watch, model, optimizer, batch)
+        watch.checkpoint()
+    model, optimizer = build(frozen=set_after)
+    with open_watch(model, optimizer, tmp_path, first_step=6, on_error="raise") as watch:
+        model.bert.requires_grad_(True)
+        for batch in batches(6):
+            take_step(watch, model, optimizer, batch)
+    history = History.load(tmp_path / HISTORY_FILE)
+    assert len(history.losses) == 12
+    query = history.snapshots[0].layers.labels.index("enc.l.0.attention.query")
+    classifier = history.snapshots[0].layers.labels.index("classifier")
+    assert [math.isnan(shot["update_ratio"][query]) for shot in history.snapshots] == 3 * [True] + 3 * [False]
+    assert not np.isnan([shot["update_ratio"][classifier] for shot in history.snapshots]).any()
+
+
+def test_another_model_cannot_resume_a_folder(tmp_path):
+    model = tiny_bert(num_hidden_layers=3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with open_watch(model, optimizer, tmp_path) as watch:
+        for batch in batches(3):
+            take_step(watch, model, optimizer, batch)
+        watch.checkpoint()
+    model = tiny_bert()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with pytest.raises(InputError, match=r"expected the model watched there, got one without enc\.l\.2\.attention"):
+        open_watch(model, optimizer, tmp_path, first_step=3)
+
+
+def test_plain_loop_after_an_interrupted_one_of_accelerate_is_watched(tmp_path):
+    state = pytest.importorskip("accelerate.state").GradientState()
+    model = tiny_bert()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    state._set_sync_gradients(False)
+    try:
+        with open_watch(model, optimizer, tmp_path) as watch:
+            for batch in batches(3):
+                take_step(watch, model, optimizer, batch)
+    finally:
+        state._set_sync_gradients(True)
+    assert len(watch.history.losses) == 3

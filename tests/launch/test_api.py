@@ -68,7 +68,7 @@ def test_train_takes_a_config_directory(here, files):
     ("overrides", "message"),
     [
         (["optimizer.learning_rate=1"], "optimizer.learning_rate: no such key; did you mean optimizer.lr?"),
-        (["train.epochs=0"], "train.epochs: expected a whole number"),
+        (["train.epochs=0"], "train.epochs: expected an integer"),
         (["-m"], "train: expected overrides, got -m"),
         (["seed=1,2"], "Ambiguous value for argument 'seed=1,2'"),
         (["data=files", "data.train=nowhere.csv"], "data.train: expected an existing file"),

@@ -28,7 +28,7 @@ LONG = "x" * 5000
 
 VALUES = [  # an override, part of the message
     # numbers: huge, negative, not finite, of another type
-    ("seed=99999999999999999999999", "seed: expected a whole number from 0 to 4294967295, got 9999999999999999999"),
+    ("seed=99999999999999999999999", "seed: expected an integer from 0 to 4294967295, got 9999999999999999999"),
     ("seed=1e400", "Value 'inf' of type 'float' could not be converted to Integer"),
     ("seed=nan", "Value 'nan' of type 'float' could not be converted to Integer"),
     ("seed=1.5", "full_key: seed"),
@@ -40,20 +40,20 @@ VALUES = [  # an override, part of the message
     ("seed=\u0661", "seed: could not parse the value \u0661; quote it"),
     (
         "train.epochs=1000000000000",
-        "train.epochs: expected a whole number of at least 1 and at most 10000000, g",
+        "train.epochs: expected an integer of at least 1 and at most 10000000, ",
     ),
     (
         "train.epochs=10000000",
-        "train.epochs: expected at most 10000000 steps, got 10000000.",
+        "train.epochs: expected at most 10000000 steps, got ",
     ),
     (
         "train.batch_size=1000000000000000000000",
-        "train.batch_size: expected a whole number of at least 1 and at most 1000000",
+        "train.batch_size: expected an integer of at least 1 and at most 1000000",
     ),
-    ("train.eval_batch_size=-1", "train.eval_batch_size: expected a whole number of at least 1 and at most 10"),
+    ("train.eval_batch_size=-1", "train.eval_batch_size: expected an integer of at least 1 and at most 10"),
     (
         "train.eval_every=99999999999999999999",
-        "train.eval_every: expected a whole number of at least 1 and at most 1000000",
+        "train.eval_every: expected an integer of at least 1 and at most 1000000",
     ),
     ("train.max_grad_norm=inf", "train.max_grad_norm: expected a finite number above 0, or null, got inf."),
     ("train.max_grad_norm=1e-400", "train.max_grad_norm: expected a finite number above 0, or null, got 0.0."),
@@ -66,36 +66,36 @@ VALUES = [  # an override, part of the message
     ("schedule.warmup_frac=1_0", "schedule.warmup_frac: expected a number from 0 to 1, got 10.0."),
     (
         "monitor.every=99999999999999999999",
-        "monitor.every: expected a whole number of at least 1 and at most 10000000, ",
+        "monitor.every: expected an integer of at least 1 and at most 10000000, ",
     ),
     ("monitor.thresholds.slow_after=null", "field 'monitor.thresholds.slow_after' is not Optional"),
-    ("data.max_length=999999999999", "data.max_length: expected a whole number of at least 8 and at most 10000000"),
+    ("data.max_length=999999999999", "data.max_length: expected an integer of at least 8 and at most 10000000"),
     ("data.bucket_lengths=[1e5]", "full_key: data.bucket_lengths[0]"),
     ("data.bucket_lengths=7", "data.bucket_lengths"),
     ("data.bucket_lengths=[8,a,32]", "Value 'a' of type 'str' could not be converted to Integer"),
-    ("data.bucket_lengths=[[8],32]", "data.bucket_lengths: expected ascending whole numbers above 0 that end with"),
+    ("data.bucket_lengths=[[8],32]", "data.bucket_lengths: expected ascending integers above 0 that end with"),
     # a model that cannot be
-    ("model.hidden_size=100000000", "model.hidden_size: expected a whole number of at least 1 and at most 100000"),
+    ("model.hidden_size=100000000", "model.hidden_size: expected an integer of at least 1 and at most 100000"),
     (
         "model.num_hidden_layers=100000000",
-        "model.num_hidden_layers: expected a whole number of at least 1 and at most ",
+        "model.num_hidden_layers: expected an integer of at least 1 and at most ",
     ),
     (
         "model.intermediate_size=99999999999999999999",
-        "model.intermediate_size: expected a whole number of at least 1 and at most ",
+        "model.intermediate_size: expected an integer of at least 1 and at most ",
     ),
     (
         "model.intermediate_size=9999999999",
-        "model.intermediate_size: expected a whole number of at least 1 and at most ",
+        "model.intermediate_size: expected an integer of at least 1 and at most ",
     ),
-    ("model.vocab_size=1000000000", "model.vocab_size: expected a whole number of at least 100 and at most 10000"),
+    ("model.vocab_size=1000000000", "model.vocab_size: expected an integer of at least 100 and at most 10000"),
     (
         "model.max_position_embeddings=99999999999",
-        "model.max_position_embeddings: expected a whole number of at least 1 and at",
+        "model.max_position_embeddings: expected an integer of at least 1 and at",
     ),
     ("model.num_attention_heads=3", "model.hidden_size: expected a multiple of model.num_attention_heads=3, got "),
     ("model.frozen_layers=3", "model.frozen_layers: expected at most the 2 encoder layers with weights of their own"),
-    ("model.frozen_layers=-1", "model.frozen_layers: expected a whole number of at least 0 and at most 1000, got -1"),
+    ("model.frozen_layers=-1", "model.frozen_layers: expected an integer of at least 0 and at most 1000, got -1"),
     ("model.model_type=''", "model.model_type: expected a name, or null, got ''."),
     ("model.tokenizer=''", "model.tokenizer: expected a name, or null, got ''."),
     ("model.name=''", "model.name: expected a name, or null, got ''."),
@@ -118,8 +118,8 @@ VALUES = [  # an override, part of the message
     ("monitor.thresholds=5", "full_key: monitor.thresholds"),
     ("~seed", "Interpolation key 'seed' not found"),
     ("~optimizer.lr", "does not support deletion"),
-    ("+hack.__class__=1", "hack: no such key; there are experiment, name, seed, device, cache_dir, res"),
-    ("+data._target_=os.system", "data._target_: no such key; there are data."),
+    ("+hack.__class__=1", "hack: no such key; the keys are experiment, name, seed, device, cache_dir, res"),
+    ("+data._target_=os.system", "data._target_: no such key; the keys are data."),
     ("hydra.callbacks.preflight._target_=os.system", "'os.system' is blocklisted"),
     ("=5", "Could not start: ValueError: Config group override must be a string or a li"),
     ("seed==5", "Error parsing override 'seed==5'"),
@@ -156,9 +156,9 @@ VALUES = [  # an override, part of the message
     ("resume=train.csv", "resume: expected the folder of an earlier launch, got train.csv."),
     ("resume=/", "resume: expected a folder with a sweep.json, got /."),
     ("resume=.", "resume: expected a folder with a sweep.json, got .."),
-    ("hydra.run.dir=/", "hydra.run.dir: expected a folder for runs alone, got /."),
-    ("hydra.run.dir=..", "hydra.run.dir: expected a folder for runs alone, got ..."),
-    ("hydra.run.dir=''", "hydra.run.dir: expected a folder for runs alone, got .."),
+    ("hydra.run.dir=/", "hydra.run.dir: expected a folder other than the current one and those above it, got /."),
+    ("hydra.run.dir=..", "hydra.run.dir: expected a folder other than the current one and those above it, got ..."),
+    ("hydra.run.dir=''", "hydra.run.dir: expected a folder other than the current one and those above it, got .."),
     ("hydra.run.dir=null", "full_key: hydra.run.dir"),
     ("hydra.run.dir=train.csv", "could not create train.csv: File exists."),
     ("hydra.run.dir=train.csv/x", "could not create train.csv/x: Not a directory."),
@@ -171,7 +171,7 @@ VALUES = [  # an override, part of the message
 ]
 
 SWEEPS = [  # overrides of a sweep, part of the message
-    (["hydra.sweep.dir=/"], "hydra.sweep.dir: expected a folder for runs alone, got /."),
+    (["hydra.sweep.dir=/"], "hydra.sweep.dir: expected a folder other than the current one and those above it, got /."),
     (["hydra.sweep.dir=train.csv"], "could not create train.csv: File exists."),
     (["hydra.sweep.dir=/proc/x"], "could not create /proc/x: No such file or directory."),
     (["hydra.sweep.subdir=../../up"], "hydra.sweep.subdir: expected a folder inside the sweep's, got ../../up."),
@@ -236,7 +236,7 @@ TEXTS = [  # name of the training file, how to create it, part of the message
     (
         "utf16.csv",
         holds("utf16.csv", ROW.decode().encode("utf-16")),
-        "data.train: expected at least two labels, got sea alone in utf16.csv.",
+        "data.train: expected at least two labels, got only sea in utf16.csv.",
     ),
     ("utf16le.csv", holds("utf16le.csv", ROW.decode().encode("utf-16-le")), "line 1 has a NUL byte"),
     ("utf32.tsv", holds("utf32.tsv", ROW.decode().encode("utf-32-be")), "line 1 has a NUL byte"),
@@ -259,7 +259,7 @@ TEXTS = [  # name of the training file, how to create it, part of the message
     (
         "mac.csv",
         holds("mac.csv", ROW.replace(b"\n", b"\r")),
-        "data.train: expected at least two labels, got sea alone in mac.csv.",
+        "data.train: expected at least two labels, got only sea in mac.csv.",
     ),
     (
         "twins.jsonl",
@@ -388,7 +388,7 @@ RESUMED = [  # id, content of the folder's sweep.json, part of the message
     (
         "nowhere",
         {"runs": [], "command": [], "directory": "/no\x1b[31m/where"},
-        "launch was started in /no\\x1b[31m/where, which does not exist any more. Create it, or start ",
+        "launch was started in /no\\x1b[31m/where, which no longer exists. Create that ",
     ),
     ("a wrong key", {"runs": [], "command": ["nope=1"], "directory": "."}, "nope: no such key"),
     ("an escape", {"runs": [], "command": ["seed='\x1b[31m'"], "directory": "."}, "Value '\\x1b[31m' of type 'str'"),
@@ -430,8 +430,8 @@ TENSORBOARD = [  # arguments of `bertmon tensorboard`, part of the message
     (["train.csv"], ", got train.csv."),
     (["\x1b[31m"], ", got \\x1b[31m."),
     ([LONG], "xxx."),
-    ([".", "--port", "abc"], "argument --port: expected a whole number from 0 to 65535, got abc"),
-    ([".", "--port", "99999"], "argument --port: expected a whole number from 0 to 65535, got 99999"),
+    ([".", "--port", "abc"], "argument --port: expected an integer from 0 to 65535, got abc"),
+    ([".", "--port", "99999"], "argument --port: expected an integer from 0 to 65535, got 99999"),
     ([".", "--bind_all"], "unrecognized arguments: --bind_all"),
     ([".", "--host", "0.0.0.0"], "unrecognized arguments: --host 0.0.0.0"),
     ([".", "--load_fast=true"], "unrecognized arguments: --load_fast=true"),
@@ -463,6 +463,7 @@ def test_command_line_as_a_process(folder):
     assert "command line: expected UTF-8, got data.train=caf\\udce9.csv." in ends(
         *quickstart, b"data.train=caf\xe9.csv"
     )
-    assert "hydra.sweep.dir: expected a folder for runs alone, got ..." in ends(*quickstart, "-m", "hydra.sweep.dir=..")
+    expected = "hydra.sweep.dir: expected a folder other than the current one and those above it, got ..."
+    assert expected in ends(*quickstart, "-m", "hydra.sweep.dir=..")
     assert "x/\\x1b[31m: not a sweep folder" in ends("resume", "x/\x1b[31m")
     assert {path.name for path in folder.iterdir()} == {"train.csv", "test.csv"}

@@ -22,7 +22,7 @@ UNKNOWN = [  # arguments, the whole message
     (["-m", "+train.epoch=1,2"], "train.epoch: no such key; did you mean train.epochs?"),
     (["train.clip=1"], "train.clip was renamed to train.max_grad_norm."),
     (["++monitor.rules.slow=0.5"], "monitor.rules.slow was renamed to monitor.thresholds.slow_after."),
-    (["data.categories=[a,b]"], "data.categories: no such key with the chosen data; it belongs to data=newsgroups."),
+    (["data.categories=[a,b]"], "data.categories: not available with the chosen data; it requires data=newsgroups."),
     (["model=hub"], "model=hub was renamed to model=pretrained."),
     (["+experiment=mine"], "experiment: drop the +: experiment=mine"),
     (["name=a,b", "-m"], "name: expected one name for the whole sweep, got several."),
@@ -82,7 +82,7 @@ def test_users_own_config_directory_works(bertmon_here, files, tmp_path):
     experiment.write_text("\n".join(preset) + "\n")
     done = bertmon_here("run", "--config-dir", "my_conf", "experiment=mine", *files)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("experiment=mine, as given; others are ")
+    assert done.stdout.startswith("experiment=mine, as requested; others are ")
     (folder,) = (tmp_path / "multirun").iterdir()
     (result,) = results(folder).values()
     assert (result["experiment"], result["total_steps"], result["config"]["optimizer"]["lr"]) == ("mine", 5, 5.5e-4)
@@ -155,4 +155,6 @@ def test_explain_unknown_key_guesses_the_key(key, guess):
 
 
 def test_explain_unknown_key_without_a_guess_lists_the_group():
-    assert explain_unknown_key("schedule.xyzxyz").startswith("schedule.xyzxyz: no such key; there are schedule.decay, ")
+    assert explain_unknown_key("schedule.xyzxyz").startswith(
+        "schedule.xyzxyz: no such key; the keys are schedule.decay, "
+    )

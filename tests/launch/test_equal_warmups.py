@@ -19,8 +19,8 @@ def test_check_configs_names_warmups_that_round_to_the_same_steps(tmp_path, caps
     fracs = [ScheduleConfig(warmup_frac=frac) for frac in (0.0, 0.01, 0.25)]
     check_configs(sweep(tmp_path, *fracs, ScheduleConfig(warmup_steps=3)))
     assert capsys.readouterr().out.splitlines() == [
-        "schedule.warmup_frac=0.01 is 0 of 12 steps, as another warm-up of the sweep: these runs are the same",
-        "schedule.warmup_steps=3 is 3 of 12 steps, as another warm-up of the sweep: these runs are the same",
+        "schedule.warmup_frac=0.01 rounds to 0 of 12 steps, as another warm-up does: these runs are identical",
+        "schedule.warmup_steps=3 rounds to 3 of 12 steps, as another warm-up does: these runs are identical",
     ]
 
 

@@ -62,10 +62,10 @@ def test_full_disk_ends_the_launch_which_resumes_once_there_is_room(bertmon, dem
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     first = disk / "sweep/warmup_frac=0.1/seed=0"
-    (line,) = (line for line in done.stderr.splitlines() if "To resume when" in line)
+    (line,) = (line for line in done.stderr.splitlines() if "Once it can be written" in line)
     assert line.startswith("could not write ")
     assert "No space left on device." in line
-    assert f"Its last checkpoint is {first / checkpoint.CHECKPOINT_FILE}." in line
+    assert f"The last checkpoint is {first / checkpoint.CHECKPOINT_FILE}." in line
     assert line.endswith(f" -m bertmon resume {disk / 'sweep'}")
     checkpoint.Checkpoint(first / checkpoint.CHECKPOINT_FILE)
 

@@ -143,7 +143,7 @@ WRONG = [  # arguments, part of the message
         "expected a number from 0 to 1, got 1.5.",
     ),
     ([*SEARCH, "optimizer.lr=tag(log,interval(0,1))"], "optimizer.lr: expected a finite number above 0, got 0.0."),
-    ([*SEARCH, "train.batch_size=choice(4,0)"], "train.batch_size: expected a whole number of at least 1"),
+    ([*SEARCH, "train.batch_size=choice(4,0)"], "train.batch_size: expected an integer of at least 1"),
     ([*SEARCH, "seed=3"], "seed: expected none with hydra.sweeper.seeds"),
     (
         [*SEARCH, "hydra.sweeper.n_trials=abc"],

@@ -12,7 +12,7 @@ from bertmon import optimizer, schedule
 from bertmon.config import Decay, OptimizerConfig, ScheduleConfig, VerdictThresholds
 from bertmon.monitor.diagnosis import Diagnosis, Verdict, diagnose, divergence
 from bertmon.monitor.history import STATISTICS, History, RunPlan, Snapshot, WeightTable
-from bertmon.training.task import vocabulary
+from bertmon.training.task import setting_names
 
 THRESHOLDS = VerdictThresholds()
 CHANCE = math.log(4)
@@ -146,9 +146,9 @@ def test_collapse_is_found_at_its_first_snapshot_with_all_its_signs():
     assert [f.value for f in diagnosis.findings] == pytest.approx([1e-4, 5e-3, 1e-6])
     assert str(diagnosis) == (
         "step 90: collapsed - gradients vanish towards the input (first/last layer 1e-4 < 0.03, enc.l.0.query), "
-        "the weights barely move (steps 5e-3 < 0.01 of the learning rate), "
+        "the weights barely move (update/learning rate 5e-3 < 0.01), "
         "every text gets the same logits (standard deviation 1e-6 < 3e-5). "
-        "Likely cause: an effective learning rate of 4.1e-3 at step 60, 4.1x the nominal one "
+        "Likely cause: an effective learning rate of 4.1e-3 at step 60, 4.1x the nominal rate of that step "
         "(no bias correction, warm-up 0.1). "
         "Try schedule.warmup_frac=0.7 or optimizer.bias_correction=true."
     )
@@ -277,7 +277,7 @@ def test_advice_where_nothing_else_keeps_the_rate_small_is_a_rate():
 def test_advice_is_in_the_keys_that_count(keys, advice):
     steps = plan(bias_correction=False)
     run = history(steps, snapshot(steps, 0), snapshot(steps, 90, **COLLAPSED))
-    assert diagnose(run, THRESHOLDS, vocabulary=vocabulary(keys)).advice == advice
+    assert diagnose(run, THRESHOLDS, setting_names=setting_names(keys)).advice == advice
 
 
 def test_a_weight_that_was_not_measured_at_step_0_does_not_hide_the_cause():
@@ -308,9 +308,9 @@ def test_not_learning_with_too_small_a_rate_is_found_when_enough_of_it_has_been_
     assert diagnosis.verdict is Verdict.not_learning
     assert diagnosis.verdict.doomed
     assert str(diagnosis) == (
-        "step 150: not learning - the logits barely depend on the text, and at this rate will not by the last step "
-        "(standard deviation expected at most 1.3e-3 < 3e-3). Likely cause: a learning rate of 1e-5 is too small: "
-        "all 600 steps move the weights by 3 %. Try optimizer.lr=3.3e-4 or more steps."
+        "step 150: not learning - the logits barely depend on the text, and at their present growth still will not by "
+        "the last step (standard deviation expected at most 1.3e-3 < 3e-3). Likely cause: a learning rate of 1e-5 is "
+        "too small: all 600 steps together change the weights by 3 %. Try optimizer.lr=3.3e-4 or more steps."
     )
 
 

@@ -33,7 +33,7 @@ def test_figure_that_cannot_be_drawn_ends_the_figures_and_not_the_run(tmp_path, 
             writer.snapshot(dataclasses.replace(bert_snapshot(2), step=step))
         writer.scalars(60, {"loss/train": 1.0})
     (message,) = caplog.messages
-    assert message == "the figures of step 0 could not be drawn (ValueError('no font')); this run has no more of them"
+    assert message == "could not draw the figures of step 0 (ValueError('no font')); this run gets no more figures"
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [point.step for point in events.Scalars("loss/train")] == [60]
 

@@ -86,6 +86,32 @@ def test_figure_process_ends_with_a_parent_that_is_killed():
         time.sleep(0.01)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_forked_child_draws_in_a_process_of_its_own():
+    code = (
+        "import os, sys\n"
+        "from conftest import bert_snapshot\n"
+        "from bertmon.monitor import figure_process\n"
+        "def draw(): return len(figure_process.shared().submit(bert_snapshot(1)).result())\n"
+        "draw()\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    draw()\n"
+        "    sys.exit()\n"  # atexit waits for nothing of the parent's
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), draw())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=True,
+    )
+    assert done.stdout.split() == ["0", "2"]
+
+
 def test_writing_figures_imports_no_matplotlib_in_the_training_process(tmp_path):
     code = (
         "import sys\n"

@@ -149,7 +149,7 @@ def test_monitor_that_is_off_says_that_a_value_is_not_finite(caplog, loss, grad_
     record(monitor)
     assert not monitor.flush()
     assert len(monitor.history.losses) == 2
-    assert caplog.messages == ["step 1: the loss or the gradient is not finite, training ends"]
+    assert caplog.messages == ["step 1: the loss or a gradient is not finite; training stops"]
     assert monitor.diagnosis is None
     monitor.report_divergence("loss/test", math.nan, 2)
     assert monitor.diagnosis is None

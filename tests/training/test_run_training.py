@@ -321,7 +321,7 @@ def test_run_that_another_process_is_running_is_refused(settings, broken, start_
     assert holder.stdout.readline() == "locked\n"
     settings.resume = str(broken.parent)
     try:
-        with pytest.raises(InputError, match="broken: another process is running this run"):
+        with pytest.raises(InputError, match="broken: another process is already running this run"):
             run_training(settings, broken, name="run")
     finally:
         interrupt(holder, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The last words of a launch: the sweep's report and answer, and commands that can be pasted."""
+"""What a launch prints when it ends: the sweep's summary and report, and commands that can be pasted."""
 
 import shlex
 import sys
@@ -14,8 +14,8 @@ _AT_END: ContextVar[ExitStack] = ContextVar("_AT_END")
 
 
 @contextmanager
-def last_words() -> Iterator[None]:
-    """Around a launch: when it ends, however it ends, print the summary of the sweep folder that it announced."""
+def print_at_exit() -> Iterator[None]:
+    """Around a launch: when it ends, however it ends, print the summary of the sweep folder that it registered."""
     with ExitStack() as stack:
         token = _AT_END.set(stack)
         try:
@@ -24,8 +24,8 @@ def last_words() -> Iterator[None]:
             _AT_END.reset(token)
 
 
-def announce(sweep_dir: Path) -> None:
-    """Have the enclosing `last_words` print the summary of this sweep."""
+def register(sweep_dir: Path) -> None:
+    """Have the enclosing `print_at_exit` print the summary of this sweep."""
     if stack := _AT_END.get(None):
         stack.callback(print_summary, sweep_dir)
 
@@ -46,7 +46,7 @@ def print_summary(sweep_dir: Path) -> None:
         print(f"could not write the report ({type(error).__name__}: {error})", file=sys.stderr)
     if any(status in (None, Status.interrupted, Status.running) for status in statuses):
         print(f"To resume: {shlex.join([*program(), 'resume', str(sweep_dir)])}", flush=True)
-    print(f"To see it: {shlex.join([*program(), 'tensorboard', str(sweep_dir)])}", flush=True)
+    print(f"TensorBoard: {shlex.join([*program(), 'tensorboard', str(sweep_dir)])}", flush=True)
 
 
 def _statuses(sweep_dir: Path) -> list[Status | None]:

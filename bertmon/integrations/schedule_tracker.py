@@ -1,0 +1,141 @@
+"""The planned learning rates of a loop whose scheduler is somebody else's: made in advance, corrected on the way.
+
+Shapes: N steps planned.
+"""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch.optim import Optimizer
+
+from bertmon.errors import require
+from bertmon.integrations.plan_ahead import adam_config, current_lr, past_learning_rates, planned_learning_rates
+from bertmon.integrations.unwrap import unwrap_scheduler
+from bertmon.monitor.history import FloatArray, History, RunPlan
+from bertmon.optimizer import bias_correction_gain
+
+log = logging.getLogger(__name__)
+
+
+class ScheduleTracker:
+    """Plans the learning rates, and compares them with those that the optimizer really has.
+
+    every: updates between two calls of scheduler.step(). first_step: updates done. past: the learning rates of the
+    steps in the history; None: of those that were done, as far as they can be known. Raises InputError for a number of
+    steps that is none.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        scheduler: Any,
+        every: int,
+        first_step: int,
+        total_steps: int,
+        past: FloatArray | None = None,
+        *,
+        bias_correction: bool,
+    ) -> None:
+        require(total_steps >= 1, "total_steps", total_steps, "an integer of at least 1")
+        require(every >= 1, "scheduler_every", every, "an integer of at least 1")
+        self._optimizer = optimizer
+        self._scheduler, self._calls_per_step = unwrap_scheduler(scheduler)
+        self._every = every
+        self._bias_correction = bias_correction
+        past = past_learning_rates(self._scheduler, first_step) if past is None else past
+        self._unwatched = first_step - len(past)  # updates that are not in the history
+        self._skipped = False
+        self._warned = False
+        self._constant = False  # the rates to come are unknown: the current one stays
+        ahead = self._rates_ahead(first_step, max(total_steps - first_step, 0))
+        if ahead is None:
+            log.warning(
+                f"scheduler: the learning rates of {type(self._scheduler).__name__} cannot be known in advance: "
+                "verdicts assume that the current rate does not change."
+            )
+            self._constant = True
+            ahead = np.full(max(total_steps - first_step, 0), current_lr(optimizer))
+        self._lr = np.concatenate([past, ahead])
+        adam = adam_config(optimizer, bias_correction)
+        self._gains = np.array([bias_correction_gain(adam, step) for step in range(len(self._lr))])
+
+    def plan(self, chance_loss: float) -> RunPlan:
+        """The plan of all steps. It is confirmed once the scheduler has been seen to be stepped so."""
+        return RunPlan(
+            lr=self._lr,
+            effective_lr=self._lr * self._gains,
+            chance_loss=chance_loss,
+            warmup_frac=float(self._lr.argmax()) / len(self._lr),
+            bias_correction=self._bias_correction,
+            lr_confirmed=self._constant or self._calls() is None,
+        )
+
+    def note_skipped_update(self) -> None:
+        """A GradScaler skipped the last update; whether the scheduler was stepped all the same is up to the loop."""
+        self._skipped = True
+
+    def check(self, history: History, step: int) -> None:
+        """Before the update of `step`: correct the history's plan by the rate that the optimizer really has."""
+        updates = step + self._unwatched
+        if self._skipped and not self._constant:
+            ahead = self._rates_ahead(updates, len(history.plan) - step)
+            assert ahead is not None
+            self._set_rates(history.plan, slice(step, None), ahead)
+        self._skipped = False
+        self._check_calls(history, updates)
+        self._check_rate(history.plan, step)
+
+    def _check_calls(self, history: History, updates: int) -> None:
+        """Whether the scheduler is stepped as often as planned: of an epoch's steps the rates say so too late."""
+        calls, planned = self._calls(), self._planned_calls(updates)
+        if calls is None or self._constant or updates == self._first_update:
+            return
+        done = calls - self._first_calls
+        if done == planned:
+            history.plan = replace(history.plan, lr_confirmed=True)
+            return
+        log.warning(
+            f"step {updates}: scheduler.step() was called {done} times since step {self._first_update}, but {planned} "
+            "calls were planned: no verdict rests on the remaining learning rates. Pass scheduler_every=..., the "
+            "updates between two calls."
+        )
+        self._constant = self._warned = True
+        history.plan = replace(history.plan, lr_confirmed=False)
+
+    def _check_rate(self, plan: RunPlan, step: int) -> None:
+        rate, planned = current_lr(self._optimizer), plan.lr[step]
+        if not (self._constant or self._warned) and not np.isclose(rate, planned, rtol=1e-6, atol=1e-12):
+            self._warned = True
+            missing = "Pass scheduler=... to Watch: " if self._scheduler is None else ""
+            log.warning(
+                f"step {step}: the learning rate is {rate:g}, but {planned:g} was planned. "
+                f"{missing}verdicts need the remaining learning rates."
+            )
+        self._set_rates(plan, slice(step, None if self._constant else step + 1), rate)
+
+    def _set_rates(self, plan: RunPlan, steps: slice, rates: FloatArray | float) -> None:
+        plan.lr[steps] = rates
+        plan.effective_lr[steps] = rates * self._gains[steps]
+
+    def _rates_ahead(self, updates: int, steps: int) -> FloatArray | None:
+        """From the scheduler's present state on; its calls are counted from here."""
+        self._first_update, self._first_calls = updates, self._calls() or 0
+        return planned_learning_rates(
+            self._optimizer,
+            self._scheduler,
+            steps,
+            first_step=updates,
+            calls_per_step=self._calls_per_step,
+            every=self._every,
+        )
+
+    def _calls(self) -> int | None:
+        """The counter that torch's schedulers have."""
+        count = getattr(self._scheduler, "last_epoch", None)
+        return count if isinstance(count, int) else None
+
+    def _planned_calls(self, updates: int) -> int:
+        """Since _first_update."""
+        return self._calls_per_step * (updates // self._every - self._first_update // self._every)
