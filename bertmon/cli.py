@@ -53,14 +53,15 @@ def resume(arguments: Sequence[str]) -> None:
         help="such as device=cpu; paths are relative to where the sweep was started",
     )
     options = parser.parse_args(arguments)
-    from bertmon.launch.run_dirs import resume_argv
+    from bertmon.launch.run_dirs import resume_argvs
 
     try:
-        directory, *command = resume_argv(options.folder, options.overrides)
+        launches = resume_argvs(options.folder, options.overrides)
     except InputError as error:
         sys.exit(str(error))
-    os.chdir(directory)
-    run(command)
+    for directory, *command in launches:
+        os.chdir(directory)
+        run(command)
 
 
 def rerun(arguments: Sequence[str]) -> None:

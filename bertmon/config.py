@@ -309,6 +309,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for key in ("name", "tokenizer", "model_type"):
             require(getattr(self, key) != "", f"model.{key}", "''", "a name, or null")
+        self.name, self.tokenizer = (each and os.path.expanduser(each) for each in (self.name, self.tokenizer))
         if self.vocab_size is not None:
             _require_int("model.vocab_size", self.vocab_size, least=100, most=1_000_000)
             own = not (self.tokenizer or self.name)

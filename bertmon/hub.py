@@ -16,7 +16,7 @@ def local_files_only(key: str, name: str) -> bool:
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    if os.path.isdir(os.path.expanduser(name)):
+    if os.path.isdir(name):
         return True
     if any(variable.lower() in ("http_proxy", "https_proxy", "all_proxy") for variable in os.environ):
         return False

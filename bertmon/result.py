@@ -182,8 +182,9 @@ class RunResult:
         metrics = {"final": self.final, "best": self.best}
         fields["metrics"] = {name: dataclasses.asdict(each) for name, each in metrics.items() if each}
         content = json.dumps(_nan_to_null(fields), indent=2, allow_nan=False, ensure_ascii=False)
-        content = re.sub(r"\[\s+(\d+(?:,\s+\d+)*)\s+\]", lambda row: f"[{' '.join(row[1].split())}]", content)
-        return (content + "\n").encode()
+        # rows of numbers, of a confusion matrix: between line ends, which no JSON string has
+        rows = re.compile(r"\[\n\s+(\d+(?:,\n\s+\d+)*)\n\s+\]")
+        return (rows.sub(lambda row: f"[{' '.join(row[1].split())}]", content) + "\n").encode()
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
@@ -298,17 +299,18 @@ def is_running(run_dir: Path) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class SweepFile:
-    """What a launch leaves in its folder."""
+class Launch:
+    """What starts some runs of a sweep."""
 
-    runs: tuple[str, ...] = ()  # folders of all its runs below it, in the order in which they start
+    runs: tuple[str, ...] = ()  # their folders below that of the sweep; none if a sweeper chooses them as it proceeds
     command: tuple[str, ...] | None = None  # arguments that it was started with
     directory: str | None = None  # where it was started
 
     @classmethod
-    def read(cls, sweep_dir: Path) -> Self | None:
-        """None if there is none, or the file is incomplete, corrupt or something else."""
-        fields = read_json(sweep_dir / SWEEP_FILE)
+    def from_dict(cls, fields: object) -> "Launch | None":
+        """None if the fields are not those of a launch."""
+        if not isinstance(fields, dict):
+            return None
         runs, command, directory = (fields.get(key) for key in ("runs", "command", "directory"))
         if not (isinstance(runs, list) and all(map(_is_below, runs))):
             return None
@@ -316,10 +318,53 @@ class SweepFile:
             command = None
         return cls(tuple(runs), None if command is None else tuple(command), _string_or_none(directory))
 
+
+@dataclass(frozen=True, slots=True)
+class SweepFile:
+    """What launches leave in their folder: all runs there, in the order in which they start, and what starts them.
+
+    joined: later launches that added runs. Without these it is one launch.
+    """
+
+    runs: tuple[str, ...] = ()
+    command: tuple[str, ...] | None = None
+    directory: str | None = None
+    joined: tuple[Launch, ...] = ()
+
+    @classmethod
+    def read(cls, sweep_dir: Path) -> Self | None:
+        """None if there is none, or the file is incomplete, corrupt or something else."""
+        fields = read_json(sweep_dir / SWEEP_FILE)
+        whole = Launch.from_dict(fields)
+        if whole is None:
+            return None
+        later = fields.get("joined")
+        joined = [Launch.from_dict(each) for each in later] if isinstance(later, list) else []
+        return cls(whole.runs, whole.command, whole.directory, tuple(launch for launch in joined if launch))
+
+    @property
+    def launches(self) -> tuple[Launch, ...]:
+        """Each with its own runs."""
+        others = {run for launch in self.joined for run in launch.runs}
+        own = tuple(run for run in self.runs if run not in others)
+        return (Launch(own, self.command, self.directory), *self.joined)
+
+    def with_launch(self, launch: Launch) -> "SweepFile":
+        """With the runs of another one, which takes the place of those whose runs are all among its own."""
+        runs = set(launch.runs)
+        launches = [each for each in self.launches if not runs.issuperset(each.runs)]
+        if not any(runs and runs.issubset(each.runs) for each in launches):
+            launches.append(launch)
+        first, *joined = launches
+        all_runs = tuple(dict.fromkeys([*self.runs, *launch.runs]))
+        return SweepFile(all_runs, first.command, first.directory, tuple(joined))
+
     def write(self, sweep_dir: Path) -> None:
         """Raises OSError."""
-        content = json.dumps(dataclasses.asdict(self), indent=1) + "\n"
-        atomic_write(sweep_dir / SWEEP_FILE, content.encode())
+        fields = dataclasses.asdict(self)
+        if not self.joined:
+            del fields["joined"]
+        atomic_write(sweep_dir / SWEEP_FILE, (json.dumps(fields, indent=1) + "\n").encode())
 
 
 def run_names(sweep_dir: Path) -> Sequence[str]:

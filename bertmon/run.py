@@ -36,21 +36,28 @@ def main() -> None:
     sys.argv[1:] = command_line.flags_first(command_line.with_own_data_defaults(sys.argv[1:]))
     traceback_wanted = os.environ.setdefault("HYDRA_FULL_ERROR", "")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print itself, control characters and all
-    with final_summary.print_at_exit():
-        try:
-            command_line.check_arguments(sys.argv[1:])
-            _task()
-        except KeyboardInterrupt:
-            sys.exit(128 + signal.SIGINT)
-        except BrokenPipeError:
-            exit_after_closed_pipe()
-        except Exception as error:
-            if traceback_wanted:
-                raise
-            print(command_line.format_error(error), file=sys.stderr)
-            sys.exit(1)
-        finally:
-            os.environ["HYDRA_FULL_ERROR"] = traceback_wanted
+    try:
+        with final_summary.print_at_exit():
+            _launch(traceback_wanted=bool(traceback_wanted))
+    except KeyboardInterrupt:  # also the second one, while the report is written
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        exit_after_closed_pipe()
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = traceback_wanted
+
+
+def _launch(*, traceback_wanted: bool) -> None:
+    try:
+        command_line.check_arguments(sys.argv[1:])
+        _task()
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if traceback_wanted:
+            raise
+        print(command_line.format_error(error), file=sys.stderr)
+        sys.exit(1)
 
 
 def _join_processes() -> None:

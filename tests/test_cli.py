@@ -12,6 +12,8 @@ from conftest import completed
 from bertmon import cli
 from bertmon.errors import InputError
 from bertmon.launch.command_line import program
+from bertmon.launch.run_names import quote_override
+from bertmon.result import RunResult
 
 
 def launch(folder, age):
@@ -136,44 +138,49 @@ def test_program_runs_when_pasted(start_process):
     assert done.stdout.startswith("bertmon ")
 
 
+def placed(folder):
+    """The overrides that place all runs of a launch in its folder."""
+    folder, run_dir = quote_override(folder), quote_override(f"{folder}/${{hydra.sweep.subdir}}")
+    return [f"hydra.sweep.dir={folder}", f"hydra.run.dir={run_dir}", f"resume={folder}"]
+
+
 def test_resume_from_another_folder_prints_paths_that_are_right_there(tmp_path, monkeypatch):
-    from bertmon.launch.run_dirs import resume_argv
+    from bertmon.launch.run_dirs import resume_argvs
     from bertmon.result import SweepFile
 
     started, sweep = tmp_path / "started here", tmp_path / "started here" / "multirun" / "now"
     sweep.mkdir(parents=True)
     SweepFile(("x/seed=0",), ("seed=1,2", "-m"), str(started)).write(sweep)
     monkeypatch.chdir(started)
-    assert resume_argv(Path("multirun/now")) == [str(started), "seed=1,2", "-m", "resume=multirun/now"]
+    assert resume_argvs(Path("multirun/now")) == [[str(started), "seed=1,2", "-m", *placed("multirun/now")]]
     monkeypatch.chdir(tmp_path)
-    directory, *arguments = resume_argv(sweep.relative_to(tmp_path))
-    assert (directory, arguments[:2]) == (str(started), ["seed=1,2", "-m"])
-    assert arguments[2] == f"resume='{sweep}'"  # absolute: right from both
+    ((directory, *arguments),) = resume_argvs(sweep.relative_to(tmp_path))
+    assert (directory, arguments) == (str(started), ["seed=1,2", "-m", *placed(sweep)])  # absolute: right from both
     (tmp_path / "deeper").mkdir()
     (tmp_path / "deeper" / "link").symlink_to(started)
     SweepFile(("x/seed=0",), ("seed=1,2",), str(tmp_path / "deeper" / "link")).write(sweep)
     monkeypatch.chdir(started)
-    assert resume_argv(Path("multirun/now")) == [str(started), "seed=1,2", "resume=multirun/now"]
+    assert resume_argvs(Path("multirun/now")) == [[str(started), "seed=1,2", *placed("multirun/now")]]
 
 
 @pytest.mark.parametrize(
     ("runs", "named", "now"),
     [
-        ((".",), "++hydra.run.dir=before", ["hydra.run.dir=now"]),
-        (("x/seed=0",), "hydra.run.dir='before/${hydra.sweep.subdir}'", []),
-        (("x/seed=0",), "hydra.run.dir=before/x/seed=0/", []),
-        (("x/seed=0",), "hydra.sweep.dir=${now:%H-%M}", []),
-        (("x/seed=0",), "+resume=elsewhere", []),
+        ((".",), "++hydra.run.dir=before", ["hydra.run.dir=now", "resume=now"]),
+        (("x/seed=0",), "hydra.run.dir='before/${hydra.sweep.subdir}'", placed("now")),
+        (("x/seed=0",), "hydra.run.dir=before/x/seed=0/", placed("now")),
+        (("x/seed=0",), "hydra.sweep.dir=${now:%H-%M}", placed("now")),
+        (("x/seed=0",), "+resume=elsewhere", placed("now")),
     ],
 )
 def test_resume_of_a_moved_folder_resumes_there(tmp_path, monkeypatch, runs, named, now):
-    from bertmon.launch.run_dirs import resume_argv
+    from bertmon.launch.run_dirs import resume_argvs
     from bertmon.result import SweepFile
 
     monkeypatch.chdir(tmp_path)
     Path("now").mkdir()
     SweepFile(runs, ("seed=1", named), str(tmp_path)).write(Path("now"))
-    assert resume_argv(Path("now")) == [str(tmp_path), "seed=1", *now, "resume=now"]
+    assert resume_argvs(Path("now")) == [[str(tmp_path), "seed=1", *now]]
 
 
 def test_resume_adds_overrides_to_the_earlier_command(tmp_path, monkeypatch):
@@ -190,14 +197,14 @@ def test_resume_adds_overrides_to_the_earlier_command(tmp_path, monkeypatch):
 
 
 def test_resume_where_the_directory_is_gone_prints_what_to_start(tmp_path):
-    from bertmon.launch.run_dirs import resume_argv
+    from bertmon.launch.run_dirs import resume_argvs
     from bertmon.result import SweepFile
 
     SweepFile((".",), ("seed=1,2", "resume=x"), "/no/where").write(tmp_path)
     with pytest.raises(
         InputError, match=f"no longer exists.*: .* run seed=1,2 hydra.run.dir={tmp_path} resume={tmp_path}$"
     ):
-        resume_argv(tmp_path)
+        resume_argvs(tmp_path)
 
 
 def test_predict_is_called_with_its_arguments(monkeypatch):
@@ -227,6 +234,32 @@ def test_modules_that_only_unix_has_are_not_imported_at_the_top(tmp_path):
     code = f"{blocked}import {', '.join(f'bertmon.{name}' for name in modules)}"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_run_into_a_pipe_that_closes_trains_to_its_end_quietly(start_process, demo_files, tmp_path):
+    words = [sys.executable, "-m", "bertmon.run", *demo_files, "hydra.run.dir=run", "monitor.figures=false"]
+    command = f"{shlex.join(words)} | head -n 1"
+    done = completed(start_process(["sh", "-c", command], cwd=tmp_path))
+    assert done.stdout.startswith("experiment=quickstart, as requested")
+    assert "Error" not in done.stderr
+    assert RunResult.read_ended(tmp_path / "run") is not None
+    assert "accuracy/test" in (tmp_path / "run" / "run.log").read_text()
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (BrokenPipeError, 1)])
+def test_launch_interrupted_while_its_report_is_written_ends_quietly(
+    bertmon_here, demo_files, monkeypatch, error, code
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("bertmon.compare.report.write_report", fail)
+    monkeypatch.setattr("bertmon.run.exit_after_closed_pipe", lambda: sys.exit(1))
+    monkeypatch.setattr("bertmon.launch.final_summary._statuses", lambda _: [None])
+    done = bertmon_here("run", *demo_files, "hydra.run.dir=run", "train.epochs=1", "monitor=off")
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert "To resume: " in done.stdout  # printed before the report is written
 
 
 def test_help_into_a_pipe_that_closes_ends_quietly(start_process):

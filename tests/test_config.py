@@ -245,3 +245,9 @@ def test_require_same_run_takes_keys_of_later_versions_at_their_defaults():
     config.require_same_run(here, earlier, Path("sweep"))
     with pytest.raises(InputError, match=r"monitor\.thresholds\.slow_after was 0\.3, now 0\.5\. Give"):
         config.require_same_run({**here, "monitor.thresholds.slow_after": 0.5}, earlier, Path("sweep"))
+
+
+def test_model_in_the_home_folder_is_found(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    made = config.ModelConfig(name="~/weights", tokenizer="~/words")
+    assert (made.name, made.tokenizer) == ("/home/me/weights", "/home/me/words")

@@ -382,6 +382,15 @@ def test_is_running_of_a_process_that_was_killed_is_false(tmp_path):
     assert not is_running(tmp_path)
 
 
+def test_json_changes_no_string_that_looks_like_a_row_of_numbers():
+    result = finished_result(evaluations=[EvalResult(675, 1.4, 0.26, confusion=((1, 2), (3, 4)))])
+    result.warnings.append("a[ 1, 2 ].csv")
+    written = result.to_json().decode()
+    assert "a[ 1, 2 ].csv" in written
+    assert "[1, 2]" in written
+    assert RunResult.from_dict(json.loads(written)).warnings[-1] == "a[ 1, 2 ].csv"
+
+
 # --- sweep.json ----------------------------------------------------------------------------------
 
 

@@ -45,8 +45,9 @@ def details(sweep: Sweep) -> list[tuple[str, str]]:
     lines.append(("Warnings", "\n".join(sanitize_line(warning, 500) for warning in warnings)))
     starts = [run.result.started for run in sweep.runs if run.result and run.result.started]
     lines.append(("Started", min(starts, default="").replace("T", " ")[:16]))
-    commands = [SweepFile.read(folder) for folder in sweep.folders]
-    words = [shlex.join(["python", "-m", "bertmon.run", *each.command]) for each in commands if each and each.command]
+    files = [SweepFile.read(folder) for folder in sweep.folders]
+    commands = [launch.command for file in files if file for launch in file.launches if launch.command]
+    words = [shlex.join(["python", "-m", "bertmon.run", *command]) for command in commands]
     lines.append(("Command", "\n".join(words)))
     lines.append(("Folder", "\n".join(str(folder.resolve()) for folder in sweep.folders)))
     return [(label, sanitize(text, longest=100_000)) for label, text in lines if text]

@@ -38,7 +38,7 @@ def train(overrides: Sequence[str] = (), *, config_dir: Path | str | None = None
         if word.startswith("-"):
             raise InputError(f"train: expected overrides, got {word}; a sweep is started by `bertmon run ... -m`.")
     command_line.check_arguments(arguments)
-    arguments = [*command_line.with_own_data_defaults(arguments), *search_path(config_dir)]
+    arguments = [*command_line.with_own_data_defaults(arguments, config_dir), *search_path(config_dir)]
     with _log_handlers_restored(), initialize_config_module("bertmon.conf", version_base="1.3", job_name="run"):
         return _train(arguments)
 
@@ -67,6 +67,9 @@ def _log_handlers_restored() -> Iterator[None]:
     """A run logs to its own run.log and to stdout; the caller's logging is as before afterwards."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
+    for handler in handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.mode = "a"  # Hydra closes it; it opens its file again for its next line
     try:
         yield
     finally:

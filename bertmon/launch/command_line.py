@@ -16,11 +16,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bertmon.config import RENAMED_CHOICES, RENAMED_KEYS
 from bertmon.errors import InputError
+from bertmon.launch.compose import reads_own_texts
 from bertmon.launch.read_config import explain_unknown_key
 from bertmon.launch.run_names import quote_override
 from bertmon.sanitize import has_control_characters, sanitize, sanitize_line
 
 GROUPS = ("experiment", "data", "model", "optimizer", "schedule", "train", "monitor")
+_FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
 _NOT_A_NAME = re.compile(r"(^|,)(null|true|false|[-+]?[0-9.][0-9.e+-]*)(,|$)", re.IGNORECASE)
 
 
@@ -37,28 +39,52 @@ def program() -> list[str]:
     return [typed if same else sys.executable, "-m", "bertmon"]
 
 
+def resume_command(sweep_dir: Path) -> str:
+    """What resumes a launch on as many processes as this one has, for a shell."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    here = os.environ.get("LOCAL_WORLD_SIZE", str(processes))
+    start = program() if processes == 1 else ["torchrun", f"--nproc-per-node={here}", "-m", "bertmon"]
+    return shlex.join([*start, "resume", str(sweep_dir)])
+
+
 def flags_first(arguments: Sequence[str]) -> list[str]:
     """Hydra's parser takes no override after a flag that follows overrides: flags first, the order kept otherwise."""
-    return sorted(arguments, key=lambda word: not word.startswith("-") and ("=" in word or word[:1] in ("~", "+")))
+    flags: list[str] = []
+    others: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        is_override = not word.startswith("-") and ("=" in word or word[:1] in ("~", "+"))
+        (others if is_override else flags).append(word)
+        if word in _FLAGS_WITH_VALUE and (value := next(words, None)) is not None:
+            flags.append(value)  # it may have a = of its own
+    return [*flags, *others]
 
 
-def with_own_data_defaults(arguments: Sequence[str]) -> list[str]:
+def with_own_data_defaults(arguments: Sequence[str], config_dir: Path | str | None = None) -> list[str]:
     """The arguments, and the experiment that suits your own texts unless one is given.
 
-    data=files and data=hf are fine-tuned (experiment=finetune); with a model from random weights, such as
-    model=bert_small, they take bertmon's plain defaults (experiment=custom). The experiment of a machine, which
-    shows a run that fails, is for the demonstration's texts alone.
+    data=files, data=hf and your own presets of these are fine-tuned (experiment=finetune); with a model from random
+    weights, such as model=bert_small, they take bertmon's plain defaults (experiment=custom). The experiment of a
+    machine, which shows a run that fails, is only for the demonstration's texts.
+    config_dir: that of your own presets, if no flag among the arguments names it.
     """
-    given = dict(word.lstrip("+").split("=", 1) for word in arguments if "=" in word)
-    if given.get("data") not in ("files", "hf") or "experiment" in given or _names_config(arguments):
+    given = dict(word.lstrip("+~").partition("=")[::2] for word in arguments if not word.startswith("-"))
+    if "experiment" in given or _flag(arguments, "--config-name", "-cn"):
+        return list(arguments)
+    if not reads_own_texts(given.get("data", ""), config_dir or _flag(arguments, "--config-dir", "-cd")):
         return list(arguments)
     pretrained = given.get("model", "pretrained") in ("pretrained", "bert_base_pretrained")
     random = given.get("model.init") == "random"
     return [*arguments, f"experiment={'finetune' if pretrained and not random else 'custom'}"]
 
 
-def _names_config(arguments: Sequence[str]) -> bool:
-    return any(word.partition("=")[0] in ("--config-name", "-cn") for word in arguments)
+def _flag(arguments: Sequence[str], *names: str) -> str | None:
+    """The value of a flag; None without it."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in names:
+            return value if equals else following
+    return None
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

@@ -12,11 +12,13 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
-from bertmon.config import RunConfig
-from bertmon.errors import InputError
+from bertmon.config import FilesConfig, HfConfig, RunConfig
+from bertmon.errors import InputError, require
 from bertmon.launch import hydra_setup
 from bertmon.launch.read_config import read_config
 from bertmon.launch.run_names import NEVER_IN_NAME, quote_override
@@ -49,6 +51,18 @@ def load_config(overrides: Sequence[str] = (), *, config_dir: Path | None = None
         return read_config(compose("config", [*overrides, *search_path(config_dir)]))
 
 
+def reads_own_texts(data: str, config_dir: Path | str | None) -> bool:
+    """Whether a data preset reads files or Hugging Face datasets: one of bertmon's, or of the user's in config_dir."""
+    if data in ("files", "hf") or config_dir is None or not (Path(config_dir) / "data" / f"{data}.yaml").is_file():
+        return data in ("files", "hf")
+    try:
+        with initialize_config_module("bertmon.conf", version_base="1.3", job_name="run"):
+            composed = compose("config", [f"data={data}", "experiment=custom", *search_path(config_dir)])
+    except (HydraException, OmegaConfBaseException):
+        return False  # the launch says what is wrong with it
+    return OmegaConf.get_type(composed, "data") in (FilesConfig, HfConfig)
+
+
 def search_path(config_dir: Path | str | None) -> list[str]:
     """The override that adds a folder of the user's own presets, as --config-dir does; none without one."""
     if config_dir is None:
@@ -60,6 +74,15 @@ def uses_basic_plugins(config: DictConfig) -> bool:
     """Whether launcher and sweeper are Hydra's basic ones: one run after the other, each started once."""
     choices = config.hydra.runtime.choices
     return bool(choices["hydra/launcher"] == "basic" and choices["hydra/sweeper"] == "basic")
+
+
+def experiment_choice(config: DictConfig) -> str:
+    """What the launch names as its experiment, several of a sweep included; "auto" if this machine chooses it."""
+    if config.hydra.mode == RunMode.MULTIRUN:
+        for override in _sweep_overrides(config, GlobalHydra.instance().config_loader()):
+            if override.key_or_group == "experiment" and override.is_sweep_override():
+                return str(override.input_line).partition("=")[2]
+    return str(config.hydra.runtime.choices.get("experiment") or config.experiment)  # none of the group: ~experiment
 
 
 def compose_runs(config: DictConfig) -> PlannedLaunch:
@@ -80,7 +103,7 @@ def compose_runs(config: DictConfig) -> PlannedLaunch:
     names = ",".join(map(quote_override, sorted(excluded)))
     hydra_overrides = [f"hydra.job.config.override_dirname.exclude_keys=[{names}]"]
     task_overrides = []
-    if config.hydra.runtime.choices.get("experiment") == "auto":  # workers on other machines must not choose again
+    if experiment_choice(config) == "auto":  # workers on other machines must not choose again
         task_overrides.append(f"experiment={config.experiment}")
 
     launch_config = with_overrides(copy.deepcopy(config), (), hydra_overrides)
@@ -107,7 +130,9 @@ def _sweep_overrides(config: DictConfig, loader: ConfigLoader) -> list[Override]
     """The overrides of the sweep, those of its sweeper's config included; of two for one key the last one."""
     sweeper, given = config.hydra.sweeper, config.hydra.overrides.task
     texts = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    if seeds := sweeper.get("seeds"):
+    if (seeds := sweeper.get("seeds")) is not None:
+        distinct = OmegaConf.is_list(seeds) and 0 < len(set(seeds)) == len(seeds)
+        require(distinct, "hydra.sweeper.seeds", seeds, "a list of different seeds")
         if any(text.lstrip("+").startswith("seed=") for text in (*texts, *given)):
             raise InputError("seed: expected none with hydra.sweeper.seeds, which gives the seeds of every trial.")
         texts.append(f"seed={','.join(map(str, seeds))}")

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from bertmon.launch.command_line import program
+from bertmon.launch.command_line import program, resume_command
 from bertmon.result import RunResult, Status, run_names
 
 _AT_END: ContextVar[ExitStack] = ContextVar("_AT_END")
@@ -31,10 +31,12 @@ def register(sweep_dir: Path) -> None:
 
 
 def print_summary(sweep_dir: Path) -> None:
-    """Rebuild the report; print the answer of the sweep, how to resume it if it is incomplete, and how to see more."""
-    from bertmon.compare import best_model, report, summary
-
+    """Print how to resume the sweep if it is incomplete; rebuild the report, print the summary and how to see more."""
     statuses = _statuses(sweep_dir)
+    if any(status in (None, Status.interrupted, Status.running) for status in statuses):
+        print(f"To resume: {resume_command(sweep_dir)}", flush=True)
+    from bertmon.compare import best_model, report, summary  # seaborn takes a second
+
     try:
         sweep = report.write_report([sweep_dir], sweep_dir)
         if statuses != [Status.failed]:  # the error of a single run has been printed
@@ -42,10 +44,10 @@ def print_summary(sweep_dir: Path) -> None:
         if model := best_model.link_best_model(sweep, sweep_dir):
             print(f"Best model: {model}")
         print(f"Report: {sweep_dir / report.HTML_FILE}", flush=True)
+    except BrokenPipeError:
+        raise
     except Exception as error:  # the runs are complete, whatever happened here
         print(f"could not write the report ({type(error).__name__}: {error})", file=sys.stderr)
-    if any(status in (None, Status.interrupted, Status.running) for status in statuses):
-        print(f"To resume: {shlex.join([*program(), 'resume', str(sweep_dir)])}", flush=True)
     print(f"TensorBoard: {shlex.join([*program(), 'tensorboard', str(sweep_dir)])}", flush=True)
 
 

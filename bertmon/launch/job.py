@@ -1,8 +1,8 @@
 """One run inside a launch: from what Hydra hands to a job to run_training, with its launcher's needs around it."""
 
 import logging
-import shlex
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ from bertmon import distributed
 from bertmon.compare import report, results, summary
 from bertmon.errors import InputError, StorageError
 from bertmon.launch import workers
-from bertmon.launch.command_line import program
+from bertmon.launch.command_line import resume_command
 from bertmon.launch.read_config import read_config
 from bertmon.launch.run_dirs import sweep_dir_of_run
 from bertmon.launch.run_names import setting_overrides
@@ -33,7 +33,8 @@ def run_job(composed: DictConfig) -> RunResult:
     """Train the run that Hydra has composed, in the folder that it has created.
 
     Raises InputError or HydraException with a message alone if the run fails: a launcher keeps the exception until the
-    sweep ends, and with its frames everything that the run has in memory. Ends the launch if nothing can be written.
+    sweep ends, and with its frames everything that the run has in memory. Ends the launch if nothing can be written,
+    and in several processes if one of them fails.
     """
     sanitize_logs()
     job = HydraConfig.get()
@@ -51,6 +52,9 @@ def run_job(composed: DictConfig) -> RunResult:
     except InputError as wrong:
         error = InputError(str(wrong))
     except Exception as failure:  # its traceback is on the console and in run.log
+        if distributed.world_size() > 1:  # the others wait for this process in a collective: torchrun ends them
+            traceback.print_exc()
+            sys.exit(1)
         error = HydraException(f"{run_dir} failed: {sanitize_line(failure)}")
     raise error  # outside the try statement, so that it has no context
 
@@ -73,8 +77,7 @@ def _run_overrides(job: HydraConf) -> dict[str, str]:
 def _explain_storage(error: StorageError, run_dir: Path, sweep_dir: Path) -> str:
     checkpoint = run_dir / CHECKPOINT_FILE
     last = f" The last checkpoint is {checkpoint}." if checkpoint.exists() else ""
-    resume = shlex.join([*program(), "resume", str(sweep_dir)])
-    return f"{error}{last} Once it can be written, resume with: {resume}"
+    return f"{error}{last} Once it can be written, resume with: {resume_command(sweep_dir)}"
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 import logging
 import sys
-from typing import ClassVar
+from typing import ClassVar, TextIO
+
+from tqdm import tqdm
 
 
 class RunLogFile(logging.FileHandler):
@@ -14,6 +16,28 @@ class RunLogFile(logging.FileHandler):
         if not self._reported:
             self._reported = True
             print(f"could not write {self.baseFilename}: {sys.exc_info()[1]}", file=sys.stderr)
+
+
+class Console(logging.StreamHandler[TextIO]):
+    """Standard output, with lines above the progress bars. Once its reader has closed it, such as `head`, they are
+    dropped: run.log has them."""
+
+    _closed_pipe = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._closed_pipe:
+            return
+        try:
+            tqdm.write(self.format(record), file=self.stream)
+            self.flush()
+        except Exception:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's own name
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            self._closed_pipe = True
+        else:
+            super().handleError(record)
 
 
 class NoJobLines(logging.Filter):

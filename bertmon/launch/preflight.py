@@ -66,7 +66,6 @@ class PreflightCheck(Callback):
             compose.with_overrides(config, launch.task_overrides, launch.hydra_overrides)
             return
         sanitize_logs()
-        NoRepeatedLines.seen.clear()
         try:
             sweep_dir = start_launch(config, sys.argv[1:])
             distributed.broadcast(None)
@@ -87,6 +86,7 @@ def start_launch(config: DictConfig, command: Sequence[str]) -> Path:
     command: the command line's arguments that start it, for sweep.json.
     Raises InputError, HydraException and OmegaConfBaseException; nothing has been written then.
     """
+    NoRepeatedLines.seen.clear()
     print(wrap_for(sys.stdout, _experiment_line(config)), flush=True)
     _check_plugins(config)
     if (count := compose.count_runs(config)) >= _LONG_CHECK:
@@ -99,8 +99,12 @@ def start_launch(config: DictConfig, command: Sequence[str]) -> Path:
     configs = [read_config(run.config) for run in launch.runs]
     sweep_dir = run_dirs.sweep_dir_of_launch(config)
     run_dirs.check_run_dirs(launch.runs, sweep_dir)
-    check_configs(configs, devices=config.hydra.runtime.choices["hydra/launcher"] not in _REMOTE_LAUNCHERS)
-    if config.hydra.runtime.choices.get("experiment") == "auto":  # nor may another machine that resumes it
+    devices = config.hydra.runtime.choices["hydra/launcher"] not in _REMOTE_LAUNCHERS
+    corpora = check_configs(configs, devices=devices)
+    for run, corpus in zip(launch.runs, corpora, strict=True):
+        if run.run_dir and run.config.resume:
+            run_dirs.check_same_data(run.run_dir, corpus.fingerprint())
+    if compose.experiment_choice(config) == "auto":  # nor may another machine that resumes it choose again
         command = [*command, f"experiment={config.experiment}"]
     run_dirs.create_sweep_dir(sweep_dir, launch.runs, command)
     task_overrides = list(launch.task_overrides)
@@ -110,15 +114,16 @@ def start_launch(config: DictConfig, command: Sequence[str]) -> Path:
     return sweep_dir
 
 
-def check_configs(configs: Sequence[RunConfig], *, devices: bool = True) -> None:
+def check_configs(configs: Sequence[RunConfig], *, devices: bool = True) -> list[data.Corpus]:
     """Raise InputError for whatever can be found wrong without training: devices, files, categories, models.
 
-    The corpora and vocabularies that are built on the way stay in the cache for the runs.
+    Returns the corpus of each. The corpora and vocabularies that are built on the way stay in the cache for the runs.
     devices: whether the runs see those of this machine.
     """
     for device in dict.fromkeys(config.device for config in configs) if devices else ():
         resolve_device(device)
     checked: list[tuple[object, data.Corpus, nn.Module]] = []
+    corpora = []
     seen: set[str] = set()
     for config in configs:
         require_one_process(config)
@@ -130,6 +135,8 @@ def check_configs(configs: Sequence[RunConfig], *, devices: bool = True) -> None
         lr_scales(config.optimizer, classifier)
         class_weights(config.train.class_weights, corpus.train.labels, corpus.label_names)
         _check_plan(config, len(corpus.train), seen)
+        corpora.append(corpus)
+    return corpora
 
 
 def _check_plan(config: RunConfig, texts: int, seen: set[str]) -> None:
@@ -194,11 +201,10 @@ def _may_restart_runs(config: DictConfig) -> bool:
 
 def _experiment_line(config: DictConfig) -> str:
     """The first line: which experiment, why, and how to choose another."""
-    choice = str(config.hydra.runtime.choices.get("experiment"))
+    choice = compose.experiment_choice(config)
     options = GlobalHydra.instance().config_loader().get_group_options("experiment")
-    others = " or ".join(
-        f"experiment={name}" for name in options if name not in ("auto", "custom", choice, config.experiment)
-    )
+    known = ("auto", "custom", config.experiment, *choice.split(","))
+    others = " or ".join(f"experiment={name}" for name in options if name not in known)
     if choice == "auto":
         why = "a CUDA device was found" if config.experiment == "article" else "no CUDA device was found"
         return f"experiment={config.experiment}, because {why}; choose another with {others}"

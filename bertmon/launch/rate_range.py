@@ -48,14 +48,16 @@ def main(arguments: Sequence[str]) -> None:
         require(args.lowest < args.highest < math.inf, "--to", args.highest, "a finite rate above --from")
         command_line.check_arguments(args.overrides)
         _require_single_run(args.overrides)
-        config = load_config(command_line.with_own_data_defaults(args.overrides), config_dir=args.config_dir)
+        overrides = command_line.with_own_data_defaults(args.overrides, args.config_dir)
+        config = load_config(overrides, config_dir=args.config_dir)
         with _verdicts_silenced():
             outcome = find_cliff(config, args.lowest, args.highest)
+        presets = [] if args.config_dir is None else ["--config-dir", str(args.config_dir)]
+        print("\n".join(report(config, outcome, args.distance, args.lowest, [*presets, *args.overrides])))
     except (InputError, HydraException, OmegaConfBaseException) as error:
         sys.exit(command_line.format_error(error))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    print("\n".join(report(config, outcome, args.distance, args.lowest, args.overrides)))
 
 
 def _require_single_run(overrides: Sequence[str]) -> None:
@@ -82,7 +84,7 @@ def report(
 ) -> list[str]:
     """Lines of at most 80 columns, and a command: the cliff, the plan's own peak, and rates that keep a distance.
 
-    overrides: those that `config` was composed from.
+    overrides: those that `config` was composed from, after the flags.
     """
     last = format_rate(outcome.last, 2)
     if outcome.cliff is None:
@@ -109,7 +111,8 @@ def report(
 def _rate_table(config: RunConfig, limit: float, total_steps: int) -> Iterator[str]:
     """The rates that peak at `limit`, by warm-up and correction."""
     yield "schedule.warmup_frac  optimizer.bias_correction=false  =true"
-    for warmup in sorted({*WARMUPS, warmup_frac(config.schedule, total_steps)}):
+    longest = 1 - (config.schedule.decay_frac or 0.0)
+    for warmup in sorted({*filter(longest.__ge__, WARMUPS), warmup_frac(config.schedule, total_steps)}):
         factors = [
             peak_factor(config, total_steps, warmup_frac=warmup, bias_correction=corrected)
             for corrected in (False, True)

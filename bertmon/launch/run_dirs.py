@@ -13,11 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from bertmon.config import require_same_run, run_identity
 from bertmon.errors import InputError, StorageError, require
-from bertmon.launch.command_line import program
+from bertmon.launch.command_line import program, resume_command
 from bertmon.launch.compose import PlannedRun
 from bertmon.launch.read_config import read_config
 from bertmon.launch.run_names import quote_override
-from bertmon.result import RESULT_FILE, SWEEP_FILE, SweepFile, run_names
+from bertmon.result import RESULT_FILE, SWEEP_FILE, Launch, RunResult, SweepFile, run_names
 from bertmon.sanitize import has_control_characters, sanitize_line
 from bertmon.storage import read_json
 
@@ -104,7 +104,7 @@ def _check_resumes_any(run_dirs: Sequence[Path], sweep_dir: Path) -> None:
     if names and earlier and set(earlier).isdisjoint(names):
         raise InputError(
             f"resume: expected a folder of the same command, got {sweep_dir}, which has none of its runs. "
-            f"To resume the runs there: {shlex.join([*program(), 'resume', str(sweep_dir)])}"
+            f"To resume the runs there: {resume_command(sweep_dir)}"
         )
 
 
@@ -116,6 +116,16 @@ def _check_same_run(run_dir: Path, config: DictConfig) -> None:
         require_same_run(run_identity(asdict(read_config(config))), run_identity(earlier), run_dir)
 
 
+def check_same_data(run_dir: Path, fingerprint: str) -> None:
+    """Raise InputError if the run in the folder has been trained on other data, to its end or in part."""
+    result = RunResult.read(run_dir)
+    if result and result.data and result.data.fingerprint != fingerprint:
+        raise InputError(
+            f"{run_dir}: the data has changed since this run started. Restore it, or start a new sweep: the runs of "
+            "this one would not be comparable."
+        )
+
+
 def create_sweep_dir(sweep_dir: Path, runs: Sequence[PlannedRun], command: Sequence[str]) -> None:
     """Create the launch's folder and list its runs, as far as they are known, in its sweep.json.
 
@@ -125,34 +135,50 @@ def create_sweep_dir(sweep_dir: Path, runs: Sequence[PlannedRun], command: Seque
     names = [run.run_dir.relative_to(sweep_dir).as_posix() for run in runs if run.run_dir]
     try:
         sweep_dir.mkdir(parents=True, exist_ok=True)
-        earlier: Sequence[str] = ()
+        sweep = SweepFile(tuple(names), tuple(command), os.getcwd())
         try:
             (sweep_dir / SWEEP_FILE).open("x").close()  # of two launches that start at once, one creates it
         except FileExistsError:
-            sweep = SweepFile.read(sweep_dir)
-            earlier = sweep.runs if sweep else names  # incomplete: another launch is writing it
-            taken = [name for name in names if name in earlier] if names else ["runs"]
-            if taken and not runs[0].config.resume:
+            earlier = SweepFile.read(sweep_dir)
+            taken = [name for name in names if earlier is None or name in earlier.runs] if names else ["runs"]
+            if taken and not runs[0].config.resume:  # earlier is None: another launch is writing it
                 ways = f"resume it with resume={quote_override(sweep_dir)}, or choose another folder"
                 raise InputError(f"{sweep_dir} already contains a launch with {taken[0]}: {ways}.") from None
-        all_runs = tuple(dict.fromkeys([*earlier, *names]))
-        SweepFile(all_runs, tuple(command), os.getcwd()).write(sweep_dir)
+            sweep = earlier.with_launch(*sweep.launches) if earlier else sweep
+        sweep.write(sweep_dir)
     except OSError as error:
         raise StorageError(f"could not create {sweep_dir}: {error.strerror or error}.") from None
 
 
-def resume_argv(sweep_dir: Path, overrides: Sequence[str] = ()) -> list[str]:
-    """The directory that a launch was started in, then the arguments that resume it there. Raises InputError.
+def resume_argvs(sweep_dir: Path, overrides: Sequence[str] = ()) -> list[list[str]]:
+    """Of each launch that has unfinished runs there, or of the last one, what `resume_argv` gives."""
+    sweep = SweepFile.read(sweep_dir)
+    if sweep is None:
+        raise InputError(f"{sanitize_line(sweep_dir)}: not a sweep folder: {SWEEP_FILE} is missing or corrupt.")
+    launches = sweep.launches
+    unfinished = [each for each in launches if not each.runs or not all(map(_has_ended, _run_dirs(each, sweep_dir)))]
+    return [resume_argv(sweep_dir, launch, overrides) for launch in unfinished or launches[-1:]]
+
+
+def _run_dirs(launch: Launch, sweep_dir: Path) -> list[Path]:
+    return [sweep_dir / name for name in launch.runs]
+
+
+def _has_ended(run_dir: Path) -> bool:
+    return RunResult.read_ended(run_dir) is not None
+
+
+def resume_argv(sweep_dir: Path, launch: Launch, overrides: Sequence[str] = ()) -> list[str]:
+    """The directory that the launch was started in, then the arguments that resume it there. Raises InputError.
 
     The launch's folder may have been moved since. overrides: further ones, not of keys that the launch sweeps over.
     """
-    sweep = SweepFile.read(sweep_dir)
-    if sweep is None or sweep.command is None or sweep.directory is None:
+    if launch.command is None or launch.directory is None:
         raise InputError(f"{sanitize_line(sweep_dir)}: not a sweep folder: {SWEEP_FILE} is missing or corrupt.")
-    _require_not_swept(overrides, sweep.command)
-    directory = sweep.directory
+    _require_not_swept(overrides, launch.command)
+    directory = launch.directory
     if not os.path.isdir(directory):  # unlike pathlib, without an error for a name that is too long
-        words = [*program(), "run", *_resumed(sweep, sweep_dir.resolve()), *overrides]
+        words = [*program(), "run", *_resumed(launch, sweep_dir.resolve()), *overrides]
         raise InputError(
             f"{sanitize_line(sweep_dir)} was started in {sanitize_line(directory)}, which no longer exists. Create "
             "that folder again, or run this from a folder where the relative paths of the sweep are valid: "
@@ -161,7 +187,7 @@ def resume_argv(sweep_dir: Path, overrides: Sequence[str] = ()) -> list[str]:
     directory = os.path.realpath(directory)  # relative paths lead from where a link points to
     here = os.path.samefile(directory, os.curdir)  # else paths are printed that are right from here, too
     folder = os.path.relpath(sweep_dir.resolve(), directory) if here else str(sweep_dir.resolve())
-    return [directory, *_resumed(sweep, Path(folder)), *overrides]
+    return [directory, *_resumed(launch, Path(folder)), *overrides]
 
 
 def _require_not_swept(overrides: Sequence[str], command: Sequence[str]) -> None:
@@ -177,11 +203,12 @@ def _require_not_swept(overrides: Sequence[str], command: Sequence[str]) -> None
         require(key not in swept, key, value, "no override, because the sweep varies this key (start a new sweep)")
 
 
-def _resumed(sweep: SweepFile, folder: Path) -> list[str]:
-    """The arguments that resume a launch whose folder is `folder` now: `resume` alone places all runs in it, except a
-    single run whose folder is that of the launch.
-    """
+def _resumed(launch: Launch, folder: Path) -> list[str]:
+    """The arguments that resume a launch whose folder is `folder` now, whatever its config says of folders."""
     dropped = ("resume", "hydra.run.dir", "hydra.sweep.dir")
-    arguments = [word for word in sweep.command or () if word.partition("=")[0].lstrip("+") not in dropped]
-    place = [f"hydra.run.dir={quote_override(folder)}"] if "." in sweep.runs else []
-    return [*arguments, *place, f"resume={quote_override(folder)}"]
+    arguments = [word for word in launch.command or () if word.partition("=")[0].lstrip("+") not in dropped]
+    resume = quote_override(folder)
+    if "." in launch.runs:  # a single run whose folder is that of the launch
+        return [*arguments, f"hydra.run.dir={resume}", f"resume={resume}"]
+    run_dir = quote_override(folder / "${hydra.sweep.subdir}")
+    return [*arguments, f"hydra.sweep.dir={resume}", f"hydra.run.dir={run_dir}", f"resume={resume}"]

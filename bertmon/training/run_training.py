@@ -1,6 +1,5 @@
 """One run from its config to its result: the table of contents of the program."""
 
-import functools
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -349,6 +348,10 @@ def _last_line(name: str, result: RunResult) -> str:
 
 
 def _config_value(config: RunConfig, key: str, given: str) -> object:
-    """The value at a dotted key; for a whole group, such as `model`, the name of the choice that was given."""
-    value: object = functools.reduce(getattr, key.split("."), config)
+    """The value at a dotted key; what was given for a group, such as `model`, and for a part of a list or mapping."""
+    value: object = config
+    for name in key.split("."):
+        if not (is_dataclass(value) and hasattr(value, name)):
+            return given  # also for a config group of the user's own
+        value = getattr(value, name)
     return given if is_dataclass(value) else value

@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bertmon import distributed
 from bertmon.config import OnDoomed, Precision, RunConfig, SaveModel
@@ -82,6 +81,7 @@ class Trainer:
         self._compiled_shapes: set[torch.Size] = set()
         self._update = GuardedUpdate(task.classifier, task.optimizer, config.train.max_grad_norm)
         self._last_checkpoint = time.monotonic()
+        self._model_saved = False  # since the last chance of a checkpoint
         self._signals: list[BaseException] = []
 
     def fit(self) -> None:
@@ -89,7 +89,6 @@ class Trainer:
         self._started = time.perf_counter() - self.state.train_seconds - self.state.eval_seconds
         with (
             self._progress_bar() as self._bar,
-            logging_redirect_tqdm([logging.getLogger()]),
             deferred_signals(self._save_checkpoint is not None) as self._signals,
         ):
             if self._evaluation_missing():  # at step 0, so that curves start at chance; or it was interrupted
@@ -187,6 +186,7 @@ class Trainer:
         self.state.eval_seconds += time.perf_counter() - begin
         if self._save_model and not self._evaluation_missing() and self._saves_now():
             self._save_model()
+            self._model_saved = True
 
     def _evaluate(self) -> None:
         evaluated = {"test": self._evaluate_on(self._task.test)}
@@ -235,13 +235,20 @@ class Trainer:
         """Save if a checkpoint is due, unless the run is complete, or if a signal has come, which is raised then."""
         complete = self.state.ended and not self._evaluation_missing()
         due = _every(self.state.steps, self._config.checkpoint_every) or self._checkpoint_overdue()
-        due = due and not complete
+        due = (due or self._must_match_model()) and not complete
+        self._model_saved = False
         due, ending = distributed.broadcast((due, bool(self._signals)))
         if self._save_checkpoint and (due or ending):
             self._save_checkpoint()
             self._last_checkpoint = time.monotonic()
         if ending:
             raise self._signals[0] if self._signals else Terminated(128 + signal.SIGTERM)
+
+    def _must_match_model(self) -> bool:
+        """Whether a model was saved just now, for a run that writes checkpoints: resumed from an earlier one, it could
+        take another course, and leave a model of a step that it never had."""
+        config = self._config
+        return self._model_saved and (config.checkpoint_every is not None or config.checkpoint_minutes is not None)
 
     def _checkpoint_overdue(self) -> bool:
         minutes = self._config.checkpoint_minutes

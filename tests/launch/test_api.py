@@ -41,7 +41,7 @@ def test_train_returns_the_result_and_leaves_the_folder_of_the_command_line(here
     assert isinstance(result, bertmon.RunResult)
     assert (result.status, result.steps, result.experiment) == ("finished", 5, "quickstart")
     printed = capsys.readouterr().out
-    assert printed.startswith("experiment=quickstart, as given")
+    assert printed.startswith("experiment=quickstart, as requested")
     assert printed.rstrip().endswith("tensorboard python")
     done = bertmon_here("run", *overrides, "hydra.run.dir=shell")
     assert done.returncode == 0, done.stderr
@@ -54,6 +54,22 @@ def test_train_returns_the_result_and_leaves_the_folder_of_the_command_line(here
     python, shell = results(here / "python")["."], results(here / "shell")["."]
     assert python["evaluations"] == shell["evaluations"]
     assert python["config"] == shell["config"]
+
+
+def test_train_leaves_the_log_files_of_its_caller_open_and_repeats_its_lines(here, files, capsys):
+    root, log_file = logging.getLogger(), logging.FileHandler(here / "my.log", mode="w")
+    root.addHandler(log_file)
+    try:
+        logging.getLogger("mine").warning("before")
+        for name in ("one", "two"):
+            bertmon.train(["experiment=quickstart", "train.epochs=1", *files, f"hydra.run.dir={name}"])
+            assert "2 classes (train / test texts)" in capsys.readouterr().out
+            logging.getLogger("mine").warning("after")
+    finally:
+        root.removeHandler(log_file)
+        log_file.close()
+    lines = (here / "my.log").read_text().splitlines()
+    assert [line for line in lines if line in ("before", "after")] == ["before", "after", "after"]
 
 
 def test_train_takes_a_config_directory(here, files):

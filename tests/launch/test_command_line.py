@@ -127,6 +127,11 @@ def test_rerun_of_names_that_no_override_can_express_is_refused(name):
         rerun._override("train.class_weights", {name: 1, "b": 2}, Path("run"))
 
 
+def test_flags_first_keeps_the_value_of_a_flag_next_to_it():
+    words = ["seed=1", "--config-dir", "conf=v2", "-m", "-p", "a=b"]
+    assert flags_first(words) == ["--config-dir", "conf=v2", "-m", "-p", "a=b", "seed=1"]
+
+
 def test_flags_first_keeps_the_order_otherwise():
     words = ["b=1", "-m", "~monitor", "--config-dir", "x", "+a=2", "hydra/launcher=joblib"]
     assert flags_first(words) == ["-m", "--config-dir", "x", "b=1", "~monitor", "+a=2", "hydra/launcher=joblib"]

@@ -146,6 +146,14 @@ WRONG = [  # arguments, part of the message
     ([*SEARCH, "train.batch_size=choice(4,0)"], "train.batch_size: expected an integer of at least 1"),
     ([*SEARCH, "seed=3"], "seed: expected none with hydra.sweeper.seeds"),
     (
+        [*SEARCH, "hydra.sweeper.seeds=[]"],
+        "hydra.sweeper.seeds: expected a list of different seeds, got []",
+    ),
+    (
+        [*SEARCH, "hydra.sweeper.seeds=5"],
+        "hydra.sweeper.seeds: expected a list of different seeds, got 5",
+    ),
+    (
         [*SEARCH, "hydra.sweeper.n_trials=abc"],
         "of at least 1, got abc.",
     ),

@@ -2,6 +2,7 @@
 
 import pytest
 
+from bertmon.launch import hydra_setup
 from bertmon.launch.command_line import with_own_data_defaults
 
 
@@ -19,6 +20,17 @@ def test_own_data_without_an_experiment_gets_one_that_suits_it(arguments, experi
     assert with_own_data_defaults(arguments) == [*arguments, f"experiment={experiment}"]
 
 
+def test_preset_of_own_data_is_fine_tuned_too(tmp_path):
+    hydra_setup.register()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("defaults: [schema/files@_here_, _self_]\ntrain: a.csv\n")
+    (tmp_path / "data" / "news.yaml").write_text("defaults: [newsgroups, _self_]\nmax_length: 32\n")
+    for flag in (["--config-dir", str(tmp_path)], [f"-cd={tmp_path}"]):
+        assert with_own_data_defaults([*flag, "data=mine"])[-1] == "experiment=finetune"
+        assert with_own_data_defaults([*flag, "data=news"])[-1] == "data=news"
+    assert with_own_data_defaults(["data=mine"], tmp_path)[-1] == "experiment=finetune"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -26,6 +38,8 @@ def test_own_data_without_an_experiment_gets_one_that_suits_it(arguments, experi
         ["data=newsgroups"],
         ["data=files", "experiment=quickstart"],
         ["experiment=mine", "data=files", "--config-dir", "my_conf"],
+        ["~experiment", "data=files", "-m"],
+        ["data=nowhere", "--config-dir", "my_conf"],
     ],
 )
 def test_other_command_lines_stay_as_they_are(arguments):

@@ -66,6 +66,22 @@ def test_report_of_a_run_that_broke_early_says_to_start_lower():
     assert any("start lower, with --from 1e-5" in line for line in report(5e-4))
 
 
+def test_table_leaves_out_warmups_that_do_not_fit_next_to_the_decay():
+    overrides = [*OVERRIDES, "schedule=warmup_stable_decay", "schedule.decay_frac=0.6"]
+    lines = rate_range.report(load_config(overrides), outcome(3e-3), 2.0, 1e-4, overrides)
+    header = next(number for number, line in enumerate(lines) if line.startswith("schedule.warmup_frac "))
+    assert [float(line.split()[0]) for line in lines[header + 1 : -2]] == [0, 0.06, 0.1, 0.2, 0.3]
+
+
+def test_command_names_the_folder_of_presets(tmp_path, demo_files, monkeypatch, capsys):
+    monkeypatch.setattr(rate_range, "find_cliff", lambda *_: outcome(3e-3))
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults: [quickstart]\n")
+    rate_range.main(["--config-dir", str(tmp_path), "experiment=mine", *demo_files[1:]])
+    command = capsys.readouterr().out.splitlines()[-1]
+    assert f" -m bertmon run --config-dir {tmp_path} experiment=mine data=files " in command
+
+
 def test_report_without_a_cliff_is_one_line():
     assert report(2e-2, broke=False) == ["No cliff found: training does not fail at effective rates up to 2e-2."]
 

@@ -75,6 +75,19 @@ def test_save_model_saves_at_the_end_or_at_each_better_evaluation(
     assert result.model_dir == ("model" if saves else None)
 
 
+@pytest.mark.parametrize(("minutes", "saved"), [(1e6, [6, 12]), (None, [])])
+def test_checkpoint_follows_each_better_model(settings, tmp_path, accuracies, monkeypatch, minutes, saved):
+    from bertmon.training import run_training as module
+
+    steps = []
+    monkeypatch.setattr(module, "save_checkpoint", lambda *arguments: steps.append(arguments[3].state.steps))
+    accuracies += [0.5, 0.6, 0.9, 0.5]
+    settings.train.epochs, settings.train.save_model, settings.train.checkpoint_minutes = 3, SaveModel.best, minutes
+    (tmp_path / "run").mkdir()
+    run_training(settings, tmp_path / "run", name="test")
+    assert steps == saved  # else a resumed run that takes another course leaves a model of a step it never had
+
+
 def test_metric_is_logged_and_decides(settings, tmp_path, caplog):
     caplog.set_level("INFO")
     settings.train.metric = Metric.f1_macro
