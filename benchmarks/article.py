@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-import labelled_runs
+import labeled_runs
 import numpy as np
 from article_runs import CHANGES, PHASES, TO_THE_END, ArticleRun, rates, unpack
-from labelled_runs import Label
+from labeled_runs import Label
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -184,7 +184,7 @@ class RandomRun:
 
 def random_runs() -> Iterator[RandomRun]:
     """Those of benchmarks/verdict_grid.py that clearly learned or did not."""
-    for run in labelled_runs.unpack():
+    for run in labeled_runs.unpack():
         overrides = dict(override.split("=") for override in run.overrides.split())
         if run.label is not Label.between and "model.hidden_size" in overrides:
             yield RandomRun(

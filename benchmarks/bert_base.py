@@ -1,4 +1,4 @@
-"""BERT-base from random weights on the article's task: what became of each run, and what its signals said on the way.
+"""BERT-base from random weights on the article's task: the outcome of each run, and what its signals said on the way.
 
     python benchmarks/bert_base.py                   the tables, from the stored runs
     python benchmarks/bert_base.py picture FILE      gradients by depth, logits and losses
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from environment import compose_config
-from labelled_runs import BASE_FROM, BASE_STORE, Label, LabelledRun, pack, read_run, smooth_loss, unpack
+from labeled_runs import BASE_FROM, BASE_STORE, Label, LabeledRun, pack, read_run, smooth_loss, unpack
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -46,7 +46,7 @@ _COMPARED = ("data.", "model.", "optimizer.", "schedule.", "train.")
 _WHERE = ("data.data_home", "model.tokenizer", "train.eval_every")  # change no step of the training
 
 
-def read_runs(folders: Sequence[Path]) -> Iterator[LabelledRun]:
+def read_runs(folders: Sequence[Path]) -> Iterator[LabeledRun]:
     """Those below the folders that have ended, numbered by `add`. Other settings and runs twice raise ValueError."""
     seen: dict[tuple[str, int | None], Path] = {}
     for path in sorted(path for folder in folders for path in folder.rglob(HISTORY_FILE)):
@@ -78,7 +78,7 @@ def setting_text(values: Mapping[str, Any]) -> str:
     return " ".join(["experiment=article", *(f"{key}={format_value(value)}" for key, value in values.items())])
 
 
-def add(stored: Sequence[LabelledRun], new: Sequence[LabelledRun]) -> list[LabelledRun]:
+def add(stored: Sequence[LabeledRun], new: Sequence[LabeledRun]) -> list[LabeledRun]:
     """All runs, numbered by their peak effective rates; a new one replaces a stored one of its setting and seed."""
     runs = {(run.overrides, run.seed): run for run in (*stored, *new)}
     peaks = {run.overrides: float(run.history.plan.effective_lr.max()) for run in runs.values()}
@@ -87,7 +87,7 @@ def add(stored: Sequence[LabelledRun], new: Sequence[LabelledRun]) -> list[Label
     return sorted(numbered, key=lambda run: (run.setting, run.seed))
 
 
-def name(run: LabelledRun) -> str:
+def name(run: LabeledRun) -> str:
     """In a table's first columns."""
     values = dict(override.split("=") for override in run.overrides.split())
     corrected = "yes" if values["optimizer.bias_correction"] == "true" else "no"
@@ -99,7 +99,7 @@ HEADER = "| tokens | warm-up | rate | bias correction | peak | seed |"
 RULE = "|---|---|---|---|---|---|"
 
 
-def print_ends(runs: Sequence[LabelledRun]) -> None:
+def print_ends(runs: Sequence[LabeledRun]) -> None:
     """Accuracies on the way, and the verdicts that a snapshot every 10 steps gives."""
     steps = ", ".join(map(str, EVALUATED_STEPS))
     print(f"{HEADER} test accuracy at steps {steps} [%] | verdicts, from step |\n{RULE}---|---|")
@@ -113,7 +113,7 @@ def print_ends(runs: Sequence[LabelledRun]) -> None:
         print(f"| {name(run)} | {', '.join(shown)} | {said} |")
 
 
-def print_signals(runs: Sequence[LabelledRun]) -> None:
+def print_signals(runs: Sequence[LabeledRun]) -> None:
     """The spread of the logits and the gradients of the first layer over the last, on the way."""
     signals: dict[str, Callable[[Snapshot], float]] = {
         "logit_std": lambda shot: shot.logit_std,
@@ -130,7 +130,7 @@ def _format(value: float) -> str:
     return "-" if math.isnan(value) else format_rate(value, 2)
 
 
-def print_stop(runs: Sequence[LabelledRun], step: int = 180) -> None:
+def print_stop(runs: Sequence[LabeledRun], step: int = 180) -> None:
     """What stopping where gradients vanish, as the article advises, would have stopped."""
     ended = [run for run in runs if run.complete]
     vanishing = [
@@ -144,7 +144,7 @@ def print_stop(runs: Sequence[LabelledRun], step: int = 180) -> None:
 # --- the picture ---------------------------------------------------------------------------------
 
 
-def picture(runs: Sequence[LabelledRun], path: Path, step: int = 180) -> None:
+def picture(runs: Sequence[LabeledRun], path: Path, step: int = 180) -> None:
     """Gradients by depth at the step at which the article looks, then spread of the logits and loss over the steps."""
     settings = list(dict.fromkeys(run.overrides for run in reversed(runs) if run.complete))  # the largest peak first
     with theme():
@@ -171,7 +171,7 @@ def picture(runs: Sequence[LabelledRun], path: Path, step: int = 180) -> None:
         figure.savefig(path)
 
 
-def _draw_depths(axes: Axes, run: LabelledRun, step: int, style: Mapping[str, Any]) -> None:
+def _draw_depths(axes: Axes, run: LabeledRun, step: int, style: Mapping[str, Any]) -> None:
     """The geometric mean over the matrices of each encoder layer but query and key, whose gradients are smaller."""
     shot = next(shot for shot in run.history.snapshots if shot.step == step)
     means: dict[int, list[float]] = {}

@@ -2,7 +2,7 @@
 
     python benchmarks/compute_saved.py [calibration | held_out | blind] [sweeps]
 
-Random sweeps of 16 labelled runs, one run after the other, are given to Optuna's own pruners in real studies. A run
+Random sweeps of 16 labeled runs, one run after the other, are given to Optuna's own pruners in real studies. A run
 reports 27 times, its smoothed training loss over the loss of chance; verdicts come from a snapshot every 30 steps. Runs
 come from one task, or from both. A run that was pruned has no accuracy; the best run is lost if it was pruned.
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from labelled_runs import BLIND_FROM, LabelledRun, unpack
+from labeled_runs import BLIND_FROM, LabeledRun, unpack
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, PercentilePruner, SuccessiveHalvingPruner
 from verdicts import verdicts
 
@@ -47,7 +47,7 @@ PRUNERS: dict[str, Callable[[], BasePruner]] = {
 
 @dataclass(frozen=True)
 class ReplayedRun:
-    """A labelled run as a study sees it."""
+    """A labeled run as a study sees it."""
 
     task: str
     accuracy: float
@@ -58,7 +58,7 @@ class ReplayedRun:
     flagged_step: int | None
 
 
-def replay(run: LabelledRun) -> ReplayedRun:
+def replay(run: LabeledRun) -> ReplayedRun:
     """Diagnoses and reports of a run."""
     history, done = run.history, len(run.history.losses)
     diagnoses = list(verdicts(history, EVERY))
@@ -175,7 +175,7 @@ def print_table(runs: Sequence[ReplayedRun], count: int) -> None:
         print(f"| {title} | {' | '.join(columns)} |", flush=True)
 
 
-PARTS: dict[str, Callable[[LabelledRun], bool]] = {
+PARTS: dict[str, Callable[[LabeledRun], bool]] = {
     "calibration": lambda run: run.calibration,
     "held_out": lambda run: not run.calibration,
     "blind": lambda run: run.setting >= BLIND_FROM,

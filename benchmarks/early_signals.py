@@ -1,4 +1,4 @@
-"""What free signals and the plan alone say, compared with the verdict: scored on the labelled runs, in seconds.
+"""What free signals and the plan alone say, compared with the verdict: scored on the labeled runs, in seconds.
 
     python benchmarks/early_signals.py
 
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from labelled_runs import Label, LabelledRun, unpack
+from labeled_runs import Label, LabeledRun, unpack
 from verdicts import verdicts
 
 from bertmon.monitor.diagnosis import Verdict
@@ -29,7 +29,7 @@ EPS = 1e-6
 MAX_FALSE_ALARMS = 0.01
 GRID = [round(mantissa * 10.0**exponent, 6) for exponent in range(-3, 4) for mantissa in (1, 2, 3, 5, 7)]
 
-Signal = Callable[[LabelledRun], Iterable[tuple[int, float]]]
+Signal = Callable[[LabeledRun], Iterable[tuple[int, float]]]
 """The watched steps of a run, each with the signal's value."""
 
 
@@ -72,12 +72,12 @@ class SignalScore:
         return self.false_alarms / self.learned
 
 
-def first_below(run: LabelledRun, signal: Signal, threshold: float) -> int | None:
+def first_below(run: LabeledRun, signal: Signal, threshold: float) -> int | None:
     """The first watched step at which the signal is below the threshold."""
     return next((step for step, value in signal(run) if value < threshold), None)
 
 
-def collapse_step(run: LabelledRun) -> int | None:
+def collapse_step(run: LabeledRun) -> int | None:
     """The step at which the run is called collapsed, if that is its first doomed verdict."""
     doomed = (item for item in verdicts(run.history, 10) if item[1].verdict.doomed)
     step, diagnosis = next(doomed, (None, None))
@@ -85,10 +85,10 @@ def collapse_step(run: LabelledRun) -> int | None:
 
 
 def score(
-    runs: Sequence[LabelledRun],
+    runs: Sequence[LabeledRun],
     signal: Signal,
     threshold: float,
-    verdict_step: Callable[[LabelledRun], int | None] = collapse_step,
+    verdict_step: Callable[[LabeledRun], int | None] = collapse_step,
 ) -> SignalScore:
     """The rule "doomed once below the threshold" on these runs, compared with the step that a verdict comes at."""
     learned = [run for run in runs if run.label is Label.learned]
@@ -102,7 +102,7 @@ def score(
     )
 
 
-def choose_threshold(runs: Sequence[LabelledRun], signal: Signal) -> float:
+def choose_threshold(runs: Sequence[LabeledRun], signal: Signal) -> float:
     """The highest of GRID with at most 1 % false alarms."""
     learned = [run for run in runs if run.label is Label.learned]
     lowest = [np.nanmin([value for _, value in signal(run)]) for run in learned]
@@ -110,7 +110,7 @@ def choose_threshold(runs: Sequence[LabelledRun], signal: Signal) -> float:
     return max(allowed)
 
 
-def rows(runs: Sequence[LabelledRun]) -> Iterator[str]:
+def rows(runs: Sequence[LabeledRun]) -> Iterator[str]:
     """A row a signal and part."""
     parts = {
         "calibration": [run for run in runs if run.calibration],
@@ -128,7 +128,7 @@ def rows(runs: Sequence[LabelledRun]) -> Iterator[str]:
             )
 
 
-def peak_table(runs: Sequence[LabelledRun]) -> Iterator[tuple[float, float, int, int]]:
+def peak_table(runs: Sequence[LabeledRun]) -> Iterator[tuple[float, float, int, int]]:
     """Peak effective rate from, below; runs that did not learn; runs."""
     for low, high, *_ in STUDIED_PEAKS:
         inside = [run.label for run in runs if low <= run.history.plan.effective_lr.max() < high]

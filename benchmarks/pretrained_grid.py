@@ -1,4 +1,4 @@
-"""More labelled runs: a pretrained MiniLM fine-tuned on real 20 newsgroups, and wide models from random weights.
+"""More labeled runs: a pretrained MiniLM fine-tuned on real 20 newsgroups, and wide models from random weights.
 
     python benchmarks/pretrained_grid.py FOLDER [settings of MiniLM] [settings of wide models]
     python benchmarks/pretrained_grid.py FOLDER pack    add what they left to the stored runs
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from labelled_runs import PRETRAINED_FROM, PRETRAINED_STORE, WIDE_FROM, pack, read_folder, unpack
+from labeled_runs import PRETRAINED_FROM, PRETRAINED_STORE, WIDE_FROM, pack, read_folder, unpack
 from recorded_signals import pack_signals, recording, write_signals
 from verdict_grid import prepare_process, train
 

@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import article_runs
-import labelled_runs
+import labeled_runs
 import torch
 from environment import compose_config
-from labelled_runs import Label
+from labeled_runs import Label
 
 from bertmon.notation import format_rate
 from bertmon.training.rate_range import OVERSHOOT, find_cliff
@@ -55,7 +55,7 @@ class Shape:
     overrides: str
     calibration: bool = False
     studies: str = ""  # of docs/article.md: what their names begin with
-    labelled: str = ""  # task, layers, width and dropout of the labelled runs
+    labeled: str = ""  # task, layers, width and dropout of the labeled runs
     rates: Sequence[float] = ()  # that `train` trains, with bias correction and a warm-up of 0.1
 
 
@@ -104,7 +104,7 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class RealRun:
-    """What was planned, and what became of it."""
+    """What was planned, and its outcome."""
 
     shape: str
     seed: int
@@ -140,8 +140,8 @@ class Cliff:
         return max(self.low / rate, rate / self.high, 1.0)
 
 
-def labelled_key(overrides: str) -> str:
-    """Task, layers, width and dropout of a labelled run, as Shape.labelled has them."""
+def labeled_key(overrides: str) -> str:
+    """Task, layers, width and dropout of a labeled run, as Shape.labeled has them."""
     given = dict(override.split("=", 1) for override in overrides.split())
     layers = given.get("model.num_hidden_layers", "8" if "experiment" in given else "6")
     dropout = given.get("model.hidden_dropout_prob", "0.0")
@@ -151,7 +151,7 @@ def labelled_key(overrides: str) -> str:
 @functools.cache
 def all_runs() -> dict[str, list[RealRun]]:
     """The stored real runs of each shape, less those that may be too slow."""
-    extra, article, labelled = read(REAL_RUNS, RealRun), article_runs.unpack(), labelled_runs.unpack()
+    extra, article, labeled = read(REAL_RUNS, RealRun), article_runs.unpack(), labeled_runs.unpack()
     runs = {}
     for shape in SHAPES:
         name, starts = shape.name, tuple(shape.studies.split())
@@ -163,8 +163,8 @@ def all_runs() -> dict[str, list[RealRun]]:
         ]
         own += [
             RealRun(name, run.seed, float(run.history.plan.effective_lr.max()), run.label is Label.did_not_learn)
-            for run in labelled
-            if labelled_key(run.overrides) == shape.labelled
+            for run in labeled
+            if labeled_key(run.overrides) == shape.labeled
         ]
         runs[name] = [run for run in own if run.peak_effective_lr >= TOO_SLOW]
     return runs

@@ -2,7 +2,7 @@
 
     python benchmarks/report.py [most runs]
 
-Each run is one of the labelled runs of benchmarks/labelled_runs.py with its own history, and a result.json as a run
+Each run is one of the labeled runs of benchmarks/labeled_runs.py with its own history, and a result.json as a run
 leaves it. Every size is measured in a process of its own, from its start to its exit, as `bertmon compare` runs.
 """
 
@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from labelled_runs import LabelledRun, unpack
+from labeled_runs import LabeledRun, unpack
 
 from bertmon.config import VerdictThresholds
 from bertmon.metrics import EvalResult
@@ -30,7 +30,7 @@ print(re.search("VmHWM.*", open("/proc/self/status").read())[0])  # rusage would
 """
 
 
-def write_runs(runs: list[LabelledRun], count: int, folder: Path) -> None:
+def write_runs(runs: list[LabeledRun], count: int, folder: Path) -> None:
     """Runs as a sweep over settings and seeds leaves them."""
     histories = [run.history.to_bytes() for run in runs]
     results = [as_result(run) for run in runs]
@@ -43,8 +43,8 @@ def write_runs(runs: list[LabelledRun], count: int, folder: Path) -> None:
         (run_dir / HISTORY_FILE).write_bytes(histories[index])
 
 
-def as_result(run: LabelledRun) -> RunResult:
-    """The result of a labelled run."""
+def as_result(run: LabeledRun) -> RunResult:
+    """The result of a labeled run."""
     steps = len(run.history.losses)
     return RunResult(
         status=Status.finished,
@@ -63,13 +63,13 @@ def main(most: int) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     print(f"{platform.machine()}, Python {platform.python_version()}, {commit.stdout.strip()}\n")
     print("| runs | seconds | peak memory, MB | report.html, MB |\n|---|---|---|---|")
-    labelled = unpack()
+    labeled = unpack()
     for count in (2, 10, 100, 1000, 10000):
         if count > most:
             break
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            write_runs(labelled, count, folder)
+            write_runs(labeled, count, folder)
             started = time.perf_counter()
             done = subprocess.run([sys.executable, "-c", COMPARE, name], check=True, stdout=subprocess.PIPE, text=True)
             seconds = time.perf_counter() - started

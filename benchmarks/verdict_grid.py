@@ -1,4 +1,4 @@
-"""The labelled runs that bertmon's verdicts are judged on: small BERTs, real training, real histories.
+"""The labeled runs that bertmon's verdicts are judged on: small BERTs, real training, real histories.
 
     python benchmarks/verdict_grid.py FOLDER [settings] [processes]
     python benchmarks/verdict_grid.py FOLDER advice [processes]
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from environment import compose_config
-from labelled_runs import CALIBRATION_SETTINGS, Label, read_folder
+from labeled_runs import CALIBRATION_SETTINGS, Label, read_folder
 from verdicts import verdicts
 
 from bertmon.monitor.history import HISTORY_FILE

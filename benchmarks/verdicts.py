@@ -1,4 +1,4 @@
-"""How often the verdicts are right, and how early: scored on labelled runs, in seconds, without training.
+"""How often the verdicts are right, and how early: scored on labeled runs, in seconds, without training.
 
     python benchmarks/verdicts.py                    the tables, from the stored histories
     python benchmarks/verdicts.py misses             the runs that the rules get wrong, one a line
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from labelled_runs import (
+from labeled_runs import (
     ADVICE,
     BASE_STORE,
     BLIND_FROM,
@@ -26,7 +26,7 @@ from labelled_runs import (
     PRETRAINED_STORE,
     Family,
     Label,
-    LabelledRun,
+    LabeledRun,
     label,
     smooth_loss,
     unpack,
@@ -43,11 +43,11 @@ from bertmon.notation import format_percent, format_rate
 
 # --- the rules -----------------------------------------------------------------------------------
 
-Rule = Callable[[LabelledRun, int], int | None]
+Rule = Callable[[LabeledRun, int], int | None]
 """(run, steps between two snapshots) -> the step at which the run is first called doomed, None if never."""
 
 
-def bertmon_rules(run: LabelledRun, every: int) -> int | None:
+def bertmon_rules(run: LabeledRun, every: int) -> int | None:
     """The verdicts of bertmon.monitor.diagnosis."""
     return next((step for step, diagnosis in verdicts(run.history, every) if diagnosis.verdict.doomed), None)
 
@@ -66,7 +66,7 @@ def verdicts(history: History, every: int) -> Iterator[tuple[int, Diagnosis]]:
 def loss_rule(window: float) -> Rule:
     """The smoothed loss is no lower than it was `window` of the whole run before."""
 
-    def rule(run: LabelledRun, every: int) -> int | None:
+    def rule(run: LabeledRun, every: int) -> int | None:
         smoothed, width = smooth_loss(run.history)
         back = max(1, round(window * len(run.history.plan)))
         flat = np.flatnonzero(smoothed[back:] >= smoothed[:-back])
@@ -78,30 +78,30 @@ def loss_rule(window: float) -> Rule:
 def chance_rule(share: float) -> Rule:
     """The smoothed loss has never been below 0.95 of chance when `share` of the run has passed."""
 
-    def rule(run: LabelledRun, every: int) -> int | None:
+    def rule(run: LabeledRun, every: int) -> int | None:
         return None if run.learned_at <= share else math.ceil(share * len(run.history.plan))
 
     return rule
 
 
-def vanishing_gradient(run: LabelledRun, every: int) -> int | None:
+def vanishing_gradient(run: LabeledRun, every: int) -> int | None:
     """SageMaker Debugger: the mean |gradient| of any tensor is below 1e-7."""
     return _first(run, every, lambda shot: bool((shot["grad_mean"] < 1e-7).any()))
 
 
-def weight_update_ratio(run: LabelledRun, every: int) -> int | None:
+def weight_update_ratio(run: LabeledRun, every: int) -> int | None:
     """SageMaker Debugger: the update of any tensor is more than 10 or less than 1e-8 of it."""
     return _first(run, every, lambda shot: bool(((shot["update_ratio"] > 10) | (shot["update_ratio"] < 1e-8)).any()))
 
 
-def loss_not_decreasing(run: LabelledRun, every: int) -> int | None:
+def loss_not_decreasing(run: LabeledRun, every: int) -> int | None:
     """SageMaker Debugger: over 10 steps the loss has fallen by less than 0.1 %."""
     losses = np.array(run.history.losses)
     flat = np.flatnonzero(losses[10:] > losses[:-10] * (1 - 0.001))
     return int(flat[0]) + 10 if len(flat) else None
 
 
-def update_ratio_off(run: LabelledRun, every: int) -> int | None:
+def update_ratio_off(run: LabeledRun, every: int) -> int | None:
     """The article's rule of thumb alone: the median update ratio of matrices is not within a factor of 10 of 1e-3."""
 
     def off(shot: Snapshot) -> bool:
@@ -111,12 +111,12 @@ def update_ratio_off(run: LabelledRun, every: int) -> int | None:
     return _first(run, every, off)
 
 
-def planned_peak(run: LabelledRun, every: int) -> int | None:
+def planned_peak(run: LabeledRun, every: int) -> int | None:
     """Known before the first step: the plan's effective rate comes to where most of the small models fail."""
     return 0 if run.history.plan.effective_lr.max() >= PEAK_CLIFF else None
 
 
-def _first(run: LabelledRun, every: int, holds: Callable[[Snapshot], bool]) -> int | None:
+def _first(run: LabeledRun, every: int, holds: Callable[[Snapshot], bool]) -> int | None:
     return next((shot.step for shot in run.history.snapshots if shot.step % every == 0 and holds(shot)), None)
 
 
@@ -140,7 +140,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-def print_scores(runs: list[LabelledRun], every: int) -> None:
+def print_scores(runs: list[LabeledRun], every: int) -> None:
     """A row a rule. A lead is how many steps before the rule bertmon flags the same run."""
     by_label = {label: [run for run in runs if run.label == label] for label in Label}
     lost = by_label[Label.did_not_learn]
@@ -179,7 +179,7 @@ def print_advice() -> None:
         print(f"| {verdict} | `{key}` | {len(labels)} | {' | '.join(str(labels.count(each)) for each in order)} |")
 
 
-def misses(runs: list[LabelledRun], every: int) -> None:
+def misses(runs: list[LabeledRun], every: int) -> None:
     """The runs that the rules get wrong, one a line."""
     for run in runs:
         flag = bertmon_rules(run, every)
@@ -199,7 +199,7 @@ DRAWN_RULES: dict[str, tuple[Rule, int, str, str]] = {
 """Each with the steps between two snapshots, its color and its line style."""
 
 
-def picture(runs: list[LabelledRun], path: Path) -> None:
+def picture(runs: list[LabeledRun], path: Path) -> None:
     """Left: the standard deviation of the logits over the run. Right: how many of the runs that did not learn have been
     flagged by when."""
     figure = Figure(figsize=(10.5, 4), dpi=100)
@@ -214,7 +214,7 @@ def picture(runs: list[LabelledRun], path: Path) -> None:
     figure.savefig(path)
 
 
-def _draw_logits(axes: Axes, runs: list[LabelledRun]) -> None:
+def _draw_logits(axes: Axes, runs: list[LabeledRun]) -> None:
     for name, color in COLORS.items():
         for run in runs:
             if run.label == name:
@@ -235,7 +235,7 @@ def _draw_logits(axes: Axes, runs: list[LabelledRun]) -> None:
     axes.set_title("What the logits say", fontsize=11, loc="left")
 
 
-def _draw_flags(axes: Axes, runs: list[LabelledRun]) -> None:
+def _draw_flags(axes: Axes, runs: list[LabeledRun]) -> None:
     lost = [run for run in runs if run.label == Label.did_not_learn]
     learned = [run for run in runs if run.label == Label.learned]
     for name, (rule, every, color, style) in DRAWN_RULES.items():
@@ -249,7 +249,7 @@ def _draw_flags(axes: Axes, runs: list[LabelledRun]) -> None:
     axes.set_title("When it is known", fontsize=11, loc="left")
 
 
-def parts(runs: list[LabelledRun]) -> dict[str, list[LabelledRun]]:
+def parts(runs: list[LabeledRun]) -> dict[str, list[LabeledRun]]:
     """The parts of the study that are scored apart."""
     held_out = [run for run in runs if not run.calibration]
     known = [run for run in held_out if run.setting < CALIBRATION_SETTINGS]
@@ -262,7 +262,7 @@ def parts(runs: list[LabelledRun]) -> dict[str, list[LabelledRun]]:
     }
 
 
-def family_parts(runs: list[LabelledRun]) -> dict[str, list[LabelledRun]]:
+def family_parts(runs: list[LabeledRun]) -> dict[str, list[LabeledRun]]:
     """The parts of the later studies, on pretrained weights, wide models and BERT-base, that are scored apart."""
     parts = {}
     for family in (Family.pretrained, Family.wide, Family.base):
@@ -273,13 +273,13 @@ def family_parts(runs: list[LabelledRun]) -> dict[str, list[LabelledRun]]:
     return parts
 
 
-def print_part(name: str, runs: list[LabelledRun], every: int) -> None:
+def print_part(name: str, runs: list[LabeledRun], every: int) -> None:
     """One table with its heading."""
     print(f"\n{name}, a snapshot every {every} steps\n")
     print_scores(runs, every)
 
 
-def print_all(runs: list[LabelledRun]) -> None:
+def print_all(runs: list[LabeledRun]) -> None:
     """All tables of the first study."""
     late = sum(run.label == Label.learned and run.learned_at > PLATEAU for run in runs)
     plateau = f"{late} learned after a plateau of more than {PLATEAU:.0%} of the steps"
@@ -291,7 +291,7 @@ def print_all(runs: list[LabelledRun]) -> None:
     print_advice()
 
 
-def print_families(runs: list[LabelledRun]) -> None:
+def print_families(runs: list[LabeledRun]) -> None:
     """All tables of the study on pretrained weights and wide models."""
     parts = family_parts(runs)
     print("\n| runs | did not learn | learned | between |\n|---|---|---|---|")
@@ -309,7 +309,7 @@ def print_families(runs: list[LabelledRun]) -> None:
             print_part(name, part, every)
 
 
-def summary_row(name: str, runs: list[LabelledRun], every: int) -> str:
+def summary_row(name: str, runs: list[LabeledRun], every: int) -> str:
     """bertmon's verdicts on some runs, with those that did not learn by what became of their logits."""
     flags = {label: [(run, bertmon_rules(run, every)) for run in runs if run.label == label] for label in Label}
     lost = flags[Label.did_not_learn]
@@ -323,12 +323,12 @@ def summary_row(name: str, runs: list[LabelledRun], every: int) -> str:
     )
 
 
-def count_labels(runs: list[LabelledRun]) -> str:
+def count_labels(runs: list[LabeledRun]) -> str:
     """In words."""
     return ", ".join(f"{sum(run.label == label for run in runs)} {label}" for label in Label)
 
 
-def later_runs() -> list[LabelledRun]:
+def later_runs() -> list[LabeledRun]:
     """Those of pretrained_grid.py and bert_base.py."""
     return [*unpack(PRETRAINED_STORE), *unpack(BASE_STORE)]
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from early_signals import MAX_FALSE_ALARMS, Signal, score
 from environment import compose_config, describe
-from labelled_runs import PRETRAINED_STORE, Label, LabelledRun, unpack
+from labeled_runs import PRETRAINED_STORE, Label, LabeledRun, unpack
 from recorded_signals import RateMargin, Signals, token_spreads, unpack_signals
 from verdicts import bertmon_rules
 
@@ -54,19 +54,19 @@ def signals(recorded: dict[int, list[Signals]]) -> dict[str, Signal]:
     return {name: lambda run, name=name: by_setting[run.setting][name] for name in names}
 
 
-def choose_threshold(runs: Sequence[LabelledRun], name: str, signal: Signal) -> float:
+def choose_threshold(runs: Sequence[LabeledRun], name: str, signal: Signal) -> float:
     """The highest one with at most 1 % false alarms; 0 if there is none."""
     lowest = [min(value for _, value in signal(run)) for run in runs if run.label is Label.learned]
     grid = THRESHOLDS[name.split(",")[0]]
     return max((at for at in grid if np.mean([value < at for value in lowest]) <= MAX_FALSE_ALARMS), default=0.0)
 
 
-def verdict_step(run: LabelledRun) -> int | None:
+def verdict_step(run: LabeledRun) -> int | None:
     """The step of the first doomed verdict."""
     return bertmon_rules(run, EVERY)
 
 
-def rows(runs: Sequence[LabelledRun], recorded: dict[int, list[Signals]]) -> Iterator[str]:
+def rows(runs: Sequence[LabeledRun], recorded: dict[int, list[Signals]]) -> Iterator[str]:
     """A row a signal and part."""
     parts = {name: [run for run in runs if getattr(run, name)] for name in ("calibration", "blind")}
     for name, signal in signals(recorded).items():

@@ -143,7 +143,7 @@ def _overview() -> str:
     lines = [
         "usage: bertmon COMMAND ...",
         "",
-        "Train BERT across a sweep of settings and see early, in gradients and updates, which runs will never learn.",
+        "Train BERT across a sweep of settings and see early, from gradients and updates, which runs will not learn.",
         "",
         *(f"  {name:12}{(command.__doc__ or '').strip()}" for name, command in COMMANDS.items()),
         "",

@@ -116,7 +116,7 @@ class DataConfig:
     """What all sources of texts have in common."""
 
     max_length: int = 256
-    """Tokens a text is cut to, [CLS] and [SEP] included. At least 8."""
+    """Maximum number of tokens per text, including [CLS] and [SEP]; longer texts are truncated. At least 8."""
     bucket_lengths: list[int] | None = None
     """Lengths in tokens that a batch may be padded to, ascending, the last equal to max_length. A batch takes the
     first one that holds its longest text. null: the quarters of max_length, rounded up to a multiple of 8."""
@@ -479,13 +479,13 @@ class TrainConfig:
     classes) or mcc (Matthews correlation coefficient). On the validation split if there is one, else on the test
     split."""
     patience: int | None = None
-    """Stop when so many evaluations in a row, at eval_every's steps and epochs' ends, have not improved the metric. At
-    least 1; null: never."""
+    """Number of evaluations in a row (see eval_every) without an improvement of the metric after which training stops.
+    At least 1; null: never."""
     save_model: SaveModel = SaveModel.none
     """Save the model in the run's folder, as transformers' save_pretrained does: none, last (at the end) or best (at
     each evaluation that improves the metric; not before the first step)."""
     keep: Keep = Keep.best
-    """Whose saved models stay when a sweep has ended: best (those of the best setting) or all."""
+    """Which saved models to keep when a sweep has ended: best (those of the best setting) or all."""
     log_every: int = 10
     """Steps between two points of loss/train, the learning rates, grad_norm and clipped. At least 1."""
     max_grad_norm: float | None = 1.0
@@ -496,11 +496,11 @@ class TrainConfig:
     """Minutes between two checkpoints, written at the end of a step. Above 0; null: only checkpoint_every counts. An
     interrupted run writes one too, unless both are null; a run that ends deletes its checkpoint."""
     precision: Precision = Precision.fp32
-    """fp32: IEEE float32, whatever the environment says of TF32. tf32: the same with TF32 matrix products, faster on
-    NVIDIA GPUs since Ampere. bf16: matrix products autocast to bfloat16. Weights and optimizer state are float32 in all
-    of them."""
+    """fp32: IEEE float32, regardless of TF32 settings in the environment. tf32: the same with TF32 matrix products,
+    faster on NVIDIA GPUs since Ampere. bf16: matrix products autocast to bfloat16. Weights and optimizer state are
+    float32 in all of them."""
     compile: bool = False
-    """true: torch.compile the training pass, once for each shape of a batch. Sums are rounded otherwise than without.
+    """true: torch.compile the training pass, once for each shape of a batch. Results differ by rounding.
     For GPUs: on the CPU it needs a C++ compiler and gains nothing (docs/LOG.md)."""
     deterministic: bool = False
     """true: only kernels that give the same bits each time, on CUDA too, where they are slower; an operation that has
@@ -527,7 +527,7 @@ class TrainConfig:
 
 @dataclass(kw_only=True, slots=True)
 class VerdictThresholds:
-    """Thresholds of the verdicts. Their source is bertmon's own study of labelled runs: docs/verdicts.md."""
+    """Thresholds of the verdicts. Their source is bertmon's own study of labeled runs: docs/verdicts.md."""
 
     min_logit_std: float = 3e-5
     """Below this spread of the logits over a batch's texts the model ignores what it reads. Fresh models of width 64
@@ -540,7 +540,7 @@ class VerdictThresholds:
     model ignores what it reads, whatever its width. In (0, 1)."""
     vanished_depth_ratio: float = 1.5e-2
     """Below this depth ratio gradients have vanished beyond doubt: a BERT-base on a plateau that ended had 0.02 to
-    0.05, one that collapsed 0.009 to 0.014, most collapsed runs of a pretrained MiniLM 0.005 and less. Above 0."""
+    0.05, three that collapsed 0.009 to 0.016, most collapsed runs of a pretrained MiniLM 0.005 and less. Above 0."""
     shrunk_logit_std_ratio: float = 0.1
     """Below this share of the spread of the logits at step 0 they have shrunk, and their own slope says nothing of the
     steps to come (max_logit_std_growth is assumed): a BERT-base on a plateau that ended had 0.06 to 0.09, runs with too
@@ -549,10 +549,10 @@ class VerdictThresholds:
     """Below this size of Adam's step in units of the effective learning rate weights have stopped moving. Runs that
     learn have 0.05 to 1. Above 0."""
     learned_loss_ratio: float = 0.95
-    """A smoothed training loss below this share of the entropy of the labels has used the texts. In (0, 1)."""
+    """Below this fraction of the entropy of the labels, the smoothed training loss counts as learned. In (0, 1)."""
     min_final_logit_std: float = 3e-3
-    """Below this spread of the logits, the largest to expect at the last step, a run will not learn: log(spread) is
-    followed as a line over the effective learning rates added up. Above 0."""
+    """If the predicted spread of the logits at the last step is below this, a run is called not learning; log(spread)
+    is extrapolated linearly over the cumulative effective learning rate. Above 0."""
     min_lr_used: float = 0.3
     """Share of the effective learning rates, added up over the run, that has to be used before that line's own slope is
     trusted. In (0, 1)."""
@@ -561,7 +561,7 @@ class VerdictThresholds:
     0."""
     max_loss_ratio: float = 10.0
     """Above this multiple of the entropy of the labels, after slow_after of the steps, a run will not learn: none of
-    the labelled runs ever came near it. Above 1."""
+    the labeled runs ever came near it. Above 1."""
     slow_after: float = 0.3
     """Share of all steps after which a run that has not learned yet is called slow. In (0, 1)."""
 

@@ -130,7 +130,7 @@ def _label(row: Row, column: str) -> str:
 
 
 def _with_options(reason: str) -> str:
-    """With this command's options in place of the keys of a config."""
+    """With this command's options instead of the keys of a config."""
     return re.sub(r"\bdata\.(?=delimiter|encoding|quoted)", "--", reason)
 
 

@@ -91,7 +91,7 @@ class DataSummary:
 
 @dataclass(kw_only=True, slots=True)
 class RunResult:
-    """One run: its settings, and what came of it. Fields are filled while it runs; None is what is not known yet."""
+    """One run: its settings, and its outcome. Fields are filled while it runs; None is what is not known yet."""
 
     status: Status = Status.running
     started: str = ""  # local time, ISO 8601
@@ -157,8 +157,8 @@ class RunResult:
     def objective(self) -> float:
         """What a sweeper maximizes: the metric of the last evaluation, or of the best one if that model was saved.
 
-        On the validation split if there is one. Of a run that diverged, or was stopped as doomed, at most what guessing
-        gives: the majority share for the accuracy, 0 for the others.
+        On the validation split if there is one. A run that diverged, or was stopped as doomed, scores at most what
+        guessing gives, which is the majority share for the accuracy and 0 for the others.
         """
         assert self.data is not None
         evaluations = self.validations or self.evaluations

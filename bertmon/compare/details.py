@@ -10,7 +10,7 @@ from bertmon.result import RunResult, Status, SweepFile
 from bertmon.sanitize import sanitize, sanitize_line
 
 Values = Mapping[str, Any]
-"""A config by dotted key; the word "swept" in place of values that were."""
+"""A config by dotted key; the word "swept" instead of values that were."""
 
 
 def title(sweep: Sweep) -> str:

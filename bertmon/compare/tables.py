@@ -63,7 +63,7 @@ class Table:
 
 
 def settings_table(sweep: Sweep, *, intervals: bool = True) -> Table:
-    """A row per setting: its values, and what came of it. intervals: of the rates of runs that did not learn."""
+    """A row per setting: its values, and its outcome. intervals: of the rates of runs that did not learn."""
     header = ["setting"] if needs_names(sweep) else [*short_names(sweep.swept).values()]
     header += ["runs", "test accuracy", "did not learn", "verdict", "flagged at step", "peak rate", "best"]
     header += ["macro F1", "test loss", "time", "saved"]

@@ -1,4 +1,4 @@
-"""The labels of the training texts, as people have them, and what guessing by them costs.
+"""The training labels in any common form, and the chance loss that they imply.
 
 Shapes: B texts, T tokens, C classes.
 """

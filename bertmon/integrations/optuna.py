@@ -2,7 +2,7 @@
 
     study = optuna.create_study(direction="maximize", pruner=LearnedPruner(BehindPruner()))
     ...
-    report(trial, watch.diagnosis, step, accuracy, history=watch.history)     # in place of trial.report
+    report(trial, watch.diagnosis, step, accuracy, history=watch.history)     # instead of trial.report
     if trial.should_prune():
         raise optuna.TrialPruned
 

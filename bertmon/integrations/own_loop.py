@@ -190,7 +190,8 @@ class Watch(Guarded):
     def step(self, loss: Tensor | float, batch: Any) -> Iterator[None]:
         """Put around clipping and the optimizer's step; the scheduler's step and zero_grad come after it.
 
-        loss: mean cross-entropy of the update's texts []. batch: what the model was called with.
+        loss: mean cross-entropy of the update's texts [].
+        batch: what the model was called with.
         """
         self.measure_gradients()
         self.before_update(batch)

@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 def train(overrides: Sequence[str] = (), *, config_dir: Path | str | None = None) -> "RunResult":
     """Train one run and return its result, leaving the same folder as the command line.
 
-    overrides: as on the command line, such as ["experiment=quickstart", "schedule.warmup_frac=0.3"]. config_dir: a
-    folder of your own presets, such as my_conf with my_conf/experiment/mine.yaml. Prints the run's lines and draws its
-    progress bar, in a notebook too. Raises InputError for a mistake in the overrides, and whatever training raises.
+    overrides: as on the command line, such as ["experiment=quickstart", "schedule.warmup_frac=0.3"].
+    config_dir: a folder of your own presets, such as my_conf with my_conf/experiment/mine.yaml.
+
+    Prints the run's lines and draws its progress bar, in a notebook too. Raises InputError for a mistake in the
+    overrides, and whatever training raises.
     """
     threads.configure_threads()
     hydra_setup.register()

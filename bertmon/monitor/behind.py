@@ -18,7 +18,7 @@ from bertmon.monitor.history import History
 
 @dataclass(frozen=True, slots=True)
 class BehindThresholds:
-    """When a run is behind for good. Set on the calibration part of the labelled runs: docs/verdicts.md."""
+    """When a run is behind for good. Set on the calibration part of the labeled runs: docs/verdicts.md."""
 
     window: float = 0.25
     """Share of the run's steps over which its pace is taken. In (0, 1)."""

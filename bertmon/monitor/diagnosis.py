@@ -1,6 +1,6 @@
 """The rules: a History so far -> a verdict in words. Pure, numpy only; when to ask is up to monitor.
 
-How often the rules are right is measured on labelled runs: benchmarks/verdicts.py.
+How often the rules are right is measured on labeled runs: benchmarks/verdicts.py.
 """
 
 import math

@@ -14,7 +14,7 @@ STUDIED_PEAKS = (
     (1.9e-3, 4e-3, 32, 46),
     (4e-3, math.inf, 79, 87),
 )
-"""Peak effective rate from, below; runs that did not learn; runs. The labelled runs of docs/verdicts.md: post-LN BERTs
+"""Peak effective rate from, below; runs that did not learn; runs. The labeled runs of docs/verdicts.md: post-LN BERTs
 of 2 to 12 layers and width 64 and 128 from random weights. benchmarks/early_signals.py prints the table."""
 
 MAX_STUDIED_LAYERS, MAX_STUDIED_WIDTH = 12, 128

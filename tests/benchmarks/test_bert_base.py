@@ -8,7 +8,7 @@ from pathlib import Path
 import bert_base
 import numpy as np
 import pytest
-from labelled_runs import BASE_FROM, CALIBRATION_BASE, Family, unpack
+from labeled_runs import BASE_FROM, CALIBRATION_BASE, Family, unpack
 
 from bertmon.config import OnDoomed, OptimizerConfig
 from bertmon.launch.compose import load_config

@@ -10,7 +10,7 @@ with warnings.catch_warnings():
     from compute_saved import REPORTS, ReplayedRun, Saved
     from optuna.pruners import BasePruner, NopPruner
 
-from labelled_runs import unpack
+from labeled_runs import unpack
 
 from bertmon.integrations.optuna import LearnedPruner
 
@@ -66,7 +66,7 @@ def test_learned_pruner_in_a_study_sees_the_verdicts():
 
 
 def test_sweeps_are_the_same_at_every_call_and_of_one_task_if_asked_for():
-    replayed = [compute_saved.replay(labelled) for labelled in unpack()[::6]]
+    replayed = [compute_saved.replay(labeled) for labeled in unpack()[::6]]
     assert {len(sweep) for sweep in compute_saved.draw_sweeps(replayed, 5, one_task=False)} == {16}
     sweeps = list(compute_saved.draw_sweeps(replayed, 5, one_task=True))
     assert sweeps == list(compute_saved.draw_sweeps(replayed, 5, one_task=True))
@@ -74,9 +74,9 @@ def test_sweeps_are_the_same_at_every_call_and_of_one_task_if_asked_for():
 
 
 def test_replayed_run_ends_where_the_run_ended_and_knows_its_last_verdict():
-    for labelled in unpack()[::60]:
-        replayed = compute_saved.replay(labelled)
-        assert replayed.steps[-1] == len(labelled.history.losses)
+    for labeled in unpack()[::60]:
+        replayed = compute_saved.replay(labeled)
+        assert replayed.steps[-1] == len(labeled.history.losses)
         assert sorted(replayed.steps) == list(replayed.steps)
         doomed = replayed.attributes[-1]["bertmon:verdict"] in ("collapsed", "diverged", "not learning")
         assert not doomed or replayed.flagged_step is not None

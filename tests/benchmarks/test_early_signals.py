@@ -4,7 +4,7 @@ import early_signals
 import numpy as np
 import pytest
 from early_signals import SIGNALS, choose_threshold, collapse_step, first_below, of_snapshots, score
-from labelled_runs import Label, unpack
+from labeled_runs import Label, unpack
 
 
 @pytest.fixture(scope="module")

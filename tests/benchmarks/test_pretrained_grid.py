@@ -5,7 +5,7 @@ from collections import Counter
 
 import pretrained_grid
 import pytest
-from labelled_runs import PRETRAINED_FROM, PRETRAINED_STORE, WIDE_FROM, Family, LabelledRun, pack, unpack
+from labeled_runs import PRETRAINED_FROM, PRETRAINED_STORE, WIDE_FROM, Family, LabeledRun, pack, unpack
 from pretrained_grid import FROZEN_FROM, SETTINGS, TASKS, numbers, setting, subject_and_body
 from recorded_signals import unpack_signals
 
@@ -69,7 +69,7 @@ def test_numbers_put_a_wide_model_after_every_ten():
 
 def test_every_third_setting_is_blind_and_no_other_is_held_out(stored):
     def run(number):
-        return LabelledRun(number, 0, "", 0.5, 0.25, 300, None, stored[0].history)
+        return LabeledRun(number, 0, "", 0.5, 0.25, 300, None, stored[0].history)
 
     assert [run(number).blind for number in (1000, 1001, 1002, 1003, 2000, 2002)] == [False, False, True] * 2
     assert all(run(number).blind != run(number).calibration for number in (1001, 1002, 2001, 2002))

@@ -2,7 +2,7 @@
 
 import pytest
 import verdict_grid
-from labelled_runs import read_folder, unpack
+from labeled_runs import read_folder, unpack
 
 
 def test_setting_of_a_number_equals_that_of_the_stored_run():

@@ -1,11 +1,11 @@
-"""What docs/verdicts.md claims, on the stored histories of its labelled runs."""
+"""What docs/verdicts.md claims, on the stored histories of its labeled runs."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import verdicts
-from labelled_runs import Label, unpack
+from labeled_runs import Label, unpack
 
 ROOT = Path(__file__).parents[2]
 

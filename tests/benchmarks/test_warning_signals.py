@@ -5,7 +5,7 @@ import math
 import pytest
 import warning_signals
 from conftest import TINY_OVERRIDES
-from labelled_runs import Label, unpack
+from labeled_runs import Label, unpack
 from recorded_signals import Signals
 
 

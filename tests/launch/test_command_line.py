@@ -1,4 +1,4 @@
-"""Keys and values as users mistype them: what bertmon says in place of Hydra, and that its advice works."""
+"""Keys and values as users mistype them: what bertmon says instead of Hydra, and that its advice works."""
 
 import re
 import shlex

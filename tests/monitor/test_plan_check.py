@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from early_signals import peak_table
-from labelled_runs import unpack
+from labeled_runs import unpack
 
 from bertmon.config import OptimizerConfig
 from bertmon.monitor.history import RunPlan

@@ -1,10 +1,10 @@
-"""The store of labelled runs: what is in it, and that a run comes out of it as it went in."""
+"""The store of labeled runs: what is in it, and that a run comes out of it as it went in."""
 
 import dataclasses
 
 import numpy as np
 import pytest
-from labelled_runs import (
+from labeled_runs import (
     BASE_STORE,
     PRETRAINED_STORE,
     STORE,
@@ -64,7 +64,7 @@ def test_losses_that_are_not_finite_come_back(runs, tmp_path):
 
 
 def test_labels_equal_those_of_the_two_sided_binomial_interval(runs):
-    """Version 0.1 labelled runs by scipy's interval; the one function that decides today gives the same labels."""
+    """Version 0.1 labeled runs by scipy's interval; the one function that decides today gives the same labels."""
     for run in runs:
         low, high = binom.interval(0.99, run.test_texts, run.majority_share)
         guessing = low <= run.accuracy * run.test_texts <= high
@@ -81,7 +81,7 @@ def test_label_with_a_large_majority_rests_on_the_mean_recall():
     assert label(0.93, 0.9, 300, guesses=False, recall_above_chance=0.3) is Label.learned
     assert label(0.93, 0.9, 300, guesses=False, recall_above_chance=0.1) is Label.between
     assert label(0.93, 0.9, 300, guesses=True, recall_above_chance=0.3) is Label.did_not_learn
-    assert label(0.70, 0.5, 300, guesses=False, recall_above_chance=0.1) is Label.learned  # 20 points can be had
+    assert label(0.70, 0.5, 300, guesses=False, recall_above_chance=0.1) is Label.learned  # 20 points are possible
 
 
 def test_labels_of_the_first_study_are_those_that_it_was_scored_with(runs):

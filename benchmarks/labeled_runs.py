@@ -1,9 +1,9 @@
-"""The labelled runs that verdicts are scored on, and the file that holds their histories.
+"""The labeled runs that verdicts are scored on, and the file that holds their histories.
 
-    python benchmarks/labelled_runs.py pack FOLDER    store the histories that verdict_grid.py left in FOLDER
+    python benchmarks/labeled_runs.py pack FOLDER    store the histories that verdict_grid.py left in FOLDER
 
 Shapes: K watched steps, L layers, S statistics. What the rules do not use is not stored, and the rest is coarse: 16
-logarithmic steps to a factor of two, losses in 1e-4. tests/benchmarks/test_labelled_runs.py compares the verdicts.
+logarithmic steps to a factor of two, losses in 1e-4. tests/benchmarks/test_labeled_runs.py compares the verdicts.
 """
 
 import functools
@@ -88,7 +88,7 @@ def label(
 
 
 @dataclass(frozen=True)
-class LabelledRun:
+class LabeledRun:
     """A run of the study, with its history and its end."""
 
     setting: int
@@ -168,7 +168,7 @@ def smooth_loss(history: History) -> tuple[FloatArray, int]:
 # --- folders of runs -----------------------------------------------------------------------------
 
 
-def read_folder(folder: Path) -> Iterator[LabelledRun]:
+def read_folder(folder: Path) -> Iterator[LabeledRun]:
     """The runs that verdict_grid.py left; those that have not ended are skipped."""
     for path in sorted(folder.glob(f"*/seed=?/{HISTORY_FILE}")):
         overrides = path.with_name("overrides.txt").read_text().split()
@@ -177,7 +177,7 @@ def read_folder(folder: Path) -> Iterator[LabelledRun]:
             yield run
 
 
-def read_run(run_dir: Path, setting: int, overrides: Sequence[str]) -> LabelledRun | None:
+def read_run(run_dir: Path, setting: int, overrides: Sequence[str]) -> LabeledRun | None:
     """The run in a folder; None if it has not ended."""
     result = RunResult.read_ended(run_dir)
     if result is None:
@@ -186,7 +186,7 @@ def read_run(run_dir: Path, setting: int, overrides: Sequence[str]) -> LabelledR
     assert result.data is not None
     assert result.seed is not None
     confusion = result.final.confusion
-    return LabelledRun(
+    return LabeledRun(
         setting=setting,
         seed=result.seed,
         overrides=" ".join(overrides),
@@ -227,13 +227,13 @@ def read_advice(folder: Path) -> Iterator[dict[str, Any]]:
 
 # --- the store -----------------------------------------------------------------------------------
 
-_STORED_NAMES = {name: name for name in LabelledRun.__annotations__ if name != "history"} | {
+_STORED_NAMES = {name: name for name in LabeledRun.__annotations__ if name != "history"} | {
     "majority_share": "majority"
 }
-"""Fields of LabelledRun, and what they are called in the file."""
+"""Fields of LabeledRun, and what they are called in the file."""
 
 
-def pack(runs: list[LabelledRun], store: Path = STORE) -> None:
+def pack(runs: list[LabeledRun], store: Path = STORE) -> None:
     """Write the runs to one compressed file."""
     arrays: dict[str, npt.NDArray[Any]] = {}
     metadata = []
@@ -257,21 +257,21 @@ def pack(runs: list[LabelledRun], store: Path = STORE) -> None:
     _unpack.cache_clear()
 
 
-def unpack(store: Path = STORE) -> list[LabelledRun]:
+def unpack(store: Path = STORE) -> list[LabeledRun]:
     """The runs of the study, each once; a process reads a file once."""
     return list(_unpack(store))
 
 
 @functools.cache
-def _unpack(store: Path) -> tuple[LabelledRun, ...]:
+def _unpack(store: Path) -> tuple[LabeledRun, ...]:
     with np.load(io.BytesIO(lzma.decompress(store.read_bytes())), allow_pickle=False) as stored:
         metadata = json.loads(str(stored["about"]))
         return tuple(without_repeats(_unpack_run(stored, number, about) for number, about in enumerate(metadata)))
 
 
-def without_repeats(runs: Iterable[LabelledRun]) -> list[LabelledRun]:
+def without_repeats(runs: Iterable[LabeledRun]) -> list[LabeledRun]:
     """Of runs with the same overrides and seed one: one of the calibration part, for it has been looked at."""
-    kept: dict[tuple[str, int | None], LabelledRun] = {}
+    kept: dict[tuple[str, int | None], LabeledRun] = {}
     for run in runs:
         other = kept.setdefault((_distinct(run.overrides), run.seed), run)
         if run.calibration and not other.calibration:
@@ -284,7 +284,7 @@ def _distinct(overrides: str) -> str:
     return " ".join(word for word in overrides.split() if word != "model.frozen_layers=null")
 
 
-def _unpack_run(stored: Any, number: int, about: dict[str, Any]) -> LabelledRun:
+def _unpack_run(stored: Any, number: int, about: dict[str, Any]) -> LabeledRun:
     plan = _plan(about)
     layers = WeightTable(*(tuple(about.get(key, ())) for key in ("labels", "kinds", "depths", "lr_scales")))
     measured = _dequantize(stored[f"values{number}"].transpose(2, 1, 0))
@@ -299,7 +299,7 @@ def _unpack_run(stored: Any, number: int, about: dict[str, Any]) -> LabelledRun:
     history = History(plan, losses, _dequantize(stored[f"norm{number}"]).tolist(), snapshots)
     fields = {name: about.get(stored) for name, stored in _STORED_NAMES.items()}
     fields["evaluations"] = tuple(map(tuple, fields["evaluations"] or ()))
-    return LabelledRun(**fields, history=history)
+    return LabeledRun(**fields, history=history)
 
 
 def _plan(about: dict[str, Any]) -> RunPlan:
