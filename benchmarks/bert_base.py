@@ -4,7 +4,8 @@
     python benchmarks/bert_base.py picture FILE      gradients by depth, logits and losses
     python benchmarks/bert_base.py pack FOLDER...    add the runs below these folders to those that are stored
 
-A run takes an hour on one CPU thread (64 tokens, 5 s a step). It writes checkpoints, and `bertmon resume` resumes it:
+A run takes an hour on one CPU thread (64 tokens, 5 s a step; twice that with 128 tokens). It writes checkpoints, and
+`bertmon resume` resumes it:
 
     python -m bertmon.run -m experiment=article data.max_length=64 seed=0,1,2 schedule.warmup_frac=0.1,0.7 \\
         monitor.every=10 monitor.figures=false train.eval_every=128 train.checkpoint_minutes=15 device=cpu
@@ -89,7 +90,7 @@ def add(stored: Sequence[LabeledRun], new: Sequence[LabeledRun]) -> list[Labeled
 
 def name(run: LabeledRun) -> str:
     """In a table's first columns."""
-    values = dict(override.split("=") for override in run.overrides.split())
+    values = _values(run.overrides)
     corrected = "yes" if values["optimizer.bias_correction"] == "true" else "no"
     keys = (values["data.max_length"], values["schedule.warmup_frac"], values["optimizer.lr"], corrected)
     return " | ".join([*keys, format_rate(run.history.plan.effective_lr.max(), 2), str(run.seed)])
@@ -145,7 +146,12 @@ def print_stop(runs: Sequence[LabeledRun], step: int = 180) -> None:
 
 
 def picture(runs: Sequence[LabeledRun], path: Path, step: int = 180) -> None:
-    """Gradients by depth at the step at which the article looks, then spread of the logits and loss over the steps."""
+    """Gradients by depth at the step at which the article looks, then spread of the logits and loss over the steps.
+
+    Of the runs with the fewest tokens: those are of several seeds.
+    """
+    tokens = min(_tokens(run) for run in runs)
+    runs = [run for run in runs if _tokens(run) == tokens]
     settings = list(dict.fromkeys(run.overrides for run in reversed(runs) if run.complete))  # the largest peak first
     with theme():
         figure = Figure(figsize=(11, 3.6), dpi=100)
@@ -171,6 +177,14 @@ def picture(runs: Sequence[LabeledRun], path: Path, step: int = 180) -> None:
         figure.savefig(path)
 
 
+def _tokens(run: LabeledRun) -> int:
+    return int(_values(run.overrides)["data.max_length"])
+
+
+def _values(overrides: str) -> dict[str, str]:
+    return dict(override.split("=") for override in overrides.split())
+
+
 def _draw_depths(axes: Axes, run: LabeledRun, step: int, style: Mapping[str, Any]) -> None:
     """The geometric mean over the matrices of each encoder layer but query and key, whose gradients are smaller."""
     shot = next(shot for shot in run.history.snapshots if shot.step == step)
@@ -186,7 +200,7 @@ def _draw_depths(axes: Axes, run: LabeledRun, step: int, style: Mapping[str, Any
 
 
 def _legend(overrides: str) -> str:
-    values = dict(override.split("=") for override in overrides.split())
+    values = _values(overrides)
     corrected = ", bias correction" if values["optimizer.bias_correction"] == "true" else ""
     return f"warm-up {values['schedule.warmup_frac']}{corrected}"
 

@@ -28,9 +28,8 @@ def test_a_folder_needs_no_network(offline, tmp_path):
 
 
 def test_out_of_reach_is_said_at_once_with_what_to_do(offline):
-    with pytest.raises(
-        InputError, match=r"model\.name=no-such/model is not on this machine(.|\n)*model\.name=FOLDER of a model"
-    ):
+    message = r"model\.name=no-such/model is not on this machine(.|\n)*use model\.name=FOLDER, a model downloaded"
+    with pytest.raises(InputError, match=message):
         local_files_only("model.name", "no-such/model")
 
 

@@ -92,7 +92,7 @@ def about(**changes) -> Make:
 RUN = "warmup_frac=0.7/seed=0"
 GUESSED = {"step": 100, "loss": 1.4, "accuracy": 0.25}
 UNREADABLE = "Excluded: 1 unreadable."
-NO_CURVES = f"sweep/{RUN}/{HISTORY_FILE} cannot be read"
+NO_CURVES = f"could not read sweep/{RUN}/{HISTORY_FILE} ("
 LABELS = ["$\\frac{\x1b[31m", "<script>alert(1)</script>", "a\nb", "x" * 9000, "\x07", "\u6f22"]
 
 HUGE = {"steps": 10**400, "total_steps": 10**401, "verdict": "collapsed", "evaluations": [GUESSED]}
@@ -106,7 +106,7 @@ FOREIGN = [  # id, change to a complete sweep, part of what `bertmon compare` pr
     ("result in UTF-16", instead(f"{RUN}/result.json", lambda n: holds(n, "{}".encode("utf-16"))), UNREADABLE),
     ("result is deep", instead(f"{RUN}/result.json", lambda n: holds(n, b'{"a":' * 100_000)), UNREADABLE),
     ("seconds are huge", result(seconds=10**400), UNREADABLE),
-    ("steps are huge", result(**HUGE), "No run learned"),
+    ("steps are huge", result(**HUGE), "No run did better"),
     ("steps are negative", result(steps=-5), UNREADABLE),
     ("step of an evaluation is huge", result(evaluations=[{"step": 10**400}]), UNREADABLE),
     ("evaluation is a word", result(evaluations=["x"]), UNREADABLE),

@@ -23,7 +23,7 @@ def first_lines(settings, tmp_path, caplog):
 def test_first_lines_of_a_run_describe_the_data(first_lines):
     lines = first_lines()
     assert "2 classes (train / test texts): sea 22 / 5, sky 22 / 5" in lines
-    assert any("of the training texts fill data.max_length=32 tokens" in line for line in lines)
+    assert any("of the training texts reach data.max_length=32 tokens" in line for line in lines)
     assert not any("depth_ratio" in line for line in lines)
 
 
