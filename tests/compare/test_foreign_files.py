@@ -130,7 +130,7 @@ FOREIGN = [  # id, change to a complete sweep, part of what `bertmon compare` pr
     ("plan has an escape", plan({"runs": ["a\x1b[31m/b"]}), "Best: "),
     ("folder has an escape", lambda: Path("sweep/warmup_frac=0.7").rename("sweep/\x1b[31m"), "Best: "),
     ("folder is not UTF-8", lambda: os.rename("sweep/warmup_frac=0.7", b"sweep/caf\xe9"), "Best: "),
-    ("history is a pipe", instead(f"{RUN}/{HISTORY_FILE}", pipe), f"{NO_CURVES} ("),
+    ("history is a pipe", instead(f"{RUN}/{HISTORY_FILE}", pipe), NO_CURVES),
     ("history is a folder", instead(f"{RUN}/{HISTORY_FILE}", lambda n: lambda: os.mkdir(n)), NO_CURVES),
     ("history has pickles", measured(lr=np.array([{}], dtype=object)), "Object arrays cannot be loaded"),
     ("history has words", measured(lr=np.array(["a"] * 100)), "inconsistent shapes"),
