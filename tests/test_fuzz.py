@@ -25,7 +25,7 @@ from bertmon.compare.results import read_sweep
 from bertmon.config import FilesConfig
 from bertmon.data import Corpus, load_corpus
 from bertmon.errors import InputError
-from bertmon.launch.run_dirs import resume_argv
+from bertmon.launch.run_dirs import resume_argvs
 from bertmon.monitor.history import History
 from bertmon.result import SWEEP_FILE, RunResult, run_names
 from bertmon.storage import cached_bytes
@@ -311,7 +311,7 @@ def test_any_sweep_file_stays_inside_its_folder(content):
     for name in run_names(folder()):
         assert (folder() / name).resolve().is_relative_to(folder().resolve())
     try:
-        assert all(isinstance(word, str) for word in resume_argv(folder()))
+        assert all(isinstance(word, str) for argv in resume_argvs(folder()) for word in argv)
     except InputError as error:
         message = str(error)
         assert "not a sweep folder" in message or "no longer exists" in message
