@@ -530,38 +530,40 @@ class VerdictThresholds:
     """Thresholds of the verdicts. Their source is bertmon's own study of labeled runs: docs/verdicts.md."""
 
     min_logit_std: float = 3e-5
-    """Below this spread of the logits over a batch's texts the model ignores what it reads. Fresh models of width 64
-    and 128 have 5e-5 to 1e-3, those that learn about 1, collapsed ones mostly 1e-6 and less. Above 0."""
+    """Below this standard deviation of the logits over the texts of a batch (logit_std), the model ignores its input.
+    Untrained models of width 64 and 128 have 5e-5 to 1e-3, models that learn about 1, collapsed ones mostly 1e-6 or
+    less. Above 0."""
     min_depth_ratio: float = 3e-2
-    """Below this ratio of mean |gradient|, first over last encoder layer, gradients vanish towards the input. Runs
-    that learn have 0.1 to 10 but for one snapshot in a hundred, collapsed ones below 1e-2. Above 0."""
+    """Below this ratio of the mean |gradient| of the first encoder layer to that of the last (depth_ratio), gradients
+    vanish towards the input. In runs that learn, all but one snapshot in a hundred have 0.1 to 10; collapsed runs have
+    less than 1e-2. Above 0."""
     min_logit_std_ratio: float = 3e-2
-    """Below this share of the spread of the logits at step 0, while gradients have vanished (vanished_depth_ratio), the
-    model ignores what it reads, whatever its width. In (0, 1)."""
+    """Below this share of its value at step 0, while gradients have vanished (vanished_depth_ratio), logit_std means
+    that the model ignores its input, whatever its width. In (0, 1)."""
     vanished_depth_ratio: float = 1.5e-2
-    """Below this depth ratio gradients have vanished beyond doubt: a BERT-base on a plateau that ended had 0.02 to
-    0.05, three that collapsed 0.009 to 0.016, most collapsed runs of a pretrained MiniLM 0.005 and less. Above 0."""
+    """Below this depth_ratio, gradients have clearly vanished: a BERT-base on a plateau that ended had 0.02 to 0.05,
+    three that collapsed 0.009 to 0.016, most collapsed runs of a pretrained MiniLM 0.005 or less. Above 0."""
     shrunk_logit_std_ratio: float = 0.1
-    """Below this share of the spread of the logits at step 0 they have shrunk, and their own slope says nothing of the
-    steps to come (max_logit_std_growth is assumed): a BERT-base on a plateau that ended had 0.06 to 0.09, runs with too
-    small a rate 0.3 and more. In (0, 1)."""
+    """Below this share of its value at step 0, logit_std has shrunk and its trend predicts nothing about the remaining
+    steps (max_logit_std_growth is assumed instead): a BERT-base on a plateau that ended had 0.06 to 0.09, runs with too
+    small a learning rate 0.3 or more. In (0, 1)."""
     min_update_per_lr: float = 1e-2
-    """Below this size of Adam's step in units of the effective learning rate weights have stopped moving. Runs that
-    learn have 0.05 to 1. Above 0."""
+    """Below this size of Adam's step, in units of the effective learning rate, the weights have stopped moving. Runs
+    that learn have 0.05 to 1. Above 0."""
     learned_loss_ratio: float = 0.95
     """Below this fraction of the entropy of the labels, the smoothed training loss counts as learned. In (0, 1)."""
     min_final_logit_std: float = 3e-3
-    """If the predicted spread of the logits at the last step is below this, a run is called not learning; log(spread)
-    is extrapolated linearly over the cumulative effective learning rate. Above 0."""
+    """If the predicted logit_std at the last step is below this, a run is called not learning; log(logit_std) is
+    extrapolated linearly over the cumulative effective learning rate. Above 0."""
     min_lr_used: float = 0.3
-    """Share of the effective learning rates, added up over the run, that has to be used before that line's own slope is
-    trusted. In (0, 1)."""
+    """Share of the run's cumulative effective learning rate that must be used before the slope of that line is trusted.
+    In (0, 1)."""
     max_logit_std_growth: float = 600.0
-    """Slope that is assumed until then, that of the fastest run known: log(spread) per unit of learning rate. Above
-    0."""
+    """Slope that is assumed until then, the one of the fastest known run: log(logit_std) per unit of learning rate.
+    Above 0."""
     max_loss_ratio: float = 10.0
-    """Above this multiple of the entropy of the labels, after slow_after of the steps, a run will not learn: none of
-    the labeled runs ever came near it. Above 1."""
+    """Above this multiple of the entropy of the labels, after slow_after of the steps, a run will not learn: no
+    labeled run came near it. Above 1."""
     slow_after: float = 0.3
     """Share of all steps after which a run that has not learned yet is called slow. In (0, 1)."""
 

@@ -96,7 +96,7 @@ class Diagnosis:
 
 
 _HYSTERESIS = 10.0
-"""How far beyond its threshold a signal has to come back before a verdict is withdrawn."""
+"""The factor by which a signal must exceed its threshold before a verdict is withdrawn."""
 
 
 def diagnose(
@@ -114,7 +114,7 @@ def diagnose(
         if diagnosis is not None:
             break
     else:
-        if before is not None and before.verdict is Verdict.healthy:  # what it has learned it has learned
+        if before is not None and before.verdict is Verdict.healthy:  # a run that has learned stays healthy
             return before
         diagnosis = Diagnosis(Verdict.undecided, len(history.losses) - 1)
     if before is not None and before.verdict is diagnosis.verdict:
@@ -125,7 +125,7 @@ def diagnose(
 def _explained(
     diagnosis: Diagnosis, history: History, rules: VerdictThresholds, setting_names: SettingNames
 ) -> Diagnosis:
-    """With cause and advice, if it is a doomed one."""
+    """With cause and advice, if the verdict is a doomed one."""
     plan, step = history.plan, diagnosis.since_step
     if diagnosis.verdict is Verdict.diverged:
         return replace(diagnosis, **advice.explain_divergence(plan, step, setting_names))
@@ -172,23 +172,23 @@ def _diverged(history: History, rules: VerdictThresholds, before: Diagnosis | No
 
 
 def _collapsed(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
-    """The logits ignore the texts, while the gradient dies towards the input or the weights have stopped moving."""
+    """The logits ignore the texts, and gradients vanish towards the input or the weights have stopped moving."""
     collapsed = before is not None and before.verdict is Verdict.collapsed
-    snapshot, limit = history.snapshots[-1], _same_logits_limit(history, rules, collapsed=collapsed)
+    snapshot, limit = history.snapshots[-1], _logit_std_limit(history, rules, collapsed=collapsed)
     vanishing = snapshot.depth_ratio[0] < rules.min_depth_ratio
-    resting = snapshot.signals.get("update_per_lr/linear", math.inf) < rules.min_update_per_lr
+    stalled = snapshot.signals.get("update_per_lr/linear", math.inf) < rules.min_update_per_lr
     if collapsed:
-        if all(spread > _HYSTERESIS * limit for spread in _last_spreads(history)):
-            return None  # some odd batches are no recovery
-    elif not (snapshot.logit_std < limit and (vanishing or resting)):
+        if all(logit_std > _HYSTERESIS * limit for logit_std in _recent_logit_stds(history)):
+            return None  # a few unusual batches are not a recovery
+    elif not (snapshot.logit_std < limit and (vanishing or stalled)):
         return None
-    elif _learned(history, rules, before) and max(_last_spreads(history)) >= limit:
-        return None  # nor are some odd batches a collapse of a model that reads its texts
+    elif _learned(history, rules, before) and max(_recent_logit_stds(history)) >= limit:
+        return None  # a few unusual batches of a model that has learned are not a collapse
     return Diagnosis(Verdict.collapsed, snapshot.step, tuple(_collapse_findings(snapshot, limit, rules)))
 
 
 def _collapse_findings(snapshot: Snapshot, limit: float, rules: VerdictThresholds) -> Iterator[Finding]:
-    """What a collapse is seen by."""
+    """The signals that show the collapse."""
     profile, first = snapshot.depth_ratio
     if profile < rules.min_depth_ratio:
         text = (
@@ -203,33 +203,34 @@ def _collapse_findings(snapshot: Snapshot, limit: float, rules: VerdictThreshold
     yield Finding("logit_std", None, snapshot.logit_std, limit, snapshot.step, text)
 
 
-def _same_logits_limit(history: History, rules: VerdictThresholds, *, collapsed: bool) -> float:
-    """The spread of the logits below which a model ignores its texts.
+def _logit_std_limit(history: History, rules: VerdictThresholds, *, collapsed: bool) -> float:
+    """The `logit_std` below which a model ignores its texts.
 
-    A threshold without a scale of its own, a share of the spread at step 0, counts too once gradients have vanished
-    beyond doubt: wide and pretrained models start with logits that spread a hundred times as much as those of small
-    ones. collapsed: the run has been called so, and its gradients have to come back further.
+    It is absolute, or a share of the value at step 0 if that is larger and gradients have clearly vanished: the logits
+    of wide and of pretrained models start with a hundred used the standard deviation of small ones. collapsed: the
+    current verdict is `collapsed`, so that gradients must recover further.
     """
-    relative = rules.min_logit_std_ratio * _fresh_spread(history)
+    relative = rules.min_logit_std_ratio * _initial_logit_std(history)
     vanished = history.snapshots[-1].depth_ratio[0] < rules.vanished_depth_ratio * (_HYSTERESIS if collapsed else 1.0)
     return max(rules.min_logit_std, relative) if vanished else rules.min_logit_std
 
 
 def _logits_shrunk(history: History, rules: VerdictThresholds) -> bool:
-    """Whether steps were so large that the spread of the logits fell far below that of step 0."""
-    return history.snapshots[-1].logit_std < rules.shrunk_logit_std_ratio * _fresh_spread(history)
+    """Whether the updates were so large that `logit_std` fell far below its value at step 0."""
+    return history.snapshots[-1].logit_std < rules.shrunk_logit_std_ratio * _initial_logit_std(history)
 
 
-def _fresh_spread(history: History) -> float:
-    """That of the logits at step 0, before the first update; 0 if it was not measured."""
+def _initial_logit_std(history: History) -> float:
+    """The value at step 0, before the first update; 0 if it was not measured."""
     first = history.snapshots[0]
     return first.logit_std if first.step == 0 and math.isfinite(first.logit_std) else 0.0
 
 
 def _learned(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
-    """The loss is clearly below what the labels alone would give; once it is, half of that is enough to stay there.
+    """The loss is clearly below chance, the loss of a model that knows only the class frequencies.
 
-    Clearly: by two standard errors too, since the losses of small batches with few texts of a class scatter.
+    That is below `learned_loss_ratio` of it and by more than two standard errors, since the losses of small batches
+    with rare classes are noisy. To stay healthy, half of the distance is enough.
     """
     loss, error = _smoothed(history)
     has_learned = before is not None and before.verdict is Verdict.healthy
@@ -244,7 +245,7 @@ def _learned(history: History, rules: VerdictThresholds, before: Diagnosis | Non
 
 
 def _blown_up(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
-    """After a good part of the run the loss is far above chance: no plateau, but updates that are far too large."""
+    """After `slow_after` of the run the loss is far above chance: updates are far too large."""
     done, (loss, _), chance = len(history.losses), _smoothed(history), history.plan.chance_loss
     limit = rules.max_loss_ratio * chance
     if done < rules.slow_after * len(history.plan) or not history.plan.loss_known or not loss > limit:
@@ -254,16 +255,12 @@ def _blown_up(history: History, rules: VerdictThresholds, before: Diagnosis | No
 
 
 def _not_learning(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
-    """By the end of the run the logits will barely depend on the texts, even at the best growth to expect."""
+    """By the last step the logits will barely depend on the texts, even with the fastest growth to expect."""
     plan, shots = history.plan, history.snapshots
-    step, expected = (
-        shots[-1].step,
-        _predict_final_spread(plan, shots, rules, own_slope=not _logits_shrunk(history, rules)),
-    )
-    if not plan.effective_lr[: step + 1].any():
-        return None  # no weight has moved yet: nothing can be said of the growth
-    if not plan.lr_confirmed:
-        return None
+    step = shots[-1].step
+    if not plan.lr_confirmed or not plan.effective_lr[: step + 1].any():
+        return None  # the growth is unknown: so are the rates to come, or no weight has moved yet
+    expected = _predict_final_logit_std(plan, shots, rules, own_slope=not _logits_shrunk(history, rules))
     stay = _HYSTERESIS if before is not None and before.verdict is Verdict.not_learning else 1.0
     if not expected < rules.min_final_logit_std * stay:
         return None
@@ -278,43 +275,45 @@ def _not_learning(history: History, rules: VerdictThresholds, before: Diagnosis 
     )
 
 
-def _predict_final_spread(plan: RunPlan, shots: list[Snapshot], rules: VerdictThresholds, *, own_slope: bool) -> float:
-    """The largest spread of the logits to expect at the end of the run; infinite where that cannot be said.
+def _predict_final_logit_std(
+    plan: RunPlan, shots: list[Snapshot], rules: VerdictThresholds, *, own_slope: bool
+) -> float:
+    """The largest `logit_std` to expect at the end of the run; infinite if there is nothing to extrapolate from.
 
-    Off a plateau the spread grows exponentially, and the learning rate is its clock: against the effective learning
-    rates added up, its logarithm is a line. Through the latter half of the steps so far it is fitted, and followed to
-    the last step at its slope and twice the slope's standard error more, or at a quarter of the growth of the fastest
-    run known, since a plateau can end suddenly. Before the clock has run for `min_lr_used` of the whole, where there
-    are too few snapshots for a line, and without `own_slope`, that growth itself is assumed.
+    When a model leaves a plateau, `logit_std` grows exponentially with the sum of the effective learning rates: its
+    logarithm is linear in that sum. A line is fitted to the second half of the steps so far and extrapolated to the
+    last step, with its slope plus two standard errors or, if larger, a quarter of the growth of the fastest known run,
+    since a plateau can end suddenly. The growth of that run is assumed as long as less than `min_lr_used` of the sum
+    has been used, with fewer than three snapshots, and without `own_slope`.
     """
-    clock = np.cumsum(plan.effective_lr)
+    lr_sum = np.cumsum(plan.effective_lr)
     first = bisect_left(shots, shots[-1].step / 2, key=lambda shot: shot.step)
     recent = [shot for shot in shots[first :: 1 + (len(shots) - first) // 100] if shot.logit_std > 0]
-    times = np.array([clock[shot.step] for shot in recent])
-    spreads = np.log([shot.logit_std for shot in recent])
-    now, left = clock[shots[-1].step], clock[-1] - clock[shots[-1].step]
+    used = np.array([lr_sum[shot.step] for shot in recent])
+    log_stds = np.log([shot.logit_std for shot in recent])
+    now, left = lr_sum[shots[-1].step], lr_sum[-1] - lr_sum[shots[-1].step]
     if not recent:
         return math.inf
-    apart = times - times.mean()
-    if not own_slope or now < rules.min_lr_used * clock[-1] or len(recent) < 3 or not apart.any():
-        end = spreads.mean() + rules.max_logit_std_growth * left
+    centered = used - used.mean()
+    if not own_slope or now < rules.min_lr_used * lr_sum[-1] or len(recent) < 3 or not centered.any():
+        end = log_stds.mean() + rules.max_logit_std_growth * left
     else:
-        slope = float(apart @ spreads / (apart @ apart))
-        residuals = spreads - spreads.mean() - slope * apart
-        error = math.sqrt(float(residuals @ residuals / (len(recent) - 2) / (apart @ apart)))
+        slope = float(centered @ log_stds / (centered @ centered))
+        residuals = log_stds - log_stds.mean() - slope * centered
+        error = math.sqrt(float(residuals @ residuals / (len(recent) - 2) / (centered @ centered)))
         end = (
-            spreads.mean()
-            + slope * (now - times.mean())
+            log_stds.mean()
+            + slope * (now - used.mean())
             + max(slope + 2 * error, rules.max_logit_std_growth / 4) * left
         )
     return math.exp(min(float(end), 100.0))
 
 
 def _slow(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
-    """Nothing learned after a good part of the run, and no sign that it is lost.
+    """Nothing has been learned after `slow_after` of the run, and no rule calls it doomed.
 
-    A loss that is below chance, but scatters too much to be called learned, is not slow. A run that was slow before
-    stays so until it has learned.
+    A loss that is below chance, but too noisy to count as learned, is not slow. A slow run stays slow until it has
+    learned.
     """
     done, (loss, _), chance = len(history.losses), _smoothed(history), history.plan.chance_loss
     if done < rules.slow_after * len(history.plan) or not history.plan.loss_known:
@@ -330,9 +329,9 @@ def _slow(history: History, rules: VerdictThresholds, before: Diagnosis | None) 
 
 
 def unmoved_weights(shots: list[Snapshot], low_precision: frozenset[str]) -> Finding | None:
-    """Weights that two updates in a row did not change in any digit, although float32 would have shown the step.
+    """Weights that two consecutive updates left unchanged in every bit, although float32 could have represented them.
 
-    No verdict rests on it. low_precision: labels of the weights that are stored in fewer than 32 bits.
+    No verdict depends on it. low_precision: labels of the weights that are stored in fewer than 32 bits.
     """
     if len(shots) < 2:
         return None
@@ -371,8 +370,8 @@ def _smoothed(history: History) -> tuple[float, float]:
     return float(losses.mean()), float(losses.std() / math.sqrt(len(losses)))
 
 
-def _last_spreads(history: History) -> list[float]:
-    """Of the logits, as far as they were measured, in the last steps; of three snapshots at least."""
+def _recent_logit_stds(history: History) -> list[float]:
+    """Those measured in the last `_window` steps, and those of three snapshots at least."""
     found: list[float] = []
     for shot in reversed(history.snapshots):
         if len(found) >= 3 and shot.step < len(history.losses) - _window(history):
@@ -383,7 +382,7 @@ def _last_spreads(history: History) -> list[float]:
 
 
 def _window(history: History) -> int:
-    """Steps that a judgement about "now" looks back on: a twentieth of the whole run, and at least 20."""
+    """The number of recent steps that count as now: a twentieth of the run, at least 20."""
     return max(20, len(history.plan) // 20)
 
 

@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,18 @@ def bertmon(tmp_path, start_process, start_warm):
         torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
         command = [sys.executable, "-m", *torchrun, "bertmon.run", *arguments]
         return start_process(command, XDG_CACHE_HOME=cache, OMP_NUM_THREADS="1")
+
+    return start
+
+
+@pytest.fixture
+def bertmon_with_failing_rank(tmp_path, start_process):
+    """Starts bertmon in tmp_path on two processes, the second of which fails at its third step."""
+    program = str(Path(__file__).parents[1] / "failing_rank.py")
+
+    def start(*arguments):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", program]
+        return start_process([*command, *arguments], XDG_CACHE_HOME=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
 
     return start
 
@@ -93,3 +106,10 @@ def test_mistake_is_printed_once_and_ends_both_processes(bertmon, demo_files, tm
     assert done.returncode != 0
     assert (done.stdout + done.stderr).count("data.train: expected an existing file") == 1
     assert not (tmp_path / "multirun").exists()
+
+
+def test_failure_of_the_second_process_ends_both(bertmon_with_failing_rank, demo_files, tmp_path):
+    done = completed(bertmon_with_failing_rank(*demo_files, *SETUP, "hydra.run.dir=failed"))
+    assert done.returncode != 0
+    assert "the second GPU fell off the bus" in done.stderr
+    assert json.loads((tmp_path / "failed" / "result.json").read_text())["status"] == "failed"
