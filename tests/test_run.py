@@ -203,6 +203,7 @@ def test_flags_may_stand_anywhere_and_plus_signs_change_no_name(bertmon_here, de
 
 
 @needs_newsgroups
+@pytest.mark.slow
 def test_sweep_on_real_newsgroups(bertmon_here, tmp_path):
     done = bertmon_here(
         "schedule.warmup_frac=0.1,0.7",
@@ -222,6 +223,7 @@ def test_sweep_on_real_newsgroups(bertmon_here, tmp_path):
     assert [result["steps"] for result in runs.values()] == [32, 32]
 
 
+@pytest.mark.slow
 def test_long_check_is_announced(bertmon_here, demo_files):
     done = bertmon_here("schedule.warmup_frac=range(0.01,1.11,0.01)", "-m", *demo_files)
     assert done.returncode == 1

@@ -104,6 +104,7 @@ def test_memory_of_the_monitor_is_that_of_the_weights_it_measures():
     assert 0.9 * sizes["parameters"] < sizes["monitor"] <= sizes["parameters"]
 
 
+@pytest.mark.slow
 def test_a_run_with_no_fault_planted_is_quiet():
     assert answer("controls")["nothing"]["waits"] == {}
 

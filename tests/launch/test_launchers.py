@@ -75,6 +75,7 @@ def test_interrupted_joblib_sweep_leaves_checkpoints_and_resumes(bertmon, demo_f
     assert read_runs(tmp_path / "parallel") == read_runs(tmp_path / "plain")
 
 
+@pytest.mark.slow
 def test_failed_parallel_run_names_its_lines(bertmon, demo_files, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(FAILING_RUNS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
