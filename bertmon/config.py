@@ -1,7 +1,7 @@
 """The schema of a run: one dataclass per conf group, with each key's meaning, unit and range under its field.
 
-A value out of range raises InputError when the dataclass is built. Whether a file, a package or a device exists is left
-to the modules that use it; composing and reading a config to bertmon.launch.
+A value out of range raises InputError when the dataclass is created. The modules that use a file, package or device
+check that it exists; bertmon.launch composes and reads configs.
 """
 
 import functools
@@ -20,7 +20,7 @@ from bertmon.errors import InputError, require
 from bertmon.sanitize import has_control_characters, sanitize_line
 
 MAX_INT = 10_000_000
-"""Limit of every integer but the seed; beyond it libraries overflow or run out of memory."""
+"""Limit of every integer except seeds; beyond it, libraries overflow or run out of memory."""
 
 RENAMED_KEYS = {
     "cache": "cache_dir",
@@ -38,15 +38,15 @@ RENAMED_KEYS = {
     "schedule.shape": "schedule.decay",
     "train.clip": "train.max_grad_norm",
 }
-"""Keys of version 0.1, with their names today."""
+"""Keys of version 0.1 and their current names."""
 
 RENAMED_CHOICES = {"model=bert_narrow": "model=bert_small_8l", "model=hub": "model=pretrained"}
-"""Choices of conf groups in version 0.1, with their names today."""
+"""Config group choices of version 0.1 and their current names."""
 
 
-def _require_int(key: str, value: object, least: int = 1, most: int = MAX_INT) -> None:
-    ok = isinstance(value, int) and least <= value <= most
-    require(ok, key, value, f"an integer of at least {least} and at most {most}")
+def _require_int(key: str, value: object, minimum: int = 1, maximum: int = MAX_INT) -> None:
+    ok = isinstance(value, int) and minimum <= value <= maximum
+    require(ok, key, value, f"an integer of at least {minimum} and at most {maximum}")
 
 
 class Device(StrEnum):
@@ -113,31 +113,31 @@ class PostPart(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
-    """What all sources of texts have in common."""
+    """Keys shared by all sources of texts."""
 
     max_length: int = 256
     """Maximum number of tokens per text, including [CLS] and [SEP]; longer texts are truncated. At least 8."""
     bucket_lengths: list[int] | None = None
-    """Lengths in tokens that a batch may be padded to, ascending, the last equal to max_length. A batch takes the
-    first one that holds its longest text. null: the quarters of max_length, rounded up to a multiple of 8."""
+    """Lengths in tokens that batches are padded to, in ascending order, ending with max_length. Each batch is padded to
+    the first length that fits its longest text. null: quarters of max_length, rounded up to multiples of 8."""
     validation_frac: float | None = None
-    """Share of the training texts that becomes the validation part, with the same share of every class; in [0, 1).
-    null: 0.1 if data=files has data.train alone (data=hf: data.train_split), else 0, which is no validation part."""
+    """Fraction of the training texts to hold out for validation, stratified by class, in [0, 1). null: 0.1 if
+    data.train (data=hf: data.train_split) is the only part given, else 0, which means no validation part."""
     split_seed: int = 0
-    """Seed of the splits that bertmon makes itself; apart from `seed`, so that runs with different seeds have the same
+    """Seed of the splits that bertmon makes; separate from `seed`, so that runs with different seeds have the same
     texts in each part. From 0 to 2**32 - 1."""
 
     def __post_init__(self) -> None:
-        _require_int("data.max_length", self.max_length, least=8)
+        _require_int("data.max_length", self.max_length, minimum=8)
         fraction = self.validation_frac
         require(
             fraction is None or 0 <= fraction < 1, "data.validation_frac", fraction, "at least 0 and below 1, or null"
         )
-        _require_int("data.split_seed", self.split_seed, least=0, most=2**32 - 1)
+        _require_int("data.split_seed", self.split_seed, minimum=0, maximum=2**32 - 1)
         if self.bucket_lengths is not None:
             lengths = list(self.bucket_lengths)
             require(
-                all(isinstance(length, int) for length in lengths)  # OmegaConf lets lists in lists pass
+                all(isinstance(length, int) for length in lengths)  # OmegaConf accepts nested lists
                 and lengths == sorted(set(lengths))
                 and lengths[:1] > [0]
                 and lengths[-1] == self.max_length,
@@ -149,16 +149,16 @@ class DataConfig:
 
 @dataclass(kw_only=True, slots=True)
 class NewsgroupsConfig(DataConfig):
-    """20 newsgroups, as loaded and split by date into train and test parts by scikit-learn's fetch_20newsgroups."""
+    """20 newsgroups, with the training and test parts (split by date) of scikit-learn's fetch_20newsgroups."""
 
     categories: list[str] = field(
         default_factory=lambda: ["alt.atheism", "comp.graphics", "sci.space", "talk.religion.misc"]
     )
-    """Newsgroups to classify, at least two of the twenty. The default four are the article's."""
+    """Newsgroups to classify, at least two of the twenty. The four defaults are those of the article."""
     remove: list[PostPart] = field(default_factory=list)
-    """Parts of each post to leave out: headers, footers, quotes. The article keeps them all."""
+    """Parts of each post to remove: headers, footers, quotes. The article keeps them all."""
     data_home: str | None = None
-    """Folder that holds scikit-learn's own cache of the data. null: $SCIKIT_LEARN_DATA or ~/scikit_learn_data."""
+    """Folder of scikit-learn's cache of the data. null: $SCIKIT_LEARN_DATA or ~/scikit_learn_data."""
 
     def __post_init__(self) -> None:
         DataConfig.__post_init__(self)
@@ -184,23 +184,23 @@ class DocstringsConfig(DataConfig):
 
 
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
-"""By names that need no quoting on a command line."""
+"""Delimiters by names that need no quoting on the command line."""
 
 
 @dataclass(kw_only=True, slots=True)
 class FilesConfig(DataConfig):
-    """Your own texts, in files: .csv, .tsv, .jsonl, .json (an array) or .parquet; all but the last may be .gz."""
+    """Your own texts in files: .csv, .tsv, .jsonl, .json (an array) or .parquet; all except .parquet can be gzipped."""
 
     train: str = MISSING
     """File with the training texts: .csv or .tsv with a header line, .jsonl with one object per line, .json with an
     array of objects, or .parquet."""
     test: str | None = None
-    """File with the test texts, likewise. null: data.test_frac of the training file."""
+    """File with the test texts, in the same formats. null: data.test_frac of the training file."""
     validation: str | None = None
-    """File with the texts by which epochs and settings are chosen. null: data.validation_frac of the training file."""
+    """File with validation texts, to select epochs and settings. null: data.validation_frac of the training file."""
     test_frac: float = 0.2
-    """Share of the training file that becomes the test part if data.test is null, with the same share of every class.
-    Above 0 and below 1."""
+    """Fraction of the training file to hold out for testing if data.test is null, stratified by class. Above 0 and
+    below 1."""
     text_column: str = "text"
     """Column, or JSON key, that holds the text."""
     text_pair_column: str | None = None
@@ -208,15 +208,15 @@ class FilesConfig(DataConfig):
     label_column: str = "label"
     """Column, or JSON key, that holds the label: a string, an integer, true or false."""
     delimiter: str | None = None
-    """What is between the columns of .csv and .tsv: comma, semicolon, tab, pipe, or another character. null: a tab for
-    .tsv; for .csv a comma, or the semicolon or tab of a header that has no comma."""
+    """Column separator of .csv and .tsv: comma, semicolon, tab, pipe, or another character. null: a tab for .tsv; for
+    .csv a comma, or the semicolon or tab in a header without commas."""
     encoding: str | None = None
-    """Encoding of the files, by its name in Python, such as cp1252. null: UTF-8, or what a byte order mark says."""
+    """Encoding of the files, by its name in Python, such as cp1252. null: from the byte order mark, else UTF-8."""
     quoted: bool | None = None
     """Whether fields may be enclosed in double quotes. null: true for .csv; false for .tsv, where a quote is part of
     the text, as in GLUE's files."""
     skip_empty: bool = False
-    """true: leave rows out whose text or label is empty. false: refuse them."""
+    """true: skip rows whose text or label is empty. false: raise an error."""
 
     def __post_init__(self) -> None:
         DataConfig.__post_init__(self)
@@ -236,20 +236,21 @@ class FilesConfig(DataConfig):
 
 @dataclass(kw_only=True, slots=True)
 class HfConfig(DataConfig):
-    """A data set of the Hugging Face hub, or a folder of datasets.save_to_disk. Needs the extra bertmon[datasets]."""
+    """A data set on the Hugging Face hub, or a folder written by datasets.save_to_disk. Needs bertmon[datasets]."""
 
     name: str = MISSING
     """Name of the data set on the hub, or a local folder."""
     subset: str | None = None
-    """Which of its configurations, such as rte of glue. null: its only one."""
+    """Configuration of the data set, such as rte of glue. null: its only one."""
     train_split: str = "train"
     """Split with the training texts."""
     test_split: str | None = "test"
     """Split with the test texts. null: data.test_frac of the training split."""
     validation_split: str | None = None
-    """Split by which epochs and settings are chosen. null: data.validation_frac of the training split."""
+    """Split with validation texts, to select epochs and settings. null: data.validation_frac of the training split."""
     test_frac: float = 0.2
-    """Share of the training split that becomes the test part if data.test_split is null. Above 0 and below 1."""
+    """Fraction of the training split to hold out for testing if data.test_split is null, stratified by class. Above 0
+    and below 1."""
     text_column: str = "text"
     """Column that holds the text."""
     text_pair_column: str | None = None
@@ -257,7 +258,7 @@ class HfConfig(DataConfig):
     label_column: str = "label"
     """Column that holds the label: class labels, strings, integers or booleans."""
     skip_empty: bool = False
-    """true: leave rows out whose text or label is empty. false: refuse them."""
+    """true: skip rows whose text or label is empty. false: raise an error."""
 
     def __post_init__(self) -> None:
         DataConfig.__post_init__(self)
@@ -274,44 +275,45 @@ class HfConfig(DataConfig):
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
-    """A BERT-like sequence classifier. Architecture keys carry the names of the transformers config."""
+    """A BERT-like sequence classifier. Architecture keys have the names used in transformers configs."""
 
     init: Init = Init.random
-    """Where the weights come from: random (a fresh model) or pretrained (the weights of `name`)."""
+    """Initialization of the weights: random, or pretrained (the weights of `name`)."""
     name: str | None = None
-    """Hub name or local folder that gives the architecture, the tokenizer and, with init=pretrained, the weights.
-    null: the architecture is the keys below."""
+    """Hub name or local folder of the architecture, the tokenizer and, with init=pretrained, the weights. null: the
+    keys below define the architecture."""
     tokenizer: str | None = None
-    """Hub name or local folder that gives the vocabulary. null: that of `name`; without a name, a WordPiece vocabulary
-    trained on the training texts."""
+    """Hub name or local folder of the tokenizer. null: the tokenizer of `name`; if that is null too, a WordPiece
+    vocabulary trained on the training texts."""
     vocab_size: int | None = None
-    """Entries of a vocabulary that is trained on the texts (fewer where they hold fewer), at least 100. null: 8,000."""
+    """Size of a vocabulary trained on the texts (smaller if they yield fewer entries). At least 100; null: 8,000."""
     model_type: str | None = None
-    """Architecture family, by its transformers name, where `name` is null: roberta-prelayernorm, ... null: bert."""
+    """Architecture family by its transformers name, such as roberta-prelayernorm, if `name` is null. null: bert."""
     num_hidden_layers: int | None = None
-    """Encoder layers. This and the keys below: null leaves it to `name` or to the family's own default."""
+    """Number of encoder layers. null, here and in the architecture keys below: the value of `name`, or the family's
+    default."""
     hidden_size: int | None = None
-    """Width of a token's vector, a multiple of num_attention_heads."""
+    """Size of the hidden states, a multiple of num_attention_heads."""
     num_attention_heads: int | None = None
-    """Attention heads of a layer."""
+    """Number of attention heads per layer."""
     intermediate_size: int | None = None
-    """Width inside the feed-forward network."""
+    """Hidden size of the feed-forward network."""
     max_position_embeddings: int | None = None
-    """Positions the model knows, at least data.max_length."""
+    """Maximum number of positions, at least data.max_length."""
     hidden_dropout_prob: float | None = None
-    """Dropout of embeddings, feed-forward and attention outputs, in [0, 1)."""
+    """Dropout probability of embeddings, feed-forward and attention outputs, in [0, 1)."""
     attention_probs_dropout_prob: float | None = None
-    """Dropout of attention weights, in [0, 1)."""
+    """Dropout probability of attention weights, in [0, 1)."""
     frozen_layers: int | None = None
-    """Lowest encoder layers whose weights, and those of the embeddings, do not train: 0 freezes the embeddings alone.
-    null: everything trains."""
+    """Number of encoder layers to freeze, from the lowest up, together with the embeddings: 0 freezes only the
+    embeddings. null: nothing is frozen."""
 
     def __post_init__(self) -> None:
         for key in ("name", "tokenizer", "model_type"):
             require(getattr(self, key) != "", f"model.{key}", "''", "a name, or null")
         self.name, self.tokenizer = (each and os.path.expanduser(each) for each in (self.name, self.tokenizer))
         if self.vocab_size is not None:
-            _require_int("model.vocab_size", self.vocab_size, least=100, most=1_000_000)
+            _require_int("model.vocab_size", self.vocab_size, minimum=100, maximum=1_000_000)
             own = not (self.tokenizer or self.name)
             require(own, "model.vocab_size", self.vocab_size, "null with model.tokenizer or model.name")
         if self.name is not None:
@@ -320,9 +322,9 @@ class ModelConfig:
             if key.endswith("_prob"):
                 require(0 <= value < 1, f"model.{key}", value, "a number of at least 0 and below 1")
             else:
-                _require_int(f"model.{key}", value, most=1000 if key == "num_hidden_layers" else MAX_INT)
+                _require_int(f"model.{key}", value, maximum=1000 if key == "num_hidden_layers" else MAX_INT)
         if self.frozen_layers is not None:
-            _require_int("model.frozen_layers", self.frozen_layers, least=0, most=1000)
+            _require_int("model.frozen_layers", self.frozen_layers, minimum=0, maximum=1000)
         if self.hidden_size and self.num_attention_heads:
             require(
                 self.hidden_size % self.num_attention_heads == 0,
@@ -363,22 +365,22 @@ class OptimizerConfig:
     lr: float = 1e-3
     """Peak learning rate; the schedule scales it. Above 0."""
     bias_correction: bool = True
-    """false: the moments are not corrected for their start at zero, as in the original BERT code. Early steps are
-    then larger, by (1 - beta1^t) / sqrt(1 - beta2^t) at the t-th step."""
+    """false: the moments are not corrected for their initialization at zero, as in the original BERT code. Early steps
+    are then larger, by a factor of (1 - beta1^t) / sqrt(1 - beta2^t) at the t-th step."""
     beta1: float = 0.9
-    """Decay of the running mean of gradients, in [0, 1)."""
+    """Decay rate of the running mean of gradients, in [0, 1)."""
     beta2: float = 0.999
-    """Decay of the running mean of squared gradients, in [0, 1)."""
+    """Decay rate of the running mean of squared gradients, in [0, 1)."""
     eps: float = 1e-6
     """Added to the denominator. Above 0."""
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices; biases and LayerNorm weights have none. At least 0."""
     layer_decay: float = 1.0
-    """Factor of the learning rate from each encoder layer to the one below it (layer-wise learning rate decay): with L
-    layers the head has the whole rate, layer d from the input layer_decay^(L - d), the embeddings layer_decay^(L + 1).
-    In (0, 1]; 1: one rate for all."""
+    """Layer-wise learning rate decay, from each encoder layer to the one below it: with L layers, the head has the full
+    rate, layer d (counted from 0 at the input) the fraction layer_decay^(L - d) of it, the embeddings
+    layer_decay^(L + 1). In (0, 1]; 1: the same rate everywhere."""
     head_lr: float | None = None
-    """Peak learning rate of the classification head. Above 0; null: that of the others."""
+    """Peak learning rate of the classification head. Above 0; null: the value of lr."""
 
     def __post_init__(self) -> None:
         for key in ("lr", "eps"):
@@ -387,7 +389,7 @@ class OptimizerConfig:
         for key in ("beta1", "beta2"):
             value = getattr(self, key)
             require(0 <= value < 1, f"optimizer.{key}", value, "a number of at least 0 and below 1")
-            if not self.bias_correction:  # the form without it starts at step 2**24, where beta**step must vanish
+            if not self.bias_correction:  # without it, Adam starts at step 2**24, where beta**step must vanish
                 require(value <= 0.999997, f"optimizer.{key}", value, "at most 0.999997 without bias correction")
         decay = self.weight_decay
         require(0 <= decay < math.inf, "optimizer.weight_decay", decay, "a finite number of at least 0")
@@ -398,34 +400,35 @@ class OptimizerConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ScheduleConfig:
-    """The learning rate over the run."""
+    """The learning rate schedule."""
 
     decay: Decay = Decay.linear
-    """What follows the warm-up: linear (down to 0), cosine (down to 0) or constant; or one of transformers' schedules:
+    """Shape after the warm-up: linear (down to 0), cosine (down to 0) or constant; or one of transformers' schedules:
     inverse_sqrt, polynomial, cosine_with_restarts, cosine_with_min_lr, warmup_stable_decay."""
     warmup_frac: float = 0.1
-    """Share of all steps over which the learning rate rises linearly from 0 to its peak, in [0, 1]."""
+    """Fraction of all steps over which the learning rate rises linearly from 0 to its peak, in [0, 1]."""
     warmup_steps: int | None = None
-    """The same as a number of steps, which then replaces warmup_frac. At least 0, and at most all steps of the run
-    count; null: warmup_frac counts."""
+    """Length of the warm-up in steps, instead of warmup_frac. At least 0, and limited to the steps of the run; null:
+    warmup_frac applies."""
     power: float | None = None
     """Exponent of decay=polynomial. Above 0."""
     end_factor: float | None = None
-    """Share of the peak rate that decay=polynomial, cosine_with_min_lr or warmup_stable_decay ends at, in [0, 1)."""
+    """Final fraction of the peak rate for decay=polynomial, cosine_with_min_lr or warmup_stable_decay, in [0, 1)."""
     cycles: int | None = None
-    """Number of cosines of decay=cosine_with_restarts. At least 1."""
+    """Number of cosine cycles of decay=cosine_with_restarts. At least 1."""
     timescale: int | None = None
-    """Steps after which decay=inverse_sqrt has begun to fall. At least 1; null: those of the warm-up."""
+    """Time scale of decay=inverse_sqrt in steps. At least 1; null: the number of warm-up
+    steps, or 10,000 without a warm-up."""
     decay_frac: float | None = None
-    """Share of all steps over which decay=warmup_stable_decay falls, at the end of the run, in (0, 1]."""
+    """Fraction of all steps, at the end of the run, over which decay=warmup_stable_decay falls, in (0, 1]."""
     function: str | None = None
-    """A schedule of your own, as an importable module.function: it is called with (step, warmup_steps, total_steps) and
-    returns what the peak rate is multiplied by at that step. It replaces decay."""
+    """Your own schedule, as an importable module.function: it is called with (step, warmup_steps, total_steps) and
+    returns the factor of the peak rate at that step. Replaces decay."""
 
     def __post_init__(self) -> None:
         require(0 <= self.warmup_frac <= 1, "schedule.warmup_frac", self.warmup_frac, "a number from 0 to 1")
         if self.warmup_steps is not None:
-            _require_int("schedule.warmup_steps", self.warmup_steps, least=0)
+            _require_int("schedule.warmup_steps", self.warmup_steps, minimum=0)
         for key, (required, decays) in _SCHEDULE_PARAMETERS.items():
             value = getattr(self, key)
             if value is not None and self.decay not in decays:
@@ -450,61 +453,61 @@ _SCHEDULE_PARAMETERS = {
     "timescale": (False, (Decay.inverse_sqrt,)),
     "decay_frac": (True, (Decay.warmup_stable_decay,)),
 }
-"""Keys that belong to some decays: whether they must be given, and to which."""
+"""Keys that apply to some decays only: whether they are required, and those decays."""
 
 
 @dataclass(kw_only=True, slots=True)
 class TrainConfig:
-    """Length, batches, evaluation, checkpoints and precision of the training."""
+    """Length, batches, evaluation, checkpoints and precision of training."""
 
     epochs: int = 3
     """Passes over the training texts. At least 1."""
     batch_size: int = 16
-    """Texts of a batch, of all processes together. At least 1; the last batch of an epoch may be smaller."""
+    """Texts per batch, over all processes. At least 1; the last batch of an epoch can be smaller."""
     accumulate: int = 1
-    """Batches whose gradients are added up for one step; the step's loss is the mean over all their texts. At least
+    """Batches per step, whose gradients are accumulated; the step's loss is the mean over all their texts. At least
     1."""
     class_weights: Any = None
-    """Weights of the classes in the loss: balanced (inversely proportional to their number of training texts, as
-    scikit-learn's compute_class_weight), a list of numbers above 0 in the order of the classes, or a mapping of label
-    names to numbers. null: all the same."""
+    """Weights of the classes in the loss: balanced (inversely proportional to their number of training texts, as in
+    scikit-learn's compute_class_weight), a list of numbers above 0 in the order of the classes, or a mapping from label
+    names to numbers, in which classes that are not listed have weight 1. null: equal weights."""
     eval_batch_size: int = 64
-    """Texts per batch of an evaluation. At least 1; does not affect the metrics."""
+    """Texts per batch in evaluations. At least 1; does not affect the metrics."""
     eval_every: int | None = None
-    """Steps between two evaluations. At least 1; null: a part of an epoch, so that a run has ten or a few more. Every
-    run is also evaluated before its first step and at each epoch's end; with a number above the run's steps, only
-    there. docs/cost.md says what evaluations cost."""
+    """Steps between evaluations. At least 1; null: equal parts of an epoch, such that a run has ten evaluations or a
+    few more. Every run is also evaluated before its first step and at the end of each epoch; with a number above the
+    run's steps, only then. Their cost: docs/cost.md."""
     metric: Metric = Metric.accuracy
-    """What the best evaluation, the best setting and a sweeper's objective go by: accuracy, f1_macro (mean F1 over the
-    classes) or mcc (Matthews correlation coefficient). On the validation split if there is one, else on the test
-    split."""
+    """Metric that selects the best evaluation and the best setting, and is a sweeper's objective: accuracy, f1_macro
+    (mean F1 over the classes) or mcc (Matthews correlation coefficient). Computed on the validation split if there is
+    one, else on the test split."""
     patience: int | None = None
-    """Number of evaluations in a row (see eval_every) without an improvement of the metric after which training stops.
-    At least 1; null: never."""
+    """Early stopping: number of consecutive evaluations (see eval_every) without an improvement of the metric after
+    which training stops. At least 1; null: never."""
     save_model: SaveModel = SaveModel.none
-    """Save the model in the run's folder, as transformers' save_pretrained does: none, last (at the end) or best (at
-    each evaluation that improves the metric; not before the first step)."""
+    """Save the model in the run's folder with transformers' save_pretrained: none, last (at the end) or best (at each
+    evaluation that improves the metric; not before the first step)."""
     keep: Keep = Keep.best
-    """Which saved models to keep when a sweep has ended: best (those of the best setting) or all."""
+    """Saved models to keep at the end of a sweep: best (those of the best setting) or all."""
     log_every: int = 10
-    """Steps between two points of loss/train, the learning rates, grad_norm and clipped. At least 1."""
+    """Steps between logged points of loss/train, the learning rates, grad_norm and clipped. At least 1."""
     max_grad_norm: float | None = 1.0
-    """Gradients with a larger global L2 norm are scaled down to it. Above 0; null: no clipping."""
+    """Maximum global L2 norm of the gradients; larger ones are clipped to it. Above 0; null: no clipping."""
     checkpoint_every: int | None = None
-    """Steps between two checkpoints. At least 1; null: only checkpoint_minutes counts."""
+    """Steps between checkpoints. At least 1; null: only checkpoint_minutes applies."""
     checkpoint_minutes: float | None = 10.0
-    """Minutes between two checkpoints, written at the end of a step. Above 0; null: only checkpoint_every counts. An
-    interrupted run writes one too, unless both are null; a run that ends deletes its checkpoint."""
+    """Minutes between checkpoints, written at the end of a step. Above 0; null: only checkpoint_every applies. An
+    interrupted run also writes one, unless both are null; a run deletes its checkpoint when it ends."""
     precision: Precision = Precision.fp32
     """fp32: IEEE float32, regardless of TF32 settings in the environment. tf32: the same with TF32 matrix products,
     faster on NVIDIA GPUs since Ampere. bf16: matrix products autocast to bfloat16. Weights and optimizer state are
-    float32 in all of them."""
+    always float32."""
     compile: bool = False
-    """true: torch.compile the training pass, once for each shape of a batch. Results differ by rounding.
-    For GPUs: on the CPU it needs a C++ compiler and gains nothing (docs/LOG.md)."""
+    """true: torch.compile the training pass, once per batch shape. Results differ by rounding. Meant for GPUs: on the
+    CPU it needs a C++ compiler and gains nothing (docs/LOG.md)."""
     deterministic: bool = False
-    """true: only kernels that give the same bits each time, on CUDA too, where they are slower; an operation that has
-    none is an error. The CPU needs no such setting."""
+    """true: use only deterministic kernels, which are slower on CUDA; an operation without one raises an error. Not
+    needed on the CPU."""
 
     def __post_init__(self) -> None:
         _require_class_weights(self.class_weights)
@@ -588,21 +591,20 @@ class MonitorConfig:
     enabled: bool = True
     """false: measure neither gradients nor updates (loss and accuracy are measured anyway)."""
     every: int = 30
-    """Steps between two measurements; step 0 is the first. At least 1."""
+    """Steps between measurements, starting at step 0. At least 1."""
     figures: bool = True
     """Draw gradient_depth, gradient_flow and update_ratio at each measurement."""
     include_biases: bool = False
     """Monitor biases as well as weights."""
     skip_prob: float = 0.0
-    """Share of weights not monitored, in [0, 1): chosen at random, but the same in every run, and never the first or
-    the last one. Verdicts use the weights that are monitored."""
+    """Fraction of weights to leave out, in [0, 1): chosen at random, but the same in every run, and never the first or
+    the last one. Verdicts use the monitored weights only."""
     on_doomed: OnDoomed = OnDoomed.warn
-    """What happens to a run whose verdict is collapsed or not learning: warn (it continues) or stop (after a last
-    evaluation, with status "stopped"; a verdict that would have been withdrawn later is final then). A run that
-    diverged always ends."""
+    """Action for a run whose verdict is collapsed or not learning: warn (the run continues) or stop (after a last
+    evaluation, with status "stopped"; the verdict can then no longer be withdrawn). A run that diverged always ends."""
     on_behind: OnBehind = OnBehind.ignore
-    """What happens to a run that learns, but cannot catch up with the best run of its sweep that has ended, at its pace
-    times two: ignore, or stop (status "stopped"; in one process only). Scored in docs/verdicts.md."""
+    """Action for a run that learns, but even at twice its pace cannot catch up with the best of its sweep's ended runs:
+    ignore, or stop (status "stopped"; in one process only). Evaluated in docs/verdicts.md."""
     thresholds: VerdictThresholds = field(default_factory=VerdictThresholds)
 
     def __post_init__(self) -> None:
@@ -617,16 +619,16 @@ class RunConfig:
     """One run."""
 
     experiment: str = "custom"
-    """Name of the preset in conf/experiment that the settings start from; each preset sets it. custom: none."""
+    """Name of the preset in conf/experiment that the run is based on; each preset sets it. custom: none."""
     name: str | None = None
-    """Name of the run, or of the whole sweep, for folders and TensorBoard. null: the experiment's. At most 100
-    characters, without / and control characters."""
+    """Name of the run or sweep, for folders and TensorBoard. null: the name of the experiment. At most 100 characters,
+    without / and control characters."""
     seed: int = 0
-    """Seeds weights, order of the texts and dropout. From 0 to 2**32 - 1."""
+    """Seed of the initial weights, the order of the texts and dropout. From 0 to 2**32 - 1."""
     device: Device = Device.auto
     """cuda, cpu, mps, or auto: cuda if available, else mps if available, else cpu."""
     cache_dir: str | None = None
-    """Folder for corpora, vocabularies and tokens, which many runs share. Safe to delete.
+    """Folder for cached corpora, vocabularies and tokens, shared by runs. Safe to delete.
     null: $XDG_CACHE_HOME/bertmon, or ~/.cache/bertmon."""
     resume: str | None = None
     """Folder of an earlier launch of the same command, such as multirun/2026-11-23_07-17-49: its finished runs are
@@ -661,7 +663,7 @@ class RunConfig:
         return Path(folder).absolute()
 
 
-_NOT_IDENTITY = (
+_NON_IDENTITY_KEYS = (
     "cache_dir",
     "device",
     "experiment",
@@ -673,18 +675,18 @@ _NOT_IDENTITY = (
 
 
 def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that make a run this run and no other, by dotted key, with values as JSON has them.
+    """The settings that identify a run, by dotted key, with JSON values.
 
-    config: a RunConfig as a dict, today's or that of version 0.1. Everything that asks whether two runs have the same
-    settings (resume, the grouping of a report) uses this.
+    config: a RunConfig as a dict, of this version or of version 0.1. Every comparison of the settings of two runs
+    (resuming, grouping in a report) uses this.
     """
     flat = json.loads(json.dumps(dict(_flattened(config))))
     renamed = {RENAMED_KEYS.get(key, key): value for key, value in flat.items()}
-    return {key: value for key, value in renamed.items() if key not in _NOT_IDENTITY}
+    return {key: value for key, value in renamed.items() if key not in _NON_IDENTITY_KEYS}
 
 
 def default_identity(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The identity of a run with defaults alone, as far as keys have one, on the kind of data that `values` is of."""
+    """The default settings for the data source of `values`, as an identity; keys without a default are left out."""
     names = {key.removeprefix("data.") for key in values if key.startswith("data.")}
     schemas = (DataConfig, DocstringsConfig, NewsgroupsConfig, FilesConfig, HfConfig)
     fitting = (schema for schema in schemas if names <= {each.name for each in fields(schema)})
@@ -693,10 +695,10 @@ def default_identity(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _defaults(schema: type[DataConfig]) -> Mapping[str, Any]:
-    made = ((each.name, each.default, each.default_factory) for each in fields(schema))
-    data = {name: factory() if callable(factory) else default for name, default, factory in made}
-    known = {f"data.{name}": value for name, value in data.items() if value != MISSING}
-    return run_identity(asdict(RunConfig()) | known)
+    specs = ((each.name, each.default, each.default_factory) for each in fields(schema))
+    data = {name: factory() if callable(factory) else default for name, default, factory in specs}
+    data_defaults = {f"data.{name}": value for name, value in data.items() if value != MISSING}
+    return run_identity(asdict(RunConfig()) | data_defaults)
 
 
 def _flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -707,17 +709,17 @@ def _flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield prefix + key, value
 
 
-def require_same_run(here: Mapping[str, Any], there: Mapping[str, Any], folder: Path) -> None:
-    """Raise InputError with all differences (up to 20) unless two identities are equal.
+def require_same_run(current: Mapping[str, Any], stored: Mapping[str, Any], folder: Path) -> None:
+    """Raise InputError with the differences (up to 20) unless two identities are equal.
 
-    there: that of the run in `folder`, of which here is the one that would resume. A key that an earlier version of
-    bertmon did not have counts as its default.
+    current: the identity of the run that would resume. stored: that of the run in `folder`. A key that an earlier
+    version of bertmon did not have takes its default.
     """
-    there = {**default_identity(here), **there}
-    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    stored = {**default_identity(current), **stored}
+    keys = [key for key in {**stored, **current} if stored.get(key) != current.get(key)]
     if keys:
         differences = (
-            f"{sanitize_line(key)} was {sanitize_line(there.get(key))}, now {sanitize_line(here.get(key))}"
+            f"{sanitize_line(key)} was {sanitize_line(stored.get(key))}, now {sanitize_line(current.get(key))}"
             for key in keys[:20]
         )
         raise InputError(
@@ -727,10 +729,10 @@ def require_same_run(here: Mapping[str, Any], there: Mapping[str, Any], folder: 
 
 
 def require_table_format(delimiter: str | None, encoding: str | None, *, prefix: str) -> None:
-    """Raise InputError unless a table can be read with these; prefix: of their names in the message."""
-    known = delimiter is None or delimiter in DELIMITERS or (len(delimiter) == 1 and delimiter not in '"\r\n\0')
+    """Raise InputError unless the delimiter and the encoding are valid. prefix: of their names in messages."""
+    valid = delimiter is None or delimiter in DELIMITERS or (len(delimiter) == 1 and delimiter not in '"\r\n\0')
     expected = f"{', '.join(DELIMITERS)}, one character that is no quote or line end, or null"
-    require(known, f"{prefix}delimiter", delimiter, expected)
+    require(valid, f"{prefix}delimiter", delimiter, expected)
     expected = "the name of a text encoding in Python, such as cp1252, or null"
     require(encoding is None or _is_encoding(encoding), f"{prefix}encoding", encoding, expected)
 
@@ -753,7 +755,7 @@ def _require_distinct(key: str, names: list[str]) -> None:
 
 
 def _require_columns(text: str, pair: str | None, label: str) -> None:
-    require(label != text, "data.label_column", label, f"another column than data.text_column={text}")
+    require(label != text, "data.label_column", label, f"a column other than data.text_column={text}")
     if pair is not None:
         require(pair not in (text, label), "data.text_pair_column", pair, "a column other than those of text and label")
 
@@ -767,6 +769,6 @@ def _is_encoding(name: str) -> bool:
         b"text".decode(name)
     except UnicodeError:
         return True
-    except (LookupError, ValueError):  # also of codecs that are no text encodings, such as base64
+    except (LookupError, ValueError):  # also for codecs that are not text encodings, such as base64
         return False
     return True

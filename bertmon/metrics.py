@@ -1,4 +1,4 @@
-"""What an evaluation measures, and when that is more than guessing. numpy only: the report imports no torch.
+"""Metrics of an evaluation, and tests of whether it beats guessing. numpy only: the report imports no torch.
 
 Shapes: C classes. A confusion matrix [C, C] has a row per label and a column per prediction.
 """
@@ -14,22 +14,22 @@ import numpy.typing as npt
 
 Counts = npt.NDArray[np.int64]
 
-_LEVEL = 0.005
-"""A run has learned if guessing would do as well with at most this probability."""
+_ALPHA = 0.005
+"""Significance level: a run has learned if guessing would do as well with at most this probability."""
 
 _MAX_TEXTS_NEEDED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class EvalResult:
-    """Metrics of one split, in eval mode, of the weights after `step` updates."""
+    """Metrics on one split, in eval mode, after `step` updates."""
 
     step: int
     loss: float  # mean cross-entropy; nan if it was not finite
     accuracy: float  # in [0, 1]
-    f1_macro: float = math.nan  # mean over classes of F1, 0 for a class that is never right; nan: not known
-    mcc: float = math.nan  # Matthews correlation coefficient, in [-1, 1]; 0 for constant predictions; nan: not known
-    confusion: tuple[tuple[int, ...], ...] | None = None  # [C, C]; None: not kept
+    f1_macro: float = math.nan  # mean F1 over the classes, 0 for one without correct predictions; nan: unknown
+    mcc: float = math.nan  # Matthews correlation coefficient, in [-1, 1]; 0 for constant predictions; nan: unknown
+    confusion: tuple[tuple[int, ...], ...] | None = None  # [C, C]; None: not stored
 
     @classmethod
     def from_confusion(cls, step: int, loss: float, confusion: Counts) -> Self:
@@ -40,7 +40,7 @@ class EvalResult:
 
     @property
     def constant_prediction(self) -> int | None:
-        """The class that is predicted for every text; None if there are several, or that is not known."""
+        """The class predicted for every text; None if several are predicted, or without a confusion matrix."""
         predicted = [label for label, texts in enumerate(zip(*(self.confusion or ()), strict=True)) if any(texts)]
         return predicted[0] if len(predicted) == 1 else None
 
@@ -50,25 +50,25 @@ class EvalResult:
         numbers = {name: values.get(name) for name in ("loss", "f1_macro", "mcc")}
         if "loss" not in values:
             raise KeyError("loss")
-        known = {name: math.nan if value is None else float(value) for name, value in numbers.items()}
+        metrics = {name: math.nan if value is None else float(value) for name, value in numbers.items()}
         confusion = values.get("confusion")
         matrix = None if confusion is None else tuple(tuple(int(count) for count in row) for row in confusion)
-        return cls(int(values["step"]), accuracy=float(values["accuracy"]), confusion=matrix, **known)
+        return cls(int(values["step"]), accuracy=float(values["accuracy"]), confusion=matrix, **metrics)
 
     def without_confusion(self) -> Self:
-        """The same metrics, without the matrix."""
+        """The same metrics without the confusion matrix."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return type(self)(**{**values, "confusion": None})
 
 
 def best_evaluation(evaluations: Sequence[EvalResult], metric: str) -> EvalResult | None:
-    """The first one with the highest `metric` (a field of EvalResult), of those with a finite loss; None without one.
+    """The first evaluation with the highest `metric` (a field of EvalResult) and a finite loss; None without one.
 
-    That before the first step is no candidate. Results of version 0.1 know the accuracy alone.
+    The evaluation before the first step is excluded. Results of version 0.1 have the accuracy only.
     """
     trained = [each for each in evaluations if each.step > 0]
-    known = [each for each in trained if math.isfinite(each.loss) and math.isfinite(getattr(each, metric))]
-    return max(known, key=lambda each: float(getattr(each, metric)), default=None)
+    candidates = [each for each in trained if math.isfinite(each.loss) and math.isfinite(getattr(each, metric))]
+    return max(candidates, key=lambda each: float(getattr(each, metric)), default=None)
 
 
 def precision_recall(confusion: Counts) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -79,7 +79,7 @@ def precision_recall(confusion: Counts) -> tuple[npt.NDArray[np.float64], npt.ND
 
 
 def f1_macro(confusion: Counts) -> float:
-    """Mean of F1 over the classes that have texts or are predicted."""
+    """Mean F1 over the classes that have texts or are predicted."""
     right = np.diag(confusion)
     total = confusion.sum(axis=0) + confusion.sum(axis=1)
     present = total > 0
@@ -90,54 +90,55 @@ def matthews(confusion: Counts) -> float:
     """Matthews correlation coefficient for any number of classes (Gorodkin 2004); 0 if all predictions are the same."""
     n, right = int(confusion.sum()), int(np.trace(confusion))
     predicted, labeled = confusion.sum(axis=0).astype(float), confusion.sum(axis=1).astype(float)
-    spread = (n**2 - predicted @ predicted) * (n**2 - labeled @ labeled)
-    return float((n * right - predicted @ labeled) / math.sqrt(spread)) if spread > 0 else 0.0
+    variances = (n**2 - predicted @ predicted) * (n**2 - labeled @ labeled)
+    return float((n * right - predicted @ labeled) / math.sqrt(variances)) if variances > 0 else 0.0
 
 
 def did_not_learn(evaluation: EvalResult, majority_share: float, texts: int) -> bool:
-    """Whether the predictions tell no more of the labels than guessing does.
+    """Whether the predictions are no better than guessing.
 
-    With a confusion matrix: unless `guessing_p` is at most 0.5 %. Without one (results of version 0.1): unless the
-    count of correct texts exceeds the 99.5 % quantile of Binomial(texts, majority_share), the upper end of its 99 %
-    interval.
+    With a confusion matrix: true unless `guessing_p` is at most 0.5 %. Without one (results of version 0.1): true
+    unless the number of correct predictions exceeds the 99.5 % quantile of Binomial(texts, majority_share), the upper
+    end of its 99 % interval.
     """
     if evaluation.confusion is None:
-        return round(evaluation.accuracy * texts) <= _binomial_quantile(1 - _LEVEL, texts, majority_share)
-    return guessing_p(np.array(evaluation.confusion)) > _LEVEL
+        return round(evaluation.accuracy * texts) <= _binomial_quantile(1 - _ALPHA, texts, majority_share)
+    return guessing_p(np.array(evaluation.confusion)) > _ALPHA
 
 
 def guessing_p(confusion: Counts) -> float:
-    """The probability that predictions which ignore the texts do as well as a confusion matrix [C, C], at most.
+    """An upper bound on the p-value of a confusion matrix [C, C], for predictions that ignore the texts.
 
-    Two exact tests, Bonferroni-corrected. The count of correct texts against Binomial(texts, share of the majority
-    class), which no guessing exceeds: it has the power where classes are balanced. And for each class Fisher's exact
-    test of whether texts that are predicted as that class belong to it more often than chance: it has the power where
-    they are not. A constant prediction passes neither, and four rare texts found among forty pass the second.
+    Two exact tests, Bonferroni-corrected. The first compares the number of correct predictions with Binomial(texts,
+    share of the majority class), which no guessing exceeds; it is powerful for balanced classes. The second is Fisher's
+    exact test, for each class, of whether texts predicted as that class belong to it more often than by chance; it is
+    powerful for imbalanced classes. A constant prediction is significant in neither; four rare texts found among
+    forty are significant in the second.
     """
     n, labeled, predicted = int(confusion.sum()), confusion.sum(axis=1), confusion.sum(axis=0)
     right = np.diag(confusion)
-    accuracy = _binomial_tail(int(right.sum()), n, float(labeled.max() / n))
+    accuracy_p = _binomial_tail(int(right.sum()), n, float(labeled.max() / n))
     margins = zip(right.tolist(), labeled.tolist(), predicted.tolist(), strict=True)
-    classes = [_hypergeometric_tail(*margin, n) for margin in margins]
-    return min(1.0, 2 * min(accuracy, _distinct_tests(len(classes)) * min(classes)))
+    class_ps = [_hypergeometric_tail(*margin, n) for margin in margins]
+    return min(1.0, 2 * min(accuracy_p, _distinct_tests(len(class_ps)) * min(class_ps)))
 
 
 def _distinct_tests(classes: int) -> int:
-    """Of Fisher's tests: with two classes both are the same."""
+    """The number of distinct Fisher tests: with two classes, both are the same."""
     return classes if classes > 2 else 1
 
 
 @functools.lru_cache(maxsize=1024)
 def texts_needed(majority_share: float) -> int:
-    """The smallest number of test texts that can tell a model halfway between guessing and perfect from guessing."""
+    """The smallest number of test texts that distinguish guessing from a model halfway between guessing and perfect."""
     halfway = (1 + majority_share) / 2
     sizes = range(1, _MAX_TEXTS_NEEDED)
-    enough = (n for n in sizes if round(halfway * n) > _binomial_quantile(1 - _LEVEL, n, majority_share))
+    enough = (n for n in sizes if round(halfway * n) > _binomial_quantile(1 - _ALPHA, n, majority_share))
     return next(enough, _MAX_TEXTS_NEEDED)
 
 
 def _hypergeometric_tail(right: int, labeled: int, predicted: int, n: int) -> float:
-    """P(X >= right) for the number of `predicted` texts, drawn at random from n, that are among `labeled` ones."""
+    """P(X >= right), with X the number of `labeled` texts among `predicted` ones drawn at random from n."""
     counts = np.arange(right, min(labeled, predicted) + 1)
     log_pmf = (
         _log_comb(labeled, counts) + _log_comb(n - labeled, predicted - counts) - _log_comb(n, np.array([predicted]))
@@ -179,7 +180,7 @@ def _binomial_log_pmf(n: int, p: float) -> npt.NDArray[np.float64]:
 
 
 def wilson_interval(count: int, n: int) -> tuple[float, float]:
-    """95 % interval of a rate of which `count` of `n` were seen (Wilson 1927, score interval)."""
+    """95 % confidence interval of a rate, from `count` events in `n` trials (Wilson 1927, score interval)."""
     if not n:
         return 0.0, 1.0
     z, share = 1.96, count / n

@@ -1,6 +1,6 @@
 """BERT-like sequence classifiers: pretrained or freshly initialized, and short labels for their weights.
 
-Knows transformers' models and their parameter names; tokenizers belong to data.tokenize.
+Handles transformers' models and their parameter names; tokenizers are in data.tokenize.
 Shapes: B texts, T tokens, C classes.
 """
 
@@ -31,14 +31,14 @@ class NamedWeight(NamedTuple):
     """A watched parameter."""
 
     parameter: nn.Parameter
-    kind: str  # "embedding", "linear", "norm" or "other"; a bias has "bias"
+    kind: str  # "embedding", "linear", "norm", "bias" or "other"
     depth: int | None  # index of its encoder layer, counted from the input; None outside the encoder
 
 
 def build_model(
     config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, pad_id: int, max_length: int
 ) -> nn.Module:
-    """The classifier on the CPU, in train mode; fresh weights come from torch's global random state.
+    """The classifier on the CPU, in train mode; new weights are drawn from torch's global random state.
 
     Its forward takes input_ids [B, T] and attention_mask [B, T] and returns an object with .logits [B, C].
     Raises InputError if the named model cannot be loaded or does not fit the data.
@@ -61,9 +61,9 @@ def build_model(
 def check_model(
     config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, pad_id: int, max_length: int
 ) -> nn.Module:
-    """The model that `build_model` would give, without weights: on the meta device.
+    """The model that `build_model` would return, without weights (on the meta device).
 
-    Raises InputError for whatever would make `build_model` fail.
+    Raises InputError for anything that would make `build_model` fail.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -74,7 +74,7 @@ def check_model(
     try:
         with torch.device("meta"):
             model: nn.Module = AutoModelForSequenceClassification.from_config(model_config, dtype=torch.float32)
-    except Exception as error:  # whatever the family's own code makes of the keys
+    except Exception as error:  # the family's own code can raise anything
         raise InputError(f"model: cannot build {family}: {_first_line(error)}") from None
     n_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     if config.frozen_layers is not None:
@@ -87,16 +87,16 @@ def check_model(
         )
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            _require_positions(max_length, module.num_embeddings - module.padding_idx - 1)  # RoBERTa skips the padding
+            _require_positions(max_length, module.num_embeddings - module.padding_idx - 1)  # RoBERTa starts after it
     if config.init is Init.pretrained and os.path.isdir(str(config.name)):
         _check_weights(Path(str(config.name)))
     return model
 
 
 def _freeze_lowest(model: nn.Module, layers: int) -> None:
-    """Freeze the embeddings and so many encoder layers above them.
+    """Freeze the embeddings and the lowest `layers` encoder layers.
 
-    Raises InputError if the model has fewer, or a decoder, whose layers have numbers too.
+    Raises InputError if the model has fewer layers, or a decoder, whose layers are numbered as well.
     """
     family: Any = model.config
     if family.is_encoder_decoder:
@@ -117,7 +117,7 @@ def _freeze_lowest(model: nn.Module, layers: int) -> None:
 def build_model_config(
     config: ModelConfig, *, label_names: Sequence[str], vocab_size: int, pad_id: int, max_length: int
 ) -> "PretrainedConfig":
-    """The transformers config of the model that `build_model` makes. Raises InputError if it does not fit the data."""
+    """The transformers config of the model that `build_model` builds. Raises InputError if it does not fit the data."""
     from transformers import AutoModelForSequenceClassification
 
     architecture: dict[str, Any] = dict(config.architecture())
@@ -158,7 +158,7 @@ def _config_of_family(family: str, **keys: Any) -> "PretrainedConfig":
         )
     try:
         model_config: PretrainedConfig = AutoConfig.for_model(family, **keys)
-    except Exception as error:  # whatever the family's own code makes of the keys
+    except Exception as error:  # the family's own code can raise anything
         raise InputError(f"model: cannot build {family}: {_first_line(error)}") from None
     return model_config
 
@@ -171,7 +171,7 @@ def _config_of_checkpoint(name: str, architecture: dict[str, Any], labels: dict[
         model_config: PretrainedConfig = AutoConfig.from_pretrained(
             name, trust_remote_code=False, local_files_only=local, **architecture, **labels
         )
-    except Exception as error:  # whatever transformers makes of a third-party file
+    except Exception as error:  # transformers can raise anything for a third-party file
         raise InputError(_load_error(name, error)) from None
     return model_config
 
@@ -181,7 +181,7 @@ def _require_positions(max_length: int, positions: int) -> None:
 
 
 def _memory_bytes() -> int | None:
-    """Physical memory of this machine; None where Python cannot tell, as on Windows."""
+    """Physical memory of this machine; None if Python cannot determine it, as on Windows."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -189,7 +189,7 @@ def _memory_bytes() -> int | None:
 
 
 def _check_weights(folder: Path) -> None:
-    """Raise InputError unless the folder has weights in files that open."""
+    """Raise InputError unless the folder has weights in readable files."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(
@@ -204,19 +204,19 @@ def _check_weights(folder: Path) -> None:
 
 
 def _load_pretrained(name: str, model_config: "PretrainedConfig") -> nn.Module:
-    """Pretrained weights in float32 under a fresh classifier; raises InputError if the encoder's are incomplete."""
+    """Pretrained weights in float32 under a new head; raises InputError if encoder weights are missing."""
     from transformers import AutoModelForSequenceClassification
 
     try:
-        with _quiet_transformers():  # a fresh classifier is what we want; other gaps raise below
+        with _quiet_transformers():  # a new head is intended; other missing weights raise below
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 name,
                 config=model_config,
-                dtype=torch.float32,  # also of a checkpoint stored in bfloat16: small updates would be rounded away
+                dtype=torch.float32,  # even for a bfloat16 checkpoint: small updates would be rounded away
                 local_files_only=local_files_only("model.name", name),
                 use_safetensors=True,  # never a third-party pickle
                 trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # of a classifier for another number of classes; others raise below
+                ignore_mismatched_sizes=True,  # of a head for another number of classes; others raise below
                 output_loading_info=True,
             )
     except Exception as error:
@@ -231,12 +231,12 @@ def _load_pretrained(name: str, model_config: "PretrainedConfig") -> nn.Module:
 
 def has_token_types(model: nn.Module) -> bool:
     """Whether the model tells the two texts of a pair apart by token_type_ids."""
-    takes_them = "token_type_ids" in inspect.signature(model.forward).parameters
-    return takes_them and getattr(model.config, "type_vocab_size", 0) >= 2  # RoBERTa's only one stands for no types
+    has_argument = "token_type_ids" in inspect.signature(model.forward).parameters
+    return has_argument and getattr(model.config, "type_vocab_size", 0) >= 2  # RoBERTa has one type for all tokens
 
 
 def missing_features(model: nn.Module) -> list[str]:
-    """What bertmon cannot show, or not do, with this model's family, one sentence each."""
+    """Features of bertmon that do not work with this model, one sentence each."""
     family = getattr(model.config, "model_type", type(model).__name__)
     depths = {weight.depth for weight in named_weights(model).values()} - {None}
     missing = []
@@ -252,19 +252,19 @@ def missing_features(model: nn.Module) -> list[str]:
 
 
 class SavableTokenizer(Protocol):
-    """What `save_model` needs of data.tokenize.TextTokenizer."""
+    """The part of data.tokenize.TextTokenizer that `save_model` uses."""
 
     def to_transformers(self, max_length: int) -> "PreTrainedTokenizerBase": ...
 
 
 def save_model(model: Any, tokenizer: SavableTokenizer, folder: Path, max_length: int) -> None:
-    """Write the classifier and its tokenizer to `folder`, as from_pretrained and pipeline of transformers load them.
+    """Save the classifier and its tokenizer to `folder`, for from_pretrained and pipeline of transformers.
 
-    Weights are in model.safetensors; the tokenizer's model_max_length is the length that was trained with. The folder
-    appears complete or not at all, and replaces an existing one. Raises StorageError.
+    Weights are in model.safetensors; the tokenizer's model_max_length is the length used in training. The folder is
+    written atomically and replaces an existing one. Raises StorageError.
     """
     saved_tokenizer = tokenizer.to_transformers(max_length)
-    if not has_token_types(model):  # pipeline passes on whatever the tokenizer returns
+    if not has_token_types(model):  # pipeline passes everything that the tokenizer returns to the model
         names = [name for name in saved_tokenizer.model_input_names if name != "token_type_ids"]
         saved_tokenizer.model_input_names = names
     with storage_errors(folder), atomic_folder(folder) as temporary, _quiet_transformers():
@@ -274,7 +274,7 @@ def save_model(model: Any, tokenizer: SavableTokenizer, folder: Path, max_length
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and no remarks, for the body."""
+    """Silence transformers' progress bars and warnings in the body."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -289,19 +289,19 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 _PEFT = r"^base_model\.model\.|(?<=\.lora_[AB])\.\w+(?=\.|$)|\.modules_to_save\.\w+(?=\.)|\.base_layer(?=\.)"
-"""What peft adds to the names of a model and its adapters."""
+"""Parts that peft adds to the parameter names of a model and its adapters."""
 
 
 def named_weights(model: nn.Module, *, biases: bool = False, frozen: bool = False) -> dict[str, NamedWeight]:
     """The model's trainable weights, optionally with biases and frozen ones, by short label, from input to output.
 
     `bert.encoder.layer.0.attention.self.query.weight` has the label `enc.l.0.attention.query`, and its LoRA adapters
-    have `enc.l.0.attention.query.lora_A` and `enc.l.0.attention.query.lora_B`. Weights are all matrices, whatever their
-    names, and the scales of normalizations.
+    have `enc.l.0.attention.query.lora_A` and `enc.l.0.attention.query.lora_B`. All matrices count as weights, whatever
+    their names, and so do the scales of normalization layers.
     """
     parameters = dict(model.named_parameters())
     labels = {name: _label(name, model) for name in parameters}
-    uses = Counter(labels.values())  # several adapters of one matrix have one label: they keep their own names
+    uses = Counter(labels.values())  # several adapters of one matrix share a label: they keep their full names
     weights = {}
     for name, parameter in parameters.items():
         owner, _, role = name.rpartition(".")
@@ -329,7 +329,7 @@ def _kind(module: nn.Module, parameter: nn.Parameter) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """Of the message: libraries append advice of their own, or a place in their source."""
+    """The first line of the message: libraries append their own advice or a source location."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""AdamW with and without bias correction; which parameters decay, and which have a rate of their own."""
+"""AdamW with and without bias correction; which parameters have weight decay, and each one's learning rate."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,33 +12,33 @@ from bertmon.errors import InputError
 from bertmon.parameter_names import EMBEDDINGS, parameter_depths
 
 _UNBIASED_STEP = 2.0**24
-"""A step count at which both of Adam's corrections are exactly 1, and which float32 cannot count past."""
+"""A step count at which both of Adam's bias corrections are exactly 1; float32 cannot count beyond it."""
 
 
 def build_optimizer(
     config: OptimizerConfig, parameters: Iterable[nn.Parameter], lr_scales: Mapping[nn.Parameter, float] | None = None
 ) -> torch.optim.AdamW:
-    """AdamW over the parameters that train; its rate is 0 until the schedule sets it.
+    """AdamW over the trainable parameters; its learning rate is 0 until the schedule sets it.
 
-    With g the gradient, t = 1, 2, ... and everything per element:
+    With the gradient g and t = 1, 2, ..., elementwise:
 
         m <- beta1 m + (1 - beta1) g                  v <- beta2 v + (1 - beta2) g^2
         p <- p - lr * weight_decay * p                (matrices only)
         p <- p - lr * (m / c1) / (sqrt(v / c2) + eps)
 
-    c1 = 1 - beta1^t and c2 = 1 - beta2^t with bias correction (Loshchilov & Hutter 2019, arXiv 1711.05101), and both 1
-    without, as in the original BERT code and in transformers' former AdamW(correct_bias=False). That one applied the
-    decay after the step instead of before it; with weight_decay=0 nothing differs.
+    With bias correction, c1 = 1 - beta1^t and c2 = 1 - beta2^t (Loshchilov & Hutter 2019, arXiv 1711.05101); without,
+    c1 = c2 = 1, as in the original BERT code and in transformers' former AdamW(correct_bias=False). The latter applied
+    weight decay after the step instead of before it; with weight_decay=0 there is no difference.
 
-    The form without correction is torch's own optimizer, fused kernels and all, started at step 2**24: there
-    1 - beta^t rounds to 1, so the moments of every real step stay uncorrected.
+    Without bias correction, this is torch's optimizer, including its fused kernels, started at step 2**24: there
+    1 - beta^t rounds to 1, so that the moments are never corrected.
 
-    lr_scales: `lr_scales` of the model; each group has its factor of the schedule's rate as "lr_scale".
+    lr_scales: the result of `lr_scales`; each parameter group stores its factor as "lr_scale".
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    scales = {parameter: (lr_scales or {}).get(parameter, 1.0) for parameter in trained}
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    scales = {parameter: (lr_scales or {}).get(parameter, 1.0) for parameter in trainable}
     groups = [
-        {"params": [p for p in trained if (p.ndim >= 2) is matrices and scales[p] == scale], "lr_scale": scale}
+        {"params": [p for p in trainable if (p.ndim >= 2) is matrices and scales[p] == scale], "lr_scale": scale}
         | {"weight_decay": config.weight_decay if matrices else 0.0}
         for scale in dict.fromkeys(scales.values())
         for matrices in (True, False)
@@ -48,10 +48,10 @@ def build_optimizer(
         lr=0.0,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
-        fused=all(parameter.device.type in ("cpu", "cuda", "mps") for parameter in trained),
+        fused=all(parameter.device.type in ("cpu", "cuda", "mps") for parameter in trainable),
     )
     if not config.bias_correction:
-        for parameter in trained:
+        for parameter in trainable:
             optimizer.state[parameter] = {
                 "step": torch.full((), _UNBIASED_STEP, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
@@ -61,9 +61,9 @@ def build_optimizer(
 
 
 def lr_scales(config: OptimizerConfig, model: nn.Module) -> dict[nn.Parameter, float]:
-    """Each parameter's factor of the schedule's learning rate, by layer_decay and head_lr.
+    """Each parameter's learning rate relative to the schedule's, from layer_decay and head_lr.
 
-    Raises InputError for layer_decay in a model whose names have no layer numbers, or with a decoder's as well.
+    Raises InputError for layer_decay in a model without layer numbers in its parameter names, or with a decoder.
     """
     base = f"{getattr(model, 'base_model_prefix', '')}."
     depths = parameter_depths(model)
@@ -84,7 +84,7 @@ def lr_scales(config: OptimizerConfig, model: nn.Module) -> dict[nn.Parameter, f
 
 
 def bias_correction_gain(config: OptimizerConfig, step: int) -> float:
-    """What a missing bias correction multiplies the learning rate of `step` by; 1 with bias correction."""
+    """The factor by which missing bias correction scales the learning rate of `step`; 1 with bias correction."""
     if config.bias_correction:
         return 1.0
     return schedule.bias_correction_gain(step, beta1=config.beta1, beta2=config.beta2)

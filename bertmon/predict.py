@@ -1,4 +1,4 @@
-"""`bertmon predict MODEL FILE`: label and probability of every text of a file, and metrics if the file has labels.
+"""`bertmon predict MODEL FILE`: label and probability of every text in a file, and metrics if the file has labels.
 
 Shapes: B texts of a batch, C classes.
 """
@@ -30,18 +30,18 @@ from bertmon.result import MODEL_DIR, RunResult
 from bertmon.storage import atomic_path
 from bertmon.training.step import resolve_device
 
-_CHUNK_BATCHES = 64  # whose texts are sorted by length together, so that batches pad little
+_CHUNK_BATCHES = 64  # batches whose texts are sorted by length together, to reduce padding
 
 
 class Example(NamedTuple):
     """A row of the file."""
 
     texts: tuple[str, ...]  # one, or the two of a pair
-    label: str | None  # None: the row has no field for it; empty: it is not known
+    label: str | None  # None: the row has no such field; empty: unknown
 
 
 class Prediction(NamedTuple):
-    """What the model says of a text."""
+    """The model's prediction for a text."""
 
     label: str
     probability: float  # of that label, in (0, 1]
@@ -61,7 +61,7 @@ class Classifier:
         return [str(names[label]) for label in range(len(names))]
 
     def predict(self, examples: Sequence[Example], batch_size: int) -> Iterator[Prediction]:
-        """In the order of the examples."""
+        """The predictions, in the order of the examples."""
         texts = [example.texts for example in examples]
         encoded = self.tokenizer(
             *map(list, zip(*texts, strict=True)), truncation=True, max_length=self.max_length, return_length=True
@@ -79,42 +79,44 @@ class Classifier:
 
     @torch.inference_mode()
     def _probabilities(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """[B, C]."""
+        """Probabilities of the classes [B, C]."""
         inputs = {name: values.to(self.model.device) for name, values in batch.items()}
         logits: Tensor = self.model(**inputs).logits
         return logits.float().softmax(dim=1)
 
 
 def load_classifier(model: Path, device: torch.device) -> Classifier:
-    """From the folder of a run or of a saved model. Raises InputError."""
+    """The classifier in the folder of a run or of a saved model. Raises InputError."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
 
     folder = model / MODEL_DIR if (model / MODEL_DIR).is_dir() else model
     if not (folder / "config.json").is_file():
-        way = "; train with train.save_model=best to keep the model" if (model / "result.json").exists() else ""
-        raise InputError(f"MODEL: expected the folder of a saved model, or of a run that saved one, got {model}{way}.")
+        hint = "; train with train.save_model=best to keep the model" if (model / "result.json").exists() else ""
+        raise InputError(f"MODEL: expected the folder of a saved model, or of a run that saved one, got {model}{hint}.")
     logging.disable_progress_bar()
     try:
         classifier = AutoModelForSequenceClassification.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever transformers makes of a file that is corrupt
+    except Exception as error:  # transformers can raise anything for a corrupt file
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"MODEL: could not load {folder} ({type(error).__name__}: {reason}).") from None
     limit = min(tokenizer.model_max_length, getattr(classifier.config, "max_position_embeddings", sys.maxsize))
     return Classifier(classifier.to(device).eval(), tokenizer, limit)
 
 
-def read_examples(path: Path, text_columns: Sequence[str], label_column: str, form: TableFormat) -> Iterator[Example]:
+def read_examples(
+    path: Path, text_columns: Sequence[str], label_column: str, table_format: TableFormat
+) -> Iterator[Example]:
     """The rows of a file in any format that training reads. Raises InputError with the file and the line."""
     require(
         path.is_file() and table_rows.is_readable(path), "FILE", path, f"a file of {', '.join(table_rows.SUFFIXES)}"
     )
     where, unit = f"FILE: {path}", table_rows.row_unit(path)
-    with table_rows.located_errors(where, unit, lambda _: " Name the column with --text-column.", spell=_with_options):
-        for row in table_rows.read_rows(path, text_columns, form, optional=[label_column]):
+    with table_rows.located_errors(where, unit, lambda _: " Name the column with --text-column.", reword=_with_options):
+        for row in table_rows.read_rows(path, text_columns, table_format, optional=[label_column]):
             texts = tuple(_text(row, name) for name in text_columns)
             yield Example(texts, _label(row, label_column) if label_column in row.values else None)
 
@@ -130,16 +132,17 @@ def _label(row: Row, column: str) -> str:
 
 
 def _with_options(reason: str) -> str:
-    """With this command's options instead of the keys of a config."""
+    """The message with this command's options instead of config keys."""
     return re.sub(r"\bdata\.(?=delimiter|encoding|quoted)", "--", reason)
 
 
 def write_predictions(
     classifier: Classifier, examples: Iterator[Example], batch_size: int, text_columns: Sequence[str], out: IO[str]
 ) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-    """Write a CSV row per text; returns the confusion matrix [C, C] over the texts with a label, None without any.
+    """Write a CSV row per text; returns the confusion matrix [C, C] of the labeled texts, None without any.
 
-    The file has a column of labels if its first row has. Raises InputError for a label that the model does not know.
+    The output has a label column if the first example has a label field. Raises InputError for labels that the model
+    does not have.
     """
     names = classifier.label_names
     index = {name: label for label, name in enumerate(names)}
@@ -161,7 +164,7 @@ def write_predictions(
 
 
 def format_metrics(confusion: np.ndarray[Any, np.dtype[np.int64]], names: Sequence[str]) -> str:
-    """Accuracy, macro-F1 and MCC; precision and recall of each class; the matrix, a row per label."""
+    """Accuracy, macro-F1 and MCC; precision and recall of each class; the confusion matrix, a row per label."""
     result = EvalResult.from_confusion(0, 0.0, confusion)
     head = f"accuracy {format_percent(result.accuracy)}, macro-F1 {result.f1_macro:.3f}, MCC {result.mcc:.3f}"
     width = max(map(len, [*names, "label"]))
@@ -177,24 +180,24 @@ def format_metrics(confusion: np.ndarray[Any, np.dtype[np.int64]], names: Sequen
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="bertmon predict", description="Predict the label of every text of a file with a model that a run saved."
+        prog="bertmon predict", description="Predict the label of every text in a file with a model that a run saved."
     )
     parser.add_argument("model", metavar="MODEL", type=Path, help="multirun/<sweep>/best, a run, or a model")
     parser.add_argument("file", metavar="FILE", type=Path, help=f"texts: {', '.join(table_rows.SUFFIXES)}")
-    parser.add_argument("--out", type=Path, help="CSV file to write; without it, standard output")
-    parser.add_argument("--text-column", help="column that holds the text; else that of the run, or text")
-    parser.add_argument("--text-pair-column", help="column that holds the second text of a pair; else that of the run")
-    parser.add_argument("--label-column", help="column that holds the label, if any; else that of the run, or label")
-    parser.add_argument("--delimiter", help="between the columns of .csv and .tsv; else found from the header")
-    parser.add_argument("--encoding", help="of the file; else UTF-8, or what its byte order mark says")
-    parser.add_argument("--quoted", choices=["true", "false"], help="whether quotes may enclose fields; else: in .csv")
+    parser.add_argument("--out", type=Path, help="CSV file to write (default: standard output)")
+    parser.add_argument("--text-column", help="column of the text (default: the run's, or text)")
+    parser.add_argument("--text-pair-column", help="column of the second text of a pair (default: the run's)")
+    parser.add_argument("--label-column", help="column of the label, if any (default: the run's, or label)")
+    parser.add_argument("--delimiter", help="column separator of .csv and .tsv (default: from the header)")
+    parser.add_argument("--encoding", help="encoding of the file (default: from its byte order mark, or UTF-8)")
+    parser.add_argument("--quoted", choices=["true", "false"], help="whether fields can be quoted (default: in .csv)")
     parser.add_argument("--batch-size", type=int, default=32, help="texts per batch (default: 32)")
     parser.add_argument("--device", choices=[each.value for each in Device], default="auto")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command."""
     args = _parser().parse_args(arguments)
     try:
         _predict(args)
@@ -212,10 +215,10 @@ def _predict(args: argparse.Namespace) -> None:
     second = args.text_pair_column or data.get("text_pair_column")
     text_columns = (first, second) if second else (first,)
     label_column = args.label_column or data.get("label_column") or "label"
-    form = TableFormat(args.delimiter, args.encoding, None if args.quoted is None else args.quoted == "true")
-    require_table_format(form.delimiter, form.encoding, prefix="--")
+    table_format = TableFormat(args.delimiter, args.encoding, None if args.quoted is None else args.quoted == "true")
+    require_table_format(table_format.delimiter, table_format.encoding, prefix="--")
     classifier = load_classifier(args.model, resolve_device(Device(args.device)))
-    examples = read_examples(args.file, text_columns, label_column, form)
+    examples = read_examples(args.file, text_columns, label_column, table_format)
     with ExitStack() as stack:
         out: IO[str] = sys.stdout
         if args.out:

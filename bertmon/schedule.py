@@ -1,4 +1,4 @@
-"""The learning rate as pure functions of the step: the schedule's factor, and that of a missing bias correction.
+"""Learning rate factors as pure functions of the step: the schedule's, and that of missing bias correction.
 
 No torch, no state.
 """
@@ -7,12 +7,12 @@ import math
 
 
 def warmup_steps(warmup_frac: float, total_steps: int) -> int:
-    """Steps of warm-up: warmup_frac * total_steps, rounded half up for every fraction alike."""
+    """Number of warm-up steps: warmup_frac * total_steps, always rounded half up."""
     return math.floor(warmup_frac * total_steps + 0.5)
 
 
 def lr_factor(step: int, *, decay: str, warmup_frac: float, total_steps: int) -> float:
-    """What the peak learning rate is multiplied by at `step`, counted from 0 to total_steps - 1; in [0, 1].
+    """The learning rate at `step` (0 to total_steps - 1) as a fraction of its peak, in [0, 1].
 
     With W = warmup_steps(...) and N = total_steps:
 
@@ -21,8 +21,8 @@ def lr_factor(step: int, *, decay: str, warmup_frac: float, total_steps: int) ->
         (1 + cos(pi * (step - W) / (N - W))) / 2     then, for decay "cosine"
         1                                            then, for decay "constant"
 
-    Step 0 has factor 0 where there is a warm-up: it moves no weight, and fills the optimizer's moments only. The peak,
-    exactly 1, is at step W. The formula is that of transformers' get_*_schedule_with_warmup with a whole W.
+    With warm-up, step 0 has factor 0: it changes no weights, only the optimizer's moments. The peak, exactly 1, is at
+    step W. The formulas are those of transformers' get_*_schedule_with_warmup with W warm-up steps.
     """
     assert 0 <= step < total_steps, (step, total_steps)
     warmup = warmup_steps(warmup_frac, total_steps)
@@ -38,8 +38,8 @@ def lr_factor(step: int, *, decay: str, warmup_frac: float, total_steps: int) ->
 
 
 def bias_correction_gain(step: int, *, beta1: float, beta2: float) -> float:
-    """What a missing bias correction of Adam multiplies the learning rate of `step`, counted from 0, by.
+    """The factor by which Adam without bias correction scales the learning rate of `step`, counted from 0.
 
-    (1 - beta1^t) / sqrt(1 - beta2^t) at the t-th step, t = step + 1.
+    (1 - beta1^t) / sqrt(1 - beta2^t) with t = step + 1.
     """
     return (1 - beta1 ** (step + 1)) / math.sqrt(1 - beta2 ** (step + 1))

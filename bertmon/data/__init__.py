@@ -1,4 +1,4 @@
-"""Sources of labeled texts, each read into a Corpus: 20 newsgroups, docstrings, your own files, data sets of the hub.
+"""Sources of labeled texts, each read into a Corpus: 20 newsgroups, docstrings, your own files, data sets on the hub.
 
 Tokenization is in data.tokenize; padding, batches and their order are in data.batches.
 """
@@ -16,7 +16,7 @@ __all__ = ["Corpus", "LazyTexts", "Split", "load_corpus"]
 
 
 def load_corpus(config: DataConfig, cache: Path) -> Corpus:
-    """The corpus that `config` names. Raises InputError if it cannot be read or is not a classification task."""
+    """The corpus that `config` describes. Raises InputError if it cannot be read or is not a classification task."""
     match config:
         case FilesConfig():
             return text_files.read(config, cache)

@@ -1,6 +1,6 @@
-"""Padded batches of tokens: a few declared widths, and the order of an epoch.
+"""Padded batches of tokens: a few declared widths, and their order in an epoch.
 
-Knows nothing of texts; those become tokens in data.tokenize.
+Handles tokens only; data.tokenize makes them from texts.
 Shapes: N texts of a split, B texts of a batch, T tokens of its longest text rounded up to a declared width, K tokens
 of all texts.
 """
@@ -23,20 +23,20 @@ _PREFETCH_BATCHES = 64  # batches whose texts are tokenized together if they are
 class Batch(NamedTuple):
     """Input of one step. Row i is one text; attention_mask is 1 on its tokens and 0 on the padding.
 
-    With several processes each has its part of the texts; one that would have none has the first text, which must not
-    be counted.
+    With several processes, each has its part of the texts; a process that would have none has the first text, which
+    must not be counted.
     """
 
     input_ids: Tensor  # [B, T] int32
     attention_mask: Tensor  # [B, T] int32
     labels: Tensor  # [B] int64
     global_size: int  # texts of the whole batch, over all processes
-    token_counts: npt.NDArray[np.int64]  # [B] tokens of each text; on the host, so that no reader waits for the device
+    token_counts: npt.NDArray[np.int64]  # [B] tokens of each text; on the host, to avoid device synchronization
     token_type_ids: Tensor | None = None  # [B, T] int32: 1 in the second text of a pair; None: single texts
 
 
 def bucket_lengths(max_length: int, declared: Sequence[int] | None) -> list[int]:
-    """The widths T that a batch may have: as declared, else the quarters of max_length rounded up to multiples of 8."""
+    """The possible widths T of a batch: as declared, else the quarters of max_length rounded up to multiples of 8."""
     if declared is not None:
         return list(declared)
     quarters = (-(-max_length * quarter // 32) * 8 for quarter in (1, 2, 3))
@@ -47,7 +47,7 @@ class _DeviceTokens:
     """Unpadded tokens on the device: text i is ids[starts[i] : ends[i]]."""
 
     def __init__(self, tokens: TokenizedTexts, device: torch.device) -> None:
-        self.lengths = tokens.lengths  # [N] on the host: a batch's width is known without waiting for the device
+        self.lengths = tokens.lengths  # [N] on the host: the width of a batch needs no device synchronization
         self.ids = torch.from_numpy(tokens.ids).to(device)  # [K]
         self.starts = torch.from_numpy(tokens.offsets[:-1]).to(device)  # [N]
         self.ends = torch.from_numpy(tokens.offsets[1:]).to(device)  # [N]
@@ -57,9 +57,9 @@ class _DeviceTokens:
 class BatchLoader:
     """One split as batches of at most `batch_size` texts.
 
-    tokens: of all texts, kept on the device; or a function that tokenizes the texts at given indices, which is called
-    for some batches at a time, ahead of need and in another thread.
-    bucket_lengths: the widths that a batch may have, ascending.
+    tokens: those of all texts, which stay on the device; or a function that tokenizes the texts at given indices, which
+    another thread calls ahead of time, for several batches at once.
+    bucket_lengths: the possible widths of a batch, ascending.
     token_types: whether the model distinguishes the two texts of a pair by token_type_ids.
     """
 
@@ -84,16 +84,16 @@ class BatchLoader:
         assert self._all is None or len(self._all.lengths) == len(labels), (len(self._all.lengths), len(labels))
 
     def __len__(self) -> int:
-        """Batches of an epoch, including the last, smaller one."""
+        """Number of batches per epoch, including a smaller last one."""
         return -(-len(self._labels) // self._batch_size)
 
     def epoch_batches(self, seed: int, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """Every text once, in an order that depends on (seed, epoch) alone; from batch number `first` on."""
+        """Batches of all texts in an order that depends only on (seed, epoch), starting with batch number `first`."""
         order = np.random.default_rng((seed, epoch)).permutation(len(self._labels))
         return self._batches(order[first * self._batch_size :])
 
     def sorted_by_length(self) -> Iterator[Batch]:
-        """Every text once, the shortest first, so that evaluation pads little. Needs the tokens of all texts."""
+        """Batches of all texts, shortest first, which reduces padding. Needs the tokens of all texts in memory."""
         assert self._all is not None
         return self._batches(np.argsort(self._all.lengths, kind="stable"))
 
@@ -121,19 +121,19 @@ class BatchLoader:
     def _prefetch(
         self, order: npt.NDArray[np.int64]
     ) -> Iterator[tuple[_DeviceTokens, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        """Tokens, the rows in them, and the indices of the texts in these rows: of all texts, or portion by portion."""
+        """(tokens, rows in them, indices of the texts in these rows), for all texts at once or chunk by chunk."""
         if self._all is not None:
             yield self._all, order, order
         if self._tokenize is not None and len(order):
             size = self._batch_size * _PREFETCH_BATCHES
-            portions = [order[start : start + size] for start in range(0, len(order), size)]
+            chunks = [order[start : start + size] for start in range(0, len(order), size)]
             with ThreadPoolExecutor(1) as thread:
-                future = thread.submit(self._tokenize, portions[0])
-                for portion, following in zip(portions, [*portions[1:], None], strict=True):
+                future = thread.submit(self._tokenize, chunks[0])
+                for chunk, next_chunk in zip(chunks, [*chunks[1:], None], strict=True):
                     tokens = future.result()
-                    if following is not None:
-                        future = thread.submit(self._tokenize, following)
-                    yield self._to_device(tokens), np.arange(len(portion)), portion
+                    if next_chunk is not None:
+                        future = thread.submit(self._tokenize, next_chunk)
+                    yield self._to_device(tokens), np.arange(len(chunk)), chunk
 
     def _to_device(self, tokens: TokenizedTexts) -> _DeviceTokens:
         assert tokens.lengths.max() <= self._bucket_lengths[-1], (tokens.lengths.max(), self._bucket_lengths)
@@ -141,6 +141,6 @@ class BatchLoader:
 
 
 def _part_of_rank(start: int, end: int) -> slice:
-    """This process's texts of the batch [start, end): every world_size-th one, else the first."""
+    """This process's texts of the batch [start, end): every world_size-th one, or the first if there is none."""
     rank, size = distributed.rank(), distributed.world_size()
     return slice(start + rank, end, size) if start + rank < end else slice(start, start + 1)

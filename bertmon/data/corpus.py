@@ -45,7 +45,7 @@ class Split:
         return np.bincount(self.labels, minlength=n_classes)
 
     def text_hashes(self) -> npt.NDArray[np.uint64]:
-        """64-bit hash of each text [N]; two different texts share one with a probability of 2**-64."""
+        """64-bit hash of each text [N]; two different texts collide with a probability of 2**-64."""
         if isinstance(self.texts, LazyTexts):
             return self.texts.hashes
         return np.fromiter(map(text_hash, self.texts), dtype=np.uint64, count=len(self.texts))
@@ -61,14 +61,14 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A training and a test split, and perhaps one for validation, over the same label names [C]."""
+    """Training and test splits, and optionally a validation split, over the same label names [C]."""
 
     train: Split
     test: Split
     label_names: tuple[str, ...]
     validation: Split | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """What was noticed while reading and should be shown as a warning."""
+    """Warnings from reading the texts, to be shown to the user."""
 
     def fingerprint(self) -> str:
         """SHA-256 of all texts, labels and label names, in order."""
@@ -95,7 +95,7 @@ def entropy(labels: Sequence[int]) -> float:
 
 
 def cached_corpus(cache: Path, name: str, read: Callable[[], Corpus]) -> Corpus:
-    """The corpus stored under `name` in the cache; read and stored if missing. Of single texts, without validation."""
+    """The corpus cached under `name`, read and stored if missing. For single texts without a validation split."""
 
     def make() -> bytes:
         corpus = read()

@@ -1,4 +1,4 @@
-"""What the first lines of a run say about its data, and what about it deserves a warning. Pure: logs nothing.
+"""A description of a corpus for the first lines of a run's log, and warnings about it. Pure: logs nothing.
 
 Shapes: N texts of a split, K tokens of all texts, C classes.
 """
@@ -14,7 +14,7 @@ from bertmon.data.table_rows import join_names
 from bertmon.data.tokenize import TextTokenizer, TokenizedTexts, tokenize_sample
 from bertmon.notation import format_percent
 
-_MAX_CLASSES = 10  # that are listed one by one
+_MAX_CLASSES = 10  # listed individually
 _WARN_UNKNOWN_TEXTS = 0.01
 _WARN_UNKNOWN_TOKENS = 0.1
 _WARN_TRUNCATED = 0.9
@@ -22,18 +22,18 @@ _WARN_OVERLAP = 0.01
 
 
 class DataDescription(NamedTuple):
-    """A corpus in words and in the numbers behind them."""
+    """Lines and warnings about a corpus, and the numbers behind them."""
 
     lines: list[str]
     warnings: list[str]
-    truncated_share: float  # of the training texts: those that fill max_length
-    unknown_share: float  # of the training texts: those that are [UNK] only
-    unknown_token_share: float  # of the training tokens without [CLS] and the like
+    truncated_share: float  # share of the training texts that reach max_length
+    unknown_share: float  # share of the training texts that are [UNK] only
+    unknown_token_share: float  # share of [UNK] among the training tokens, without [CLS] and other special tokens
     overlap: int  # test texts that also occur in training
 
     @property
     def suspected_cause(self) -> str | None:
-        """What would explain a run that does not learn; None if nothing stands out."""
+        """A property of the data that would explain a run that does not learn; None if nothing stands out."""
         if self.unknown_share <= _WARN_UNKNOWN_TEXTS and self.unknown_token_share <= _WARN_UNKNOWN_TOKENS:
             return None
         return (
@@ -50,10 +50,10 @@ def describe_corpus(
     *,
     own_texts: bool = True,
 ) -> DataDescription:
-    """Classes, truncated and unknown texts, and texts that two parts share.
+    """A description of classes, truncated and unknown texts, and overlap between training and test texts.
 
     train_tokens: those of corpus.train; None: up to 1,000 of its texts are tokenized here.
-    own_texts: false for a demonstration, whose max_length is short on purpose.
+    own_texts: false for demonstration data, whose max_length is deliberately short.
     """
     tokens = train_tokens or tokenize_sample(tokenizer, corpus.train.texts, max_length)
     unknown_share, unknown_token_share = _unknown_shares(tokens, tokenizer)
@@ -85,7 +85,7 @@ def _classes(corpus: Corpus) -> str:
 
 
 def _unknown_shares(tokens: TokenizedTexts, tokenizer: TextTokenizer) -> tuple[float, float]:
-    """Share of texts that have tokens and all of them unknown, and of unknown tokens."""
+    """Share of nonempty texts with unknown tokens only, and share of unknown tokens."""
     if tokenizer.unk_id is None:
         return 0.0, 0.0
     is_content = ~np.isin(tokens.ids, tokenizer.special_ids)

@@ -1,4 +1,4 @@
-"""Docstrings of installed packages: real English on every machine; the class is the package.
+"""Docstrings of installed packages, labeled by package: real English texts that every machine has.
 
 Packages are parsed with `ast` and never imported.
 """
@@ -26,7 +26,7 @@ _ALIASES = {
 
 
 def read(config: DocstringsConfig, cache: Path) -> Corpus:
-    """Equally many docstrings of each package, in an order and split that depend on their content alone."""
+    """The same number of docstrings from each package, in an order and split that depend only on their content."""
     folders = [_package_folder(package) for package in config.packages]
     sources = [sorted(path for path in folder.rglob("*.py") if _is_source(path, folder)) for folder in folders]
     stamps = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for paths in sources for path in paths]
@@ -39,9 +39,9 @@ def read(config: DocstringsConfig, cache: Path) -> Corpus:
 def _collect(config: DocstringsConfig, folders: list[Path], sources: list[list[Path]]) -> Corpus:
     count = config.train_per_package + config.test_per_package
     mask = _mask(config.packages)
-    labels: dict[str, int] = {}  # of each text; one that two packages share stays with the first
+    labels: dict[str, int] = {}  # by text; a text in two packages belongs to the first
     for label, (package, folder, paths) in enumerate(zip(config.packages, folders, sources, strict=True)):
-        texts = _read_package(folder, paths, mask, enough=2 * count) - labels.keys()
+        texts = _read_package(folder, paths, mask, min_texts=2 * count) - labels.keys()
         if len(texts) < count:
             raise InputError(
                 f"data.packages: expected packages with {count} docstrings of at least {_MIN_WORDS} words "
@@ -72,11 +72,11 @@ def _is_source(path: Path, folder: Path) -> bool:
     return not any(part.startswith("test") for part in path.relative_to(folder).parts)
 
 
-def _read_package(folder: Path, paths: list[Path], mask: re.Pattern[str], *, enough: int) -> set[str]:
-    """Masked docstrings of the package, from its files in a fixed random order, until there are `enough`."""
+def _read_package(folder: Path, paths: list[Path], mask: re.Pattern[str], *, min_texts: int) -> set[str]:
+    """Masked docstrings of the package, from its files in a fixed random order, stopping after `min_texts`."""
     texts: set[str] = set()
     for path in sorted(paths, key=lambda path: content_hash(path.relative_to(folder).as_posix())):
-        if len(texts) >= enough:
+        if len(texts) >= min_texts:
             break
         texts.update(mask.sub("_", docstring) for docstring in _docstrings_of(path))
     return texts
@@ -89,14 +89,14 @@ def _docstrings_of(path: Path) -> Iterator[str]:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):  # a file meant for another Python version
             return
-    for node in _with_docstrings(tree):
+    for node in _docstring_nodes(tree):
         docstring = ast.get_docstring(node)
         if docstring and len(docstring.split()) >= _MIN_WORDS:
             yield docstring
 
 
-def _with_docstrings(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """The nodes of ast.walk that may have one. Visits statements alone: most of a tree is expressions."""
+def _docstring_nodes(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """The nodes of ast.walk that can have a docstring. Visits statements only: most nodes are expressions."""
     stack: list[ast.AST] = [tree]
     while stack:
         node = stack.pop()
@@ -108,7 +108,7 @@ def _with_docstrings(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | a
 
 
 def _mask(packages: Sequence[str]) -> re.Pattern[str]:
-    """Matches every name of every package: import name, distribution names, usual abbreviations."""
+    """A pattern for all names of the packages: import names, distribution names, usual abbreviations."""
     distributions = importlib.metadata.packages_distributions()
     names = {
         name for package in packages for name in (package, *distributions.get(package, ()), *_ALIASES.get(package, ()))

@@ -1,4 +1,4 @@
-"""Rows to labeled texts: which values are a text and a label, empty cells, labels with whitespace around them.
+"""Conversion of rows to labeled texts: checks the values, handles empty cells, strips whitespace around labels.
 
 Shapes: N texts of a file or split.
 """
@@ -13,11 +13,11 @@ from bertmon.data.table_rows import BadFileError, BadRowError, Row, preview
 from bertmon.sanitize import has_control_characters
 
 _MAX_LABEL_LENGTH = 1000  # characters; anything longer is a text
-_MAX_NUMBERS = 20  # of rows in a message
+_MAX_LISTED_ROWS = 20  # in a message
 
 
 class Columns(Protocol):
-    """The keys of a config that name columns."""
+    """The config keys that name columns."""
 
     text_column: str
     text_pair_column: str | None
@@ -33,30 +33,30 @@ class Example(NamedTuple):
 
 
 def text_columns(config: Columns) -> tuple[str, ...]:
-    """One column, or two for pairs."""
+    """The text column, or both columns of pairs."""
     return (config.text_column,) if config.text_pair_column is None else (config.text_column, config.text_pair_column)
 
 
 @dataclass
 class ExampleReader:
-    """One pass over the rows of `name`, and what was noticed on the way."""
+    """One pass over the rows of `name`, with a record of labels stripped and rows with empty cells."""
 
     name: str
-    unit: str  # what the numbers of rows count: "line" or "row"
+    unit: str  # what row numbers count: "line" or "row"
     text_columns: tuple[str, ...]
     label_column: str
     skip_empty: bool
     n_rows: int = 0
     stripped_labels: int = 0
     empty: dict[str, list[int]] = field(default_factory=dict)  # numbers of the rows that lack a "text" or a "label"
-    _names: dict[str, str] = field(default_factory=dict)  # of the labels read so far, by cell
+    _names: dict[str, str] = field(default_factory=dict)  # label names read so far, by cell value
 
     @property
     def columns(self) -> tuple[str, ...]:
         return (*self.text_columns, self.label_column)
 
     def examples(self, rows: Iterable[Row]) -> Iterator[Example]:
-        """The texts of all rows. Raises BadRowError, and at the end BadFileError for empty cells."""
+        """The labeled texts of all rows. Raises BadRowError and, at the end, BadFileError for empty cells."""
         for number, offset, values in rows:
             self.n_rows += 1
             parts = [values[column] for column in self.text_columns]
@@ -70,7 +70,7 @@ class ExampleReader:
             raise BadFileError(f"has empty cells: {self._empty_rows()}. Fill them, or set data.skip_empty=true")
 
     def notes(self) -> list[str]:
-        """What was repaired, in words."""
+        """Messages about stripped labels and skipped rows."""
         notes = []
         if self.stripped_labels:
             notes.append(f"{self.name}: whitespace around the labels of {self.stripped_labels} rows was removed")
@@ -91,31 +91,31 @@ class ExampleReader:
     def _empty_rows(self) -> str:
         parts = []
         for lacking, numbers in self.empty.items():
-            more = f" and {len(numbers) - _MAX_NUMBERS} more" if len(numbers) > _MAX_NUMBERS else ""
-            listed = ", ".join(map(str, numbers[:_MAX_NUMBERS])) + more
+            more = f" and {len(numbers) - _MAX_LISTED_ROWS} more" if len(numbers) > _MAX_LISTED_ROWS else ""
+            listed = ", ".join(map(str, numbers[:_MAX_LISTED_ROWS])) + more
             have, units = ("have", f"{self.unit}s") if len(numbers) > 1 else ("has", self.unit)
             parts.append(f"{len(numbers)} of {self.n_rows} rows {have} no {lacking}: {units} {listed}")
         return "; ".join(parts)
 
 
 def is_empty(value: object) -> bool:
-    """Nothing, whitespace, or pandas' NaN for nothing."""
+    """Whether a cell is empty, whitespace, or NaN, which pandas uses for missing values."""
     if isinstance(value, str):
         return not value or value.isspace()
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def text_value(number: int, column: str, value: object) -> str:
-    """The text in a cell that is not empty. Raises BadRowError."""
+    """The text in a nonempty cell. Raises BadRowError."""
     if not isinstance(value, str) or not _is_unicode(value):
         raise BadRowError(number, f"has {preview(value)} as {column!r}: expected a string")
     return value
 
 
 def label_name(number: int, column: str, value: object) -> str:
-    """The name of a label in a cell that is not empty, without whitespace around it. Raises BadRowError."""
+    """The label name in a nonempty cell, without surrounding whitespace. Raises BadRowError."""
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # pandas writes integers so if one of the column was missing
+        value = int(value)  # pandas writes integers as floats in a column with missing values
     if not isinstance(value, str | int) or not _is_unicode(str(value)):
         raise BadRowError(number, f"has {preview(value)} as {column!r}: expected a string, integer or boolean")
     label = str(value).strip()
@@ -126,7 +126,7 @@ def label_name(number: int, column: str, value: object) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """False for lone surrogates, which JSON can spell (\\ud800) and UTF-8 cannot encode."""
+    """False for lone surrogates, which JSON can express (\\ud800) and UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
-"""Data sets of the Hugging Face hub, and folders of datasets.save_to_disk, through the `datasets` library.
+"""Data sets on the Hugging Face hub and folders written by datasets.save_to_disk, read with the `datasets` library.
 
-An extra: pip install 'bertmon[datasets]', whose version 4 and later runs no code of a data set. Rows are checked as
-those of files are.
+An optional extra: pip install 'bertmon[datasets]'. Since version 4, the library runs no code from data sets. Rows are
+checked in the same way as those of files.
 Shapes: N texts of a split.
 """
 
@@ -25,13 +25,13 @@ from bertmon.errors import InputError
 
 
 def read(config: HfConfig) -> Corpus:
-    """The splits that data.train_split, data.test_split and data.validation_split name; the others are split off.
+    """The corpus of the splits that the config names; other parts are split off the training split.
 
-    Class labels have the names and the order that the data set gives them. Raises InputError.
+    Class labels have the names and the order of the data set. Raises InputError.
     """
     loaded = _load(config)
-    wanted = {"train": config.train_split, "test": config.test_split, "validation": config.validation_split}
-    named = {part: split for part, split in wanted.items() if split is not None}
+    splits = {"train": config.train_split, "test": config.test_split, "validation": config.validation_split}
+    named = {part: split for part, split in splits.items() if split is not None}
     for part, split in named.items():
         if split not in loaded:
             default = ", or null to take it from the training part" if part != "train" else ""
@@ -45,7 +45,7 @@ def read(config: HfConfig) -> Corpus:
 
 
 def _load(config: HfConfig) -> dict[str, Any]:
-    """The data set's splits by name; those of a folder with a single Dataset: as train."""
+    """The data set's splits by name; a folder with a single Dataset is the training split."""
     try:
         import datasets  # type: ignore[import-untyped]
     except ImportError:
@@ -59,7 +59,7 @@ def _load(config: HfConfig) -> dict[str, Any]:
                 loaded = datasets.load_from_disk(str(folder))
             else:
                 loaded = datasets.load_dataset(str(folder) if folder.exists() else config.name, config.subset)
-    except Exception as error:  # whatever the library makes of a third-party folder, or of the hub's answer
+    except Exception as error:  # the library can raise anything for a third-party folder or the hub's response
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(
             f"data.name: could not load the data set {config.name} ({reason}).\n"
@@ -75,7 +75,7 @@ def _require_hub(name: str) -> None:
 
     proxied = any(variable.lower() in ("http_proxy", "https_proxy", "all_proxy") for variable in os.environ)
     if constants.HF_HUB_OFFLINE or proxied:
-        return  # the cache alone, or an address that only the proxy can look up
+        return  # only the cache is used, or only the proxy can resolve the address
     try:
         socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
     except OSError as error:

@@ -23,7 +23,7 @@ Text = str | tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class LazyTexts:
-    """N texts of a file, of which only the byte offsets are in memory.
+    """N texts of a file, with only their byte offsets in memory.
 
     Raises InputError if the file has changed or can no longer be read.
     """
@@ -35,7 +35,7 @@ class LazyTexts:
     byte_offsets: npt.NDArray[np.int64]  # [N]
     hashes: npt.NDArray[np.uint64]  # [N] text_hash of each
     digest: str
-    """The content_hash of all texts; of a subset, that of the whole and the indices."""
+    """The content_hash of all texts; for a subset, of the original digest and the indices."""
 
     def __len__(self) -> int:
         return len(self.byte_offsets)
@@ -73,12 +73,12 @@ class LazyTexts:
 
 
 def file_stamp(stat: os.stat_result) -> str:
-    """Size and modification time: differs once the file has changed."""
+    """Size and modification time, which show whether the file has changed."""
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def as_text(parts: list[str]) -> Text:
-    """A text of one part, a pair of two."""
+    """The text for one part, the pair for two."""
     return parts[0] if len(parts) == 1 else (parts[0], parts[1])
 
 
@@ -88,7 +88,7 @@ def text_parts(text: Text) -> tuple[str, ...]:
 
 
 def text_hash(text: Text) -> int:
-    """64 bits that tell a text from others, the same in every process."""
-    whole = text if isinstance(text, str) else f"{len(text[0])} {text[0]}{text[1]}"
-    data = whole.encode("utf-8", "surrogatepass")
+    """64-bit hash of a text, the same in every process."""
+    joined = text if isinstance(text, str) else f"{len(text[0])} {text[0]}{text[1]}"
+    data = joined.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())

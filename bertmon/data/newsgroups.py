@@ -1,4 +1,4 @@
-"""20 newsgroups, downloaded and stored by scikit-learn, with its own train and test parts by date."""
+"""20 newsgroups, downloaded and stored by scikit-learn, with its training and test parts split by date."""
 
 import importlib.metadata
 import os
@@ -35,7 +35,7 @@ NEWSGROUPS = (
 
 
 def read(config: NewsgroupsConfig, cache: Path) -> Corpus:
-    """The categories' train and test parts. Raises InputError for an unknown category, or if they are unavailable."""
+    """The corpus of the categories. Raises InputError for an unknown category, or if the data is unavailable."""
     for category in config.categories:
         require(category in NEWSGROUPS, "data.categories", category, f"newsgroups among {', '.join(NEWSGROUPS)}")
     home = config.data_home

@@ -1,4 +1,4 @@
-"""A corpus from the parts that a user names: one label numbering for all, and splits for parts without a source.
+"""A corpus from the parts that a user names: shared label indices, and splits for parts without a source.
 
 Shapes: N texts of a part.
 """
@@ -25,14 +25,14 @@ class PartContent(NamedTuple):
 
 
 class LabelIndex(dict[str, int]):
-    """Numbers label names in the order of their first use."""
+    """Indices of label names, in order of first use."""
 
     def __missing__(self, name: str) -> int:
         return self.setdefault(name, len(self))
 
 
 class SplitKeys(Protocol):
-    """The keys of a config that say how to split."""
+    """The config keys that control splitting."""
 
     test_frac: float
     split_seed: int
@@ -48,11 +48,11 @@ def build_corpus(
     *,
     suffix: str = "",
 ) -> Corpus:
-    """The corpus of the parts "train" and, where there are, "test" and "validation".
+    """The corpus of the parts "train" and, if present, "test" and "validation".
 
-    sources: what each part was read from, for messages; suffix: of the keys data.train, data.test and data.validation
-    there. label_names: those of the training part, in their order. Raises InputError for labels that training lacks,
-    and for a split that leaves a class without texts.
+    sources: what each part was read from, for messages. suffix: of the keys data.train, data.test and data.validation
+    in messages. label_names: those of the training part, in order. Raises InputError for labels that the training part
+    lacks, and for a split that leaves a class without texts.
     """
     if len(label_names) < 2:
         only = join_names(label_names)

@@ -1,4 +1,4 @@
-"""Validation and test parts taken from the training texts: stratified, by a seed of their own, the same in every run.
+"""Validation and test parts split off the training texts: stratified, with a separate seed, the same in every run.
 
 Shapes: N texts of a split, C classes.
 """
@@ -20,9 +20,9 @@ def with_validation(corpus: Corpus, fraction: float, seed: int) -> Corpus:
 def split_off(
     split: Split, fraction: float, seed: int, label_names: tuple[str, ...], *, key: str
 ) -> tuple[Split, Split]:
-    """(the rest, `fraction` of the texts), both with the same share of every class as `split`, in its order.
+    """Stratified split into (the rest, `fraction` of the texts), both in the order of `split`.
 
-    Raises InputError, naming `key`, if that leaves a class without texts in one of the two.
+    Raises InputError, naming `key`, if one of the two has no texts of a class.
     """
     from sklearn.model_selection import train_test_split
 
@@ -36,7 +36,7 @@ def split_off(
         rest, part = train_test_split(
             np.arange(len(split)), test_size=fraction, random_state=seed, stratify=split.labels
         )
-    except ValueError:  # a class of one text, or a part with fewer texts than classes
+    except ValueError:  # a class with one text, or a part with fewer texts than classes
         raise InputError(problem) from None
     parts = (split.subset(np.sort(rest)), split.subset(np.sort(part)))
     if any(not half.class_counts(len(label_names)).all() for half in parts):

@@ -1,6 +1,6 @@
 """Rows of .csv, .tsv, .jsonl, .json and .parquet files, one by one, each with its number and byte offset.
 
-Knows file formats, encodings and compression; what a text and a label are is decided in examples.
+Handles file formats, encodings and compression; examples interprets the values as texts and labels.
 """
 
 import codecs
@@ -20,7 +20,7 @@ from bertmon.config import DELIMITERS
 from bertmon.errors import InputError
 
 _MAX_LINE_BYTES = 10_000_000  # and characters of a field: a model reads the first few thousand tokens at most
-_MAX_BYTES_IN_MEMORY = 2_000_000_000  # of a file that has to be decompressed or re-encoded as a whole
+_MAX_BYTES_IN_MEMORY = 2_000_000_000  # of a file that must be decompressed or re-encoded in memory
 _HEAD_BYTES = 1_000_000
 _BYTE_ORDER_MARKS = {  # the longer ones first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
@@ -32,15 +32,15 @@ _BYTE_ORDER_MARKS = {  # the longer ones first: UTF-32's begins with UTF-16's
 
 @dataclass(frozen=True, slots=True)
 class TableFormat:
-    """How to read a text file. None: as its first bytes, its header and its suffix say."""
+    """How to read a text file. None: determined by its first bytes, header and suffix."""
 
     delimiter: str | None = None
-    """Of .csv and .tsv: a name of config.DELIMITERS or a character. None: a tab for .tsv; for .csv a comma, or what a
-    header without commas has instead."""
+    """Of .csv and .tsv: a name in config.DELIMITERS or a character. None: a tab for .tsv; for .csv a comma, or the
+    semicolon or tab in a header without commas."""
     encoding: str | None = None
-    """None: UTF-8, or what a byte order mark says."""
+    """None: from the byte order mark, else UTF-8."""
     quoted: bool | None = None
-    """Whether fields may be enclosed in double quotes. None: in .csv they may, in .tsv a quote is part of the text."""
+    """Whether fields can be enclosed in double quotes. None: true for .csv; false for .tsv, where quotes are text."""
 
 
 class Row(NamedTuple):
@@ -67,7 +67,7 @@ class BadRowError(BadFileError):
 
 
 class MissingColumnsError(BadRowError):
-    """A row, or a table's header, without columns that are needed."""
+    """A row or a table header that lacks required columns."""
 
     def __init__(self, number: int, missing: list[str], names: list[str], hint: str = "") -> None:
         super().__init__(
@@ -78,42 +78,42 @@ class MissingColumnsError(BadRowError):
 
 @contextmanager
 def located_errors(
-    where: str, unit: str, hint: Callable[[MissingColumnsError], str], *, spell: Callable[[str], str] = str
+    where: str, unit: str, hint: Callable[[MissingColumnsError], str], *, reword: Callable[[str], str] = str
 ) -> Iterator[None]:
-    """Raise InputError with the place for whatever is wrong with a file, or a row of it, in the body.
+    """Turn errors of the body in a file or one of its rows into an InputError with their location.
 
-    where: key and file. unit: of a row's number. hint: what to do about missing columns, as a sentence after a blank,
-    or nothing. spell: rewords a reason.
+    where: key and file. unit: of row numbers. hint: advice on missing columns, as a sentence after a space, or an empty
+    string. reword: rewords a reason.
     """
     try:
         yield
     except BadRowError as bad:
         advice = hint(bad) if isinstance(bad, MissingColumnsError) else ""
         row = f", {unit} {bad.number}" if bad.number else ""
-        raise InputError(f"{where}{row} {spell(bad.reason)}.{advice}") from None
+        raise InputError(f"{where}{row} {reword(bad.reason)}.{advice}") from None
     except BadFileError as bad:
-        raise InputError(f"{where} {spell(bad.reason)}.") from None
+        raise InputError(f"{where} {reword(bad.reason)}.") from None
     except OSError as error:
         raise InputError(f"{where} could not be read: {error.strerror or error}.") from None
 
 
 def suffix_of(path: Path) -> str:
-    """What says the format: ".csv" for train.CSV and for train.csv.gz."""
+    """The suffix that determines the format: ".csv" for train.CSV and for train.csv.gz."""
     return Path(path.stem if _is_gzip(path) else path.name).suffix.lower()
 
 
 def row_unit(path: Path) -> str:
-    """What the numbers of its rows count."""
+    """What row numbers count in messages: "line" or "row"."""
     return "row" if suffix_of(path) in (".json", ".parquet") else "line"
 
 
 def read_rows(
     path: Path, columns: Collection[str], table_format: TableFormat, *, optional: Collection[str] = ()
 ) -> Iterator[Row]:
-    """All rows, whose values include those of `columns`, and those of `optional` columns that the file has.
+    """All rows; their values include `columns`, and those of the `optional` columns that the file has.
 
-    Raises BadRowError for the first row that is malformed or lacks one of the columns, BadFileError if the file is not
-    of its format at all, OSError if it cannot be read.
+    Raises BadRowError for the first row that is malformed or lacks one of the columns, BadFileError if the file as a
+    whole does not have its format, OSError if it cannot be read.
     """
     if suffix_of(path) == ".parquet":
         yield from _read_parquet(path, columns, optional)
@@ -123,7 +123,7 @@ def read_rows(
 
 
 def has_stable_offsets(path: Path, table_format: TableFormat) -> bool:
-    """Whether `rows_at` can read single rows: those of a plain UTF-8 file with lines."""
+    """Whether `rows_at` can read single rows, which requires a plain UTF-8 file with lines."""
     if suffix_of(path) not in (".csv", ".tsv", ".jsonl"):
         return False
     with _open_utf8(path, table_format.encoding) as file:
@@ -133,7 +133,7 @@ def has_stable_offsets(path: Path, table_format: TableFormat) -> bool:
 def rows_at(
     file: BinaryIO, path: Path, columns: Collection[str], table_format: TableFormat, byte_offsets: Iterable[int]
 ) -> Iterator[Mapping[str, object]]:
-    """The values of the rows at these offsets of the open file `path`, which `read_rows` has read before."""
+    """The values of the rows at these offsets, which come from `read_rows`, in the open file `path`."""
     return (row.values for row in _READERS[suffix_of(path)](file, columns, table_format, byte_offsets))
 
 
@@ -142,7 +142,7 @@ def _is_gzip(path: Path) -> bool:
 
 
 def _open_utf8(path: Path, encoding: str | None) -> BinaryIO:
-    """The file as UTF-8 with line feeds at the ends of lines: as it is, or a copy in memory."""
+    """The file as UTF-8 with line feeds at line ends: the file itself, or a converted copy in memory."""
     file = cast(BinaryIO, gzip.GzipFile(path)) if _is_gzip(path) else path.open("rb")
     try:
         head = file.read(_HEAD_BYTES)
@@ -178,7 +178,7 @@ def _decode(content: bytes, encoding: str) -> str:
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, int, str]]:
-    """Lines from the file's position on: (number from 1, byte offset, text with its end). Skips a byte order mark."""
+    """Lines from the current position: (number from 1, byte offset, text with line end). Skips a byte order mark."""
     offset = file.tell()
     for number, raw in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES + 1), b""), start=1):
         if len(raw) > _MAX_LINE_BYTES:
@@ -205,8 +205,8 @@ def _read_table(
     tabs: bool,
 ) -> Iterator[Row]:
     quoted = not tabs if table_format.quoted is None else table_format.quoted
-    named = table_format.delimiter
-    delimiter = DELIMITERS.get(named, named) if named else "\t" if tabs else _sniff_delimiter(file)
+    declared = table_format.delimiter
+    delimiter = DELIMITERS.get(declared, declared) if declared else "\t" if tabs else _sniff_delimiter(file)
     read_fields = _quoted_fields if quoted else _plain_fields
     rows = read_fields(file, delimiter)
     header = next(rows, None)
@@ -230,7 +230,7 @@ def _check_header(names: list[str], columns: Collection[str], delimiter: str) ->
     if not any(names):
         raise BadRowError(1, "is empty: expected a header with column names")
     if missing := [column for column in columns if column not in names]:
-        other = next((name for name, sign in DELIMITERS.items() if sign != delimiter and sign in names[0]), None)
+        other = next((name for name, char in DELIMITERS.items() if char != delimiter and char in names[0]), None)
         hint = f". Set data.delimiter={other} if that separates the columns" if other and len(names) == 1 else ""
         raise MissingColumnsError(1, missing, [name for name in names if name], hint)
     for column in columns:
@@ -246,15 +246,15 @@ def _wrong_length(fields: list[str], names: list[str], *, quoted: bool) -> str:
 
 
 def _sniff_delimiter(file: BinaryIO) -> str:
-    """A comma, or the semicolon or tab of a header that has no comma outside quotes."""
+    """A comma, or the semicolon or tab in a header without commas outside quotes."""
     position = file.tell()
     header = re.sub(rb'"[^"]*"', b"", file.readline(_MAX_LINE_BYTES))
     file.seek(position)
-    return next((sign.decode() for sign in (b",", b";", b"\t") if sign in header), ",")
+    return next((char.decode() for char in (b",", b";", b"\t") if char in header), ",")
 
 
 def _quoted_fields(file: BinaryIO, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
-    """Rows of a table from the file's position on: (number and byte offset of its first line, fields)."""
+    """Rows of a table from the current position: (number and byte offset of the first line, fields)."""
     lines_of_row: list[tuple[int, int]] = []
 
     def lines() -> Iterator[str]:
@@ -262,7 +262,7 @@ def _quoted_fields(file: BinaryIO, delimiter: str) -> Iterator[tuple[int, int, l
             lines_of_row.append((number, offset))
             yield line
 
-    csv.field_size_limit(_MAX_LINE_BYTES)  # the module's default refuses documents over 128 KiB
+    csv.field_size_limit(_MAX_LINE_BYTES)  # the module's default rejects fields over 128 KiB
     rows = csv.reader(lines(), delimiter=delimiter, strict=True)
     try:
         for row in rows:
@@ -273,7 +273,7 @@ def _quoted_fields(file: BinaryIO, delimiter: str) -> Iterator[tuple[int, int, l
 
 
 def _plain_fields(file: BinaryIO, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
-    """As _quoted_fields, one row per line, in which a quote is a character like any other."""
+    """Like _quoted_fields, but with one row per line and without special treatment of quotes."""
     for number, offset, line in _lines(file):
         content = line.rstrip("\r\n")
         yield number, offset, content.split(delimiter) if content else []
@@ -344,8 +344,8 @@ def _read_parquet(path: Path, columns: Collection[str], optional: Collection[str
             if missing := [column for column in columns if column not in names]:
                 raise MissingColumnsError(1, missing, names)
             number = 0
-            wanted = [name for name in names if name in (*columns, *optional)]
-            for batch in file.iter_batches(batch_size=1000, columns=wanted):
+            selected = [name for name in names if name in (*columns, *optional)]
+            for batch in file.iter_batches(batch_size=1000, columns=selected):
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(number, 0, values)
@@ -361,11 +361,11 @@ _READERS: dict[str, _Reader] = {
     ".json": _read_json,
 }
 SUFFIXES = (*_READERS, ".parquet")
-"""Of the files that `read_rows` reads. All but .parquet may be compressed as .gz."""
+"""Suffixes of the files that `read_rows` reads. All except .parquet can be gzipped (.gz)."""
 
 
 def is_readable(path: Path) -> bool:
-    """Whether the file's name ends in a known suffix."""
+    """Whether the file has a supported suffix."""
     return suffix_of(path) in (_READERS if _is_gzip(path) else SUFFIXES)
 
 
@@ -375,8 +375,8 @@ def preview(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def join_names(names: Sequence[str], spell: Callable[[str], str] = str) -> str:
-    """The names, for a message: at most ten, none longer than 60 characters."""
+def join_names(names: Sequence[str], format_name: Callable[[str], str] = str) -> str:
+    """The names, for a message: at most ten, each cut to 60 characters."""
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    spelled = map(spell, names[:10])
-    return ", ".join(name if len(name) <= 60 else f"{name[:57]}..." for name in spelled) + more
+    formatted = map(format_name, names[:10])
+    return ", ".join(name if len(name) <= 60 else f"{name[:57]}..." for name in formatted) + more

@@ -1,6 +1,6 @@
-"""Your own texts in files: checks every row, names bad ones by file and line, and splits one file into parts.
+"""Your own texts in files: checks every row, reports bad ones by file and line, and splits a file into parts.
 
-File formats are in table_rows. Texts of large files are not loaded but read on demand, by lazy_texts.
+File formats are in table_rows. Texts of large files are read on demand, by lazy_texts.
 Shapes: N texts of a file.
 """
 
@@ -25,7 +25,7 @@ from bertmon.errors import require
 from bertmon.storage import ContentHash, cached_bytes, content_hash
 
 _LAZY_BYTES = 32_000_000  # texts of a file of this size or larger are read on demand
-_USUAL_NAMES = {  # of columns, in the order in which they are proposed
+_USUAL_NAMES = {  # of columns, in order of preference
     "data.text_column": ("text", "sentence", "content", "review", "body", "tweet", "message", "document", "v2"),
     "data.label_column": ("label", "labels", "class", "category", "target", "sentiment", "v1"),
 }
@@ -46,7 +46,7 @@ def read(config: FilesConfig, cache: Path) -> Corpus:
 
 
 def label_order(name: str) -> tuple[int, str]:
-    """Numbers by value, before names by alphabet."""
+    """Sort key of labels: numbers by value, then names alphabetically."""
     is_number = re.fullmatch(r"-?[0-9]{1,15}", name) is not None
     return (int(name) if is_number else sys.maxsize, name)
 
@@ -70,7 +70,7 @@ def _read_file(key: str, name: str, config: FilesConfig, cache: Path) -> PartCon
 
 
 def propose_columns(missing: MissingColumnsError, config: Columns) -> str:
-    """Names the keys to set, as far as the file's own column names let one guess."""
+    """A sentence with the column keys to set, guessed from the file's column names if possible."""
     columns = {"data.text_column": config.text_column, "data.label_column": config.label_column}
     proposals, taken = [], {column for column in columns.values() if column not in missing.missing}
     for key, column in columns.items():
@@ -94,10 +94,10 @@ def _in_memory(path: Path, table_format: TableFormat, reader: ExampleReader) -> 
 
 
 def _indexed(path: Path, table_format: TableFormat, reader: ExampleReader, cache: Path) -> PartContent:
-    """Read the whole file once; the offsets stay in the cache for as long as the file does not change."""
+    """Read the entire file once; the offsets are cached until the file changes."""
     stamp = file_stamp(path.stat())
-    how = repr((reader.columns, table_format, reader.skip_empty))
-    key = content_hash("3", str(path.resolve()), stamp, how)  # increase the number when the pass below changes
+    options = repr((reader.columns, table_format, reader.skip_empty))
+    key = content_hash("3", str(path.resolve()), stamp, options)  # increase the number when the pass below changes
 
     def scan() -> bytes:
         byte_offsets, labels, hashes, index, content = [], [], [], LabelIndex(), ContentHash()
@@ -126,7 +126,7 @@ def _indexed(path: Path, table_format: TableFormat, reader: ExampleReader, cache
 
 
 def _as_argument(key: str, value: str) -> str:
-    """As a shell and Hydra take it: quoted twice unless it is a plain word."""
+    """`key=value` for a shell and Hydra: quoted twice unless the value is a plain word."""
     if re.fullmatch(r"(?!(null|true|false)$)[a-z_][\w.-]*", value, re.ASCII | re.IGNORECASE):
         return f"{key}={value}"
     escaped = value.replace("'", "\\'")

@@ -1,6 +1,6 @@
-"""Texts to token ids, with the model's own tokenizer or a WordPiece vocabulary trained on the texts.
+"""Conversion of texts to token ids, with the model's tokenizer or a WordPiece vocabulary trained on the texts.
 
-Knows the tokenizers library. Padding, batches and their order are in data.batches.
+Uses the tokenizers library. Padding, batches and their order are in data.batches.
 Shapes: N texts, K tokens of all texts together.
 """
 
@@ -29,34 +29,34 @@ if TYPE_CHECKING:
 _VOCAB_SIZE = 8000
 _SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _MAX_WORD_LENGTH = 100  # characters that WordPiece takes as one word; longer ones would be [UNK]
-_MAX_VOCAB_TEXTS = 20_000  # a vocabulary is trained on: 8,000 pieces are settled by then, and it takes two seconds
-_SAMPLE_TEXTS = 1000  # that stand for all in a description
+_MAX_VOCAB_TEXTS = 20_000  # to train a vocabulary on: enough for 8,000 stable pieces, in two seconds
+_SAMPLE_TEXTS = 1000  # that represent all texts in a description
 _ENCODE_BATCH = 1000  # texts passed to the tokenizer together: its objects take far more memory than the ids
 
 
 @dataclass(frozen=True, slots=True)
 class TextTokenizer:
-    """A tokenizer and what its model needs to know about it."""
+    """A tokenizer with the properties that its model needs."""
 
     tokenizer: Tokenizer
     pad_id: int
     unk_id: int | None = None
     pretrained: Optional["PreTrainedTokenizerBase"] = None
-    """What transformers loaded; None for a vocabulary that was trained on the texts."""
+    """The tokenizer loaded by transformers; None for a vocabulary trained on the texts."""
 
     @property
     def size(self) -> int:
-        """Embeddings that a model needs: one more than the largest id, for a vocabulary may have gaps."""
+        """Number of embeddings that a model needs: the largest id plus one, since a vocabulary can have gaps."""
         return 1 + max(self.tokenizer.get_vocab().values())
 
     @property
     def special_ids(self) -> list[int]:
-        """Ids of [CLS], [SEP] and the like, without that of unknown words."""
+        """Ids of [CLS], [SEP] and other special tokens, except the one for unknown words."""
         added = self.tokenizer.get_added_tokens_decoder()
         return [number for number, token in added.items() if token.special and number != self.unk_id]
 
     def to_transformers(self, max_length: int) -> "PreTrainedTokenizerBase":
-        """The tokenizer as transformers saves and loads it, for texts of at most `max_length` tokens."""
+        """The tokenizer as a transformers object, for texts of at most `max_length` tokens."""
         from transformers import PreTrainedTokenizerFast
 
         if self.pretrained is not None:
@@ -90,7 +90,7 @@ LazyTokens = Callable[[npt.NDArray[np.int64]], TokenizedTexts]
 def load_tokenizer(config: ModelConfig, texts: TextSequence, cache: Path) -> TextTokenizer:
     """The tokenizer of `model.tokenizer`, else of `model.name`, else one trained on `texts`. Raises InputError.
 
-    It is trained on at most 20,000 texts, evenly spaced.
+    A tokenizer is trained on at most 20,000 texts, evenly spaced.
     """
     if config.tokenizer is not None:
         return _load_named("model.tokenizer", config.tokenizer)
@@ -104,8 +104,8 @@ def load_tokenizer(config: ModelConfig, texts: TextSequence, cache: Path) -> Tex
 
 
 def tokenize(tokenizer: TextTokenizer, texts: TextSequence, max_length: int, cache: Path) -> TokenizedTexts:
-    """Token ids of every text, special tokens included, cut to `max_length`; from the cache if it has them."""
-    encoder = _truncating(tokenizer, max_length)
+    """Token ids of every text, including special tokens, truncated to `max_length`; from the cache if possible."""
+    encoder = _truncating_encoder(tokenizer, max_length)
 
     def encode() -> bytes:
         tokens = _encode(encoder, texts)
@@ -123,35 +123,35 @@ def tokenize(tokenizer: TextTokenizer, texts: TextSequence, max_length: int, cac
 
 
 def _texts_hash(kind: str, encoder: str, texts: TextSequence) -> str:
-    """Of what token ids follow from, without having all texts of a large file in memory."""
+    """Hash of everything that determines the token ids; texts of a large file are not loaded."""
     if isinstance(texts, LazyTexts):
         return content_hash(kind, encoder, "digest", texts.digest)
-    whole = ContentHash()
+    digest = ContentHash()
     for part in itertools.chain((kind, encoder), flatten(texts)):
-        whole.add(part)
-    return whole.hex()
+        digest.add(part)
+    return digest.hex()
 
 
 def tokenize_lazily(
     tokenizer: TextTokenizer, take: Callable[[npt.NDArray[np.int64]], Iterable[Text]], max_length: int
 ) -> LazyTokens:
-    """As `tokenize`, for some texts at a time: `take` reads those at given indices. Nothing is cached."""
-    encoder = _truncating(tokenizer, max_length)
+    """Like `tokenize`, but for some texts at a time: `take` reads those at given indices. Nothing is cached."""
+    encoder = _truncating_encoder(tokenizer, max_length)
     return lambda indices: _encode(encoder, take(indices))
 
 
 def tokenize_sample(tokenizer: TextTokenizer, texts: TextSequence, max_length: int) -> TokenizedTexts:
-    """As `tokenize`, for at most 1,000 texts, evenly spaced. Nothing is cached."""
-    return _encode(_truncating(tokenizer, max_length), _evenly_spaced(texts, _SAMPLE_TEXTS))
+    """Like `tokenize`, but for at most 1,000 texts, evenly spaced. Nothing is cached."""
+    return _encode(_truncating_encoder(tokenizer, max_length), _evenly_spaced(texts, _SAMPLE_TEXTS))
 
 
-def _evenly_spaced(texts: TextSequence, most: int) -> Iterator[Text]:
-    count = min(len(texts), most)
+def _evenly_spaced(texts: TextSequence, max_count: int) -> Iterator[Text]:
+    count = min(len(texts), max_count)
     indices = [number * len(texts) // count for number in range(count)]
     return texts.take(indices) if isinstance(texts, LazyTexts) else (texts[index] for index in indices)
 
 
-def _truncating(tokenizer: TextTokenizer, max_length: int) -> Tokenizer:
+def _truncating_encoder(tokenizer: TextTokenizer, max_length: int) -> Tokenizer:
     encoder = Tokenizer.from_str(tokenizer.tokenizer.to_str())  # a copy: truncation is a setting of the object
     encoder.no_padding()
     encoder.enable_truncation(max_length)
@@ -162,12 +162,12 @@ def _encode(encoder: Tokenizer, texts: Iterable[Text]) -> TokenizedTexts:
     ids: list[npt.NDArray[np.int32]] = []
     type_ids: list[npt.NDArray[np.int8]] = []
     lengths, remaining = [0], iter(texts)
-    while portion := list(itertools.islice(remaining, _ENCODE_BATCH)):
-        encodings = encoder.encode_batch_fast(portion)
+    while chunk := list(itertools.islice(remaining, _ENCODE_BATCH)):
+        encodings = encoder.encode_batch_fast(chunk)
         arrays = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
         ids.append(np.concatenate(arrays))
         lengths += map(len, arrays)
-        if not isinstance(portion[0], str):
+        if not isinstance(chunk[0], str):
             type_ids += (np.array(encoding.type_ids, dtype=np.int8) for encoding in encodings)
     offsets = np.cumsum(lengths, dtype=np.int64)
     return TokenizedTexts(np.concatenate(ids), offsets, np.concatenate(type_ids) if type_ids else None)
@@ -179,13 +179,13 @@ def _load_named(key: str, name: str) -> TextTokenizer:
     local = local_files_only(key, name)
     try:
         loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local)
-    except Exception as error:  # whatever the library makes of a third-party file
+    except Exception as error:  # the library can raise anything for a third-party file
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        instead = ", or model.tokenizer=null to train one on the training texts" if key == "model.tokenizer" else ""
+        alternative = ", or model.tokenizer=null to train one on the training texts" if key == "model.tokenizer" else ""
         raise InputError(
             f"{key}={name}: could not load a tokenizer ({reason}).\n"
             f"Set the name of a model on the hub (the first use needs a network), "
-            f"or a local folder with tokenizer.json or vocab.txt{instead}."
+            f"or a local folder with tokenizer.json or vocab.txt{alternative}."
         ) from None
     ok = getattr(loaded, "backend_tokenizer", None) is not None and loaded.pad_token_id is not None
     require(ok, key, name, "a model with a fast tokenizer that has a padding token")
@@ -193,14 +193,14 @@ def _load_named(key: str, name: str) -> TextTokenizer:
 
 
 def _train_wordpiece(texts: Sequence[str], vocab_size: int) -> bytes:
-    """WordPiece over BERT's lower-cased words, as JSON of the tokenizers library; [PAD] is entry 0.
+    """A WordPiece tokenizer for BERT's lowercased words, as JSON of the tokenizers library; [PAD] has id 0.
 
-    The library numbers the pieces "##x" in the order of a hash table that differs between processes, and breaks ties
-    between equally frequent pairs by these numbers. Here they get fixed numbers first, so that the same texts yield the
-    same vocabulary everywhere.
+    The library numbers the "##x" pieces in the order of a hash table, which differs between processes, and breaks ties
+    between equally frequent pairs by these numbers. Here they are numbered in advance, so that the same texts always
+    yield the same vocabulary.
 
-    A word of more than 100 characters, such as a text in a language without spaces, is cut into words of 100: the
-    library turns it into [UNK] as a whole, or with a higher limit takes 0.2 s for one of 2,000 characters.
+    Words of more than 100 characters, such as texts in a language without spaces, are split into words of 100: the
+    library would replace each by a single [UNK] or, with a higher limit, take 0.2 s for 2,000 characters.
     """
     normalizer = normalizers.BertNormalizer(lowercase=True)
     splitter = pre_tokenizers.Sequence(

@@ -1,7 +1,7 @@
 """One atomic file that training resumes from: weights, optimizer, random states, history, and typed metadata.
 
-A safetensors file, never a pickle. The SHA-256 of each tensor and of the metadata is stored in its header and checked
-when it is read.
+A safetensors file, never a pickle. The SHA-256 of each tensor and of the metadata is stored in its header and verified
+when the file is read.
 """
 
 import hashlib
@@ -26,12 +26,12 @@ _HISTORY = "more.history"
 
 
 class CorruptCheckpointError(Exception):
-    """A file that is not a complete checkpoint: truncated, changed or something else. The message names it."""
+    """The file is not a complete checkpoint: truncated, modified or of another kind. The message names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointMetadata:
-    """What a checkpoint holds in addition to tensors."""
+    """The contents of a checkpoint except tensors."""
 
     identity: Mapping[str, Any]  # config.run_identity of the run
     fingerprint: str  # of its data
@@ -54,18 +54,18 @@ def save_checkpoint(
         tensors |= {f"optimizer.{row}.{name}": value for name, value in state.items()}
     tensors[_HISTORY] = torch.frombuffer(bytearray(history), dtype=torch.uint8)
     random_tensors, random_header = _random_states(next(model.parameters()).device)
-    tensors = _unshared({name: value.detach().cpu().contiguous() for name, value in (tensors | random_tensors).items()})
+    tensors = _untie({name: value.detach().cpu().contiguous() for name, value in (tensors | random_tensors).items()})
     header = {"metadata": json.dumps(asdict(metadata)), "random": random_header}
     header["sha256"] = json.dumps(_checksums(header, tensors))
     with atomic_path(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=header)
-        except SafetensorError as error:  # its own name for a full disk
+        except SafetensorError as error:  # raised for a full disk
             raise OSError(str(error)) from None
 
 
 class Checkpoint:
-    """A checkpoint read back and verified.
+    """A checkpoint, read and verified.
 
     Raises CorruptCheckpointError if the file is not a complete checkpoint, FileNotFoundError if there is none.
     """
@@ -93,7 +93,7 @@ class Checkpoint:
         return self._tensors[_HISTORY].numpy().tobytes()
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Put weights, moments and random states back, bit for bit. Raises RuntimeError if the shapes differ."""
+        """Restore weights, moments and random states bit for bit. Raises RuntimeError if the shapes differ."""
         model.load_state_dict(self._with_prefix("model."))
         states: dict[int, dict[str, Tensor]] = {}
         for key, value in self._with_prefix("optimizer.").items():
@@ -103,7 +103,7 @@ class Checkpoint:
         optimizer.load_state_dict({"state": states, "param_groups": groups})
         torch.set_rng_state(self._tensors["random.torch"])
         device = next(model.parameters()).device
-        if device.type == "cuda" and "random.cuda" in self._tensors:  # it may be another GPU than before
+        if device.type == "cuda" and "random.cuda" in self._tensors:  # possibly a different GPU
             torch.cuda.set_rng_state(self._tensors["random.cuda"], device)
         keys = self._tensors["random.numpy"].numpy().astype(np.uint32)
         np.random.set_state(("MT19937", keys, *self._random["numpy"]))
@@ -114,19 +114,19 @@ class Checkpoint:
         return {name.removeprefix(prefix): value for name, value in self._tensors.items() if name.startswith(prefix)}
 
 
-def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """With a copy of each tensor whose memory another one has, as tied weights do: safetensors refuses those."""
-    taken: set[int] = set()
+def _untie(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, with copies of those that share memory, such as tied weights, which safetensors rejects."""
+    seen: set[int] = set()
     unshared = {}
     for name, tensor in tensors.items():
         memory = tensor.untyped_storage().data_ptr()
-        unshared[name] = tensor.clone() if memory in taken else tensor
-        taken.add(memory)
+        unshared[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
     return unshared
 
 
 def _random_states(device: torch.device) -> tuple[dict[str, Tensor], str]:
-    """torch's, numpy's and Python's global random states: as tensors, and the rest as JSON."""
+    """The global random states of torch, numpy and Python: tensors, and the rest as JSON."""
     tensors = {"random.torch": torch.get_rng_state()}
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)

@@ -1,4 +1,4 @@
-"""train.class_weights: how much the texts of each class count in the loss.
+"""train.class_weights: the weight of each class in the loss.
 
 Shapes: N training texts, C classes.
 """
@@ -21,20 +21,20 @@ def chance_loss(train: Split, weights: Sequence[float] | None) -> float:
     return -sum(share * math.log(share) for share in shares)
 
 
-def class_weights(wanted: Any, labels: Sequence[int], label_names: Sequence[str]) -> list[float] | None:
-    """train.class_weights as a list [C]; None without any. Raises InputError for classes that do not exist."""
-    if wanted is None:
+def class_weights(setting: Any, labels: Sequence[int], label_names: Sequence[str]) -> list[float] | None:
+    """The value of train.class_weights as a list [C], or None. Raises InputError for classes that do not exist."""
+    if setting is None:
         return None
-    if wanted == "balanced":
+    if setting == "balanced":
         counts = Counter(labels)
         if missing := [name for label, name in enumerate(label_names) if label not in counts]:
             raise InputError(f"train.class_weights: expected training texts of every class, got none of {missing[0]}.")
         return [len(labels) / (len(label_names) * counts[label]) for label in range(len(label_names))]
-    if isinstance(wanted, Mapping):
-        by_name = {str(name): float(weight) for name, weight in wanted.items()}
+    if isinstance(setting, Mapping):
+        by_name = {str(name): float(weight) for name, weight in setting.items()}
         if unknown := sorted(by_name.keys() - set(label_names)):
             names = ", ".join(label_names[:10])
             raise InputError(f"train.class_weights: expected label names among {names}, got {unknown[0]}.")
         return [by_name.get(name, 1.0) for name in label_names]
-    require(len(wanted) == len(label_names), "train.class_weights", list(wanted), f"{len(label_names)} numbers")
-    return [float(weight) for weight in wanted]
+    require(len(setting) == len(label_names), "train.class_weights", list(setting), f"{len(label_names)} numbers")
+    return [float(weight) for weight in setting]

@@ -1,4 +1,4 @@
-"""The learning rate of every step of a run, known before the first one."""
+"""The learning rate of every step of a run, computed before the first one."""
 
 import importlib
 import math
@@ -14,7 +14,7 @@ from bertmon.config import Decay, RunConfig, ScheduleConfig, TrainConfig
 from bertmon.errors import InputError
 from bertmon.monitor.history import FloatArray, RunPlan
 
-_EVALUATIONS = 10  # of a run, at least, those before the first step not counted
+_MIN_EVALUATIONS = 10  # of a run, not counting the one before the first step
 
 
 def plan_run(config: RunConfig, steps_per_epoch: int, chance_loss: float) -> RunPlan:
@@ -32,31 +32,33 @@ def plan_run(config: RunConfig, steps_per_epoch: int, chance_loss: float) -> Run
 
 
 def evaluates_after(steps: int, config: TrainConfig, steps_per_epoch: int) -> bool:
-    """Whether the run is evaluated after so many steps (at least 1): at each epoch's end, and every `eval_every` steps
-    or, without it, after equal parts of each epoch, as many as make at least ten evaluations in the run.
+    """Whether the run is evaluated after `steps` steps (at least 1).
+
+    It is at the end of each epoch, and every `eval_every` steps or, without it, after equal parts of each epoch, enough
+    for at least ten evaluations per run.
     """
     in_epoch = steps % steps_per_epoch
     if in_epoch == 0:
         return True
     if config.eval_every is not None:
         return steps % config.eval_every == 0
-    parts = -(-_EVALUATIONS // config.epochs)
-    return in_epoch * parts % steps_per_epoch < parts  # the first step that completes a further part
+    parts = -(-_MIN_EVALUATIONS // config.epochs)
+    return in_epoch * parts % steps_per_epoch < parts  # the first step that completes another part
 
 
 def warmup_frac(config: ScheduleConfig, total_steps: int) -> float:
-    """Share of the steps that are warm-up, whether given as a share or as a number of steps."""
+    """Fraction of the steps that are warm-up, whether configured as warmup_frac or as warmup_steps."""
     return config.warmup_frac if config.warmup_steps is None else min(config.warmup_steps / total_steps, 1.0)
 
 
 def lr_factors(config: ScheduleConfig, total_steps: int) -> FloatArray:
-    """What the peak learning rate is multiplied by at each step [N]. Raises InputError.
+    """The learning rate at each step [N] as a multiple of its peak. Raises InputError.
 
-    linear, cosine and constant are schedule.lr_factor; the other decays are those of transformers' get_scheduler, run
-    ahead with a rate of 1.
+    linear, cosine and constant use schedule.lr_factor; for the other decays, transformers' get_scheduler is run in
+    advance with a rate of 1.
     """
     if config.function is not None:
-        return _own_factors(config, total_steps)
+        return _custom_factors(config, total_steps)
     share = warmup_frac(config, total_steps)
     if config.decay in (Decay.linear, Decay.cosine, Decay.constant):
         factors = [
@@ -78,26 +80,26 @@ def _transformers_factors(config: ScheduleConfig, warmup: int, total_steps: int)
         Decay.cosine_with_min_lr: {"min_lr_rate": config.end_factor},
         Decay.warmup_stable_decay: {"num_decay_steps": decay_steps, "min_lr_ratio": config.end_factor},
     }
-    stand_in = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
+    dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
     if config.decay is Decay.warmup_stable_decay and warmup + decay_steps > total_steps:
         raise InputError(
             f"schedule.decay_frac: expected warm-up ({warmup} steps) and decay ({decay_steps} steps) to fit into the "
             f"run's {total_steps} steps."
         )
-    ahead = get_scheduler(
-        config.decay.value, stand_in, warmup, total_steps, scheduler_specific_kwargs=all_options[config.decay]
+    scheduler = get_scheduler(
+        config.decay.value, dummy, warmup, total_steps, scheduler_specific_kwargs=all_options[config.decay]
     )
     factors = np.empty(total_steps)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the stand-in has not been stepped: it has nothing to learn
+        warnings.simplefilter("ignore")  # the dummy optimizer is never stepped
         for step in range(total_steps):
-            factors[step] = stand_in.param_groups[0]["lr"]
-            ahead.step()
+            factors[step] = dummy.param_groups[0]["lr"]
+            scheduler.step()
     return factors
 
 
-def _own_factors(config: ScheduleConfig, total_steps: int) -> FloatArray:
-    """Those of the user's function(step, warmup_steps, total_steps) -> factor."""
+def _custom_factors(config: ScheduleConfig, total_steps: int) -> FloatArray:
+    """The factors of the user's function(step, warmup_steps, total_steps) -> factor."""
     name = str(config.function)
     module, _, attribute = name.rpartition(".")
     try:

@@ -1,6 +1,6 @@
-"""One short run whose learning rate rises until gradients vanish: at which peak effective rate a model is lost.
+"""Learning rate range test: one short run whose rate rises until gradients vanish, to find the model's cliff.
 
-How well that predicts the rate from which real runs do not learn is measured: benchmarks/range_validation.py.
+benchmarks/range_validation.py measures how well this predicts the peak rate above which real runs do not learn.
 """
 
 import itertools
@@ -21,52 +21,52 @@ from bertmon.training.step import GuardedUpdate, forward_backward, resolve_devic
 from bertmon.training.task import Task, build_monitor, build_task
 
 RISE = 200 ** (1 / 299)
-"""Factor of the rate from one step to the next: 200 in 300 steps. A faster rise overshoots more, and scatters more."""
+"""Factor of the rate from one step to the next: 200 in 300 steps. A faster rise overshoots more, and varies more."""
 OVERSHOOT = 1.8
-"""By which factor gradients vanish above the cliff in such a run; calibrated in benchmarks/range_validation.py."""
+"""Rate at which gradients vanish in such a run, divided by the cliff; calibrated in benchmarks/range_validation.py."""
 WATCH_EVERY = 2
-MEAN_OF = 5
-"""Snapshots over which depth ratios are averaged: a single one may be low for a moment."""
-LEARNED = 0.5
-"""A loss below this share of chance is that of a model that has learned: its gradients are small since its errors are.
-Where gradients vanished in the validation, the loss of the last 20 steps was 0.8 of chance and more."""
+MEAN_SNAPSHOTS = 5
+"""Number of snapshots over which depth ratios are averaged: a single one can be low momentarily."""
+LEARNED_LOSS_RATIO = 0.5
+"""Below this fraction of the chance loss, a model has learned, and its gradients are small because its errors are. When
+gradients vanished in the validation, the loss of the last 20 steps was at least 0.8 of the chance loss."""
 
 
 @dataclass(frozen=True, slots=True)
 class RateRange:
-    """The outcome of the run."""
+    """The outcome of a range test."""
 
-    plan: RunPlan  # of the run that was planned
-    steps: int  # that the run with the rising rate took
-    last: float  # the rate of the last of them
-    broke: bool  # whether it ended since gradients vanished, or were not finite
+    plan: RunPlan  # of the run as configured
+    steps: int  # of the range test
+    last: float  # the rate of its last step
+    broke: bool  # whether it ended because gradients vanished or were not finite
 
     @property
     def cliff(self) -> float | None:
-        """The peak effective rate from which runs are expected not to learn; None if training did not break."""
+        """The peak effective rate above which runs are not expected to learn; None if training did not fail."""
         return self.last / OVERSHOOT if self.broke else None
 
 
 def rising_rates(lowest: float, highest: float) -> FloatArray:
-    """The rates of all steps [N], from the lowest up to the highest."""
+    """The rates of all steps [N], rising exponentially from `lowest` to `highest`."""
     steps = np.arange(1 + round(math.log(highest / lowest) / math.log(RISE)), dtype=np.float64)
     rates: FloatArray = lowest * RISE**steps
     return rates
 
 
 def find_cliff(config: RunConfig, lowest: float, highest: float) -> RateRange:
-    """Train with a rate that rises exponentially, until gradients vanish towards the input or it is `highest`.
+    """Train with an exponentially rising rate until gradients vanish towards the input or it reaches `highest`.
 
-    It is the effective rate that rises: the run has bias correction, whatever the config says, and its own schedule.
-    Everything else is as planned. Leaves no file but those of the cache. Raises InputError.
+    The effective rate rises: the run has bias correction, whatever the config says, and its own schedule. Everything
+    else is as configured. Writes no files outside the cache. Raises InputError.
     """
     rates = rising_rates(lowest, highest)
     adam = replace(config.optimizer, bias_correction=True)
-    watching = replace(config.monitor, enabled=True, every=WATCH_EVERY)
+    monitoring = replace(config.monitor, enabled=True, every=WATCH_EVERY)
     task = build_task(replace(config, optimizer=adam), resolve_device(config.device))
     planned = plan_run(config, task.steps_per_epoch, task.plan.chance_loss)
     history = History(RunPlan(rates, rates, task.plan.chance_loss, 1.0, bias_correction=True))
-    monitor = build_monitor(replace(config, monitor=watching), task, history, NullLog())
+    monitor = build_monitor(replace(config, monitor=monitoring), task, history, NullLog())
     update = GuardedUpdate(task.classifier, task.optimizer, config.train.max_grad_norm)
     task.classifier.train()
     for step, batches in enumerate(tqdm(_batches(task, config, len(rates)), "range", len(rates), disable=None)):
@@ -80,7 +80,7 @@ def find_cliff(config: RunConfig, lowest: float, highest: float) -> RateRange:
 
 
 def _batches(task: Task, config: RunConfig, steps: int) -> Iterator[Sequence[Batch]]:
-    """Those of each step, epoch after epoch, as in a run."""
+    """The batches of each step, epoch after epoch, as in a run."""
     for epoch in itertools.count():
         batches = task.train.epoch_batches(config.seed, epoch)
         while group := list(itertools.islice(batches, config.train.accumulate)):
@@ -91,19 +91,19 @@ def _batches(task: Task, config: RunConfig, steps: int) -> Iterator[Sequence[Bat
 
 
 def _vanished(history: History, thresholds: VerdictThresholds) -> bool:
-    """Whether the geometric mean of the last depth ratios is below the verdict's threshold, in a model at chance."""
-    last = history.snapshots[-MEAN_OF:]
+    """Whether the geometric mean of the last depth ratios is below the verdict's threshold in a model at chance."""
+    last = history.snapshots[-MEAN_SNAPSHOTS:]
     if not last[-1].layers.matrix_groups:
         raise InputError(
             "model: expected at least two encoder layers that train, whose gradients can be compared, got fewer."
         )
-    ratios = np.nan_to_num([snapshot.depth_ratio[0] for snapshot in last])  # nan: the last layer's are all zero
-    learned = np.mean(history.losses[-WATCH_EVERY * MEAN_OF :]) < LEARNED * history.plan.chance_loss
+    ratios = np.nan_to_num([snapshot.depth_ratio[0] for snapshot in last])  # nan: the last layer has zero gradients
+    learned = np.mean(history.losses[-WATCH_EVERY * MEAN_SNAPSHOTS :]) < LEARNED_LOSS_RATIO * history.plan.chance_loss
     return bool(np.prod(ratios) < thresholds.min_depth_ratio ** len(ratios) and not learned)
 
 
 def peak_factor(config: RunConfig, total_steps: int, *, warmup_frac: float, bias_correction: bool) -> float:
-    """The peak effective rate of a run of so many steps over its optimizer.lr."""
+    """The ratio of the peak effective rate to optimizer.lr in a run of `total_steps` steps."""
     adam = replace(config.optimizer, bias_correction=bias_correction)
     schedule = replace(config.schedule, warmup_frac=warmup_frac, warmup_steps=None)
     one_epoch = replace(config, optimizer=adam, schedule=schedule, train=replace(config.train, epochs=1))

@@ -1,4 +1,4 @@
-"""One run from its config to its result: the table of contents of the program."""
+"""One run, from its config to its result: the place to start reading the code."""
 
 import logging
 import math
@@ -45,12 +45,12 @@ log = logging.getLogger(__name__)
 def run_training(
     config: RunConfig, run_dir: Path, *, name: str, overrides: Mapping[str, str] | None = None
 ) -> RunResult:
-    """Train and watch one model; everything that it leaves is in `run_dir`.
+    """Train and monitor one model; all its output is in `run_dir`.
 
-    name: heads the progress bar and log lines. overrides: those that tell this run from its sweep's others, as given;
-    they, or without any the run's main settings, and the seed are the columns of TensorBoard's HPARAMS table.
-    With config.resume a run that has ended is skipped, and one that was interrupted resumes from its checkpoint. Of
-    several processes only the first one writes. Raises InputError, and whatever training raises.
+    name: for the progress bar and log lines. overrides: those that distinguish this run from others of its sweep.
+    TensorBoard's HPARAMS table has a column for each of them, or without any for each main setting, and for the seed.
+    With config.resume, a run that has ended is skipped, and an interrupted one resumes from its checkpoint. Of several
+    processes, only rank 0 writes. Raises InputError, and any exception of training.
     """
     if config.resume and (ended := _ended_before(run_dir, name)):
         return ended
@@ -62,7 +62,7 @@ def run_training(
         with RunWriter(
             home,
             draw=config.monitor.figures and home is run_dir,
-            truncate_to=_earlier_points(checkpoint, config),
+            truncate_to=_event_positions(checkpoint, config),
         ) as writer:
             task = build_task(config, resolve_device(config.device))
             _describe(result, task)
@@ -78,12 +78,12 @@ def run_training(
             result.status = state.status
             writer.hparams(*_hparams(result, monitor.history.plan))
         log.info(_last_line(name, result))
-    _delete_checkpoint(run_dir)  # after the result says that the run has ended
+    _delete_checkpoint(run_dir)  # after the result records that the run has ended
     return result
 
 
 def _ended_before(run_dir: Path, name: str) -> RunResult | None:
-    """The result of a run that has come to its end, which is not trained again."""
+    """The result of a run that has already ended and is not trained again; None for others."""
     ended = RunResult.read_ended(run_dir)
     if ended and ended.final:
         _delete_checkpoint(run_dir)
@@ -93,15 +93,15 @@ def _ended_before(run_dir: Path, name: str) -> RunResult | None:
 
 
 def _delete_checkpoint(run_dir: Path) -> None:
-    """The run's own, and what a process that was killed while it wrote one has left."""
+    """Delete the run's checkpoint, and temporary files of a process that was killed while writing one."""
     if distributed.rank() == 0:
         for path in (run_dir / CHECKPOINT_FILE, *run_dir.glob(f".{CHECKPOINT_FILE}.*")):
             path.unlink(missing_ok=True)
 
 
-def _earlier_points(checkpoint: Checkpoint | None, config: RunConfig) -> Mapping[str, Any] | None:
-    """Which points in TensorBoard stay: a run that resumes without a checkpoint starts over, so that none of its own
-    does; event files in the folder of a new run are not its own."""
+def _event_positions(checkpoint: Checkpoint | None, config: RunConfig) -> Mapping[str, Any] | None:
+    """Positions to truncate TensorBoard's event files to. Empty for a run that resumes without a checkpoint: it starts
+    over. None for a new run: event files in its folder belong to other runs."""
     if checkpoint is not None:
         return checkpoint.metadata.event_files
     return None if config.resume is None else {}
@@ -109,7 +109,7 @@ def _earlier_points(checkpoint: Checkpoint | None, config: RunConfig) -> Mapping
 
 @contextmanager
 def _writable_dir(run_dir: Path) -> Iterator[Path]:
-    """The run's folder; for all processes but the first one a temporary folder."""
+    """The run's folder on rank 0, a temporary folder on the other ranks."""
     if distributed.rank() == 0:
         yield run_dir
     else:
@@ -118,7 +118,7 @@ def _writable_dir(run_dir: Path) -> Iterator[Path]:
 
 
 def _find_checkpoint(run_dir: Path, config: RunConfig) -> Checkpoint | None:
-    """The checkpoint to resume from, if there is one. A corrupt one is renamed and reported by the first process."""
+    """The checkpoint to resume from, if there is one. Rank 0 renames and reports a corrupt one."""
     if config.resume is None:
         return None
     path = run_dir / CHECKPOINT_FILE
@@ -148,7 +148,7 @@ def _start_or_resume(
     name: str,
     result: RunResult,
 ) -> tuple[TrainState, Monitor]:
-    """A fresh state and monitor, or those of the checkpoint, whose weights and random states are restored."""
+    """A new state and monitor, or those of the checkpoint, whose weights and random states are restored."""
     sizes = f"{len(task.corpus.train)} texts to train on, {len(task.corpus.test)} to test on"
     summary = f"{name}: {sizes}, {_size(task.classifier)} on {result.device['type']}"
     if checkpoint is None:
@@ -164,7 +164,7 @@ def _start_or_resume(
         )
     state = checkpoint.metadata.state
     result.previous_seconds = state.train_seconds + state.eval_seconds
-    if (home / MODEL_DIR).is_dir():  # saved before the interruption; it may stay the best one
+    if (home / MODEL_DIR).is_dir():  # saved before the interruption; it may remain the best
         result.model_dir = MODEL_DIR
     log.info(f"{summary}; resuming at step {state.steps} of {len(task.plan)}")
     monitor = build_monitor(config, task, History.from_bytes(checkpoint.history), writer, name=name)
@@ -181,14 +181,14 @@ def _size(classifier: nn.Module) -> str:
 
 
 def _log_first_lines(config: RunConfig, task: Task) -> None:
-    """What the data are, what the model cannot show, and what is unusual in the plan, before the first step."""
+    """Log a description of the data, features missing with this model, and notes on the plan before the first step."""
     lines = list(task.description.lines)
     if config.monitor.enabled:
         adam, studied = config.optimizer, config.model.init is Init.random and _is_of_studied_size(task.classifier)
         lines += missing_features(task.classifier)
         lines += check_plan(task.plan, beta2=adam.beta2, weight_decay=adam.weight_decay, studied=studied)
     for line in lines:
-        log.info(line, extra={"once": True})  # a sweep's console has it once, each run.log has it
+        log.info(line, extra={"once": True})  # once on a sweep's console, but in each run.log
     for warning in task.description.warnings:
         log.warning(warning, extra={"once": True})
 
@@ -200,14 +200,14 @@ def _is_of_studied_size(classifier: nn.Module) -> bool:
 
 
 def require_one_process(config: RunConfig) -> None:
-    """Raise InputError if several processes would have to agree that the run is behind."""
-    alone = distributed.world_size() == 1 or config.monitor.on_behind is not OnBehind.stop
-    require(alone, "monitor.on_behind", config.monitor.on_behind, "ignore in several processes")
+    """Raise InputError if several processes would need to agree that the run is behind."""
+    supported = distributed.world_size() == 1 or config.monitor.on_behind is not OnBehind.stop
+    require(supported, "monitor.on_behind", config.monitor.on_behind, "ignore in several processes")
 
 
 @dataclass(frozen=True, slots=True)
 class _Hooks:
-    """What the trainer calls: to write a checkpoint or the model, and to compare the run with its sweep."""
+    """Hooks of the trainer: they write a checkpoint or the model, or compare the run with its sweep."""
 
     config: RunConfig
     task: Task
@@ -219,7 +219,7 @@ class _Hooks:
     name: str
 
     def trainer(self) -> Trainer:
-        """The trainer, with the hooks that the config asks for."""
+        """The trainer, with the hooks that the config enables."""
         train = self.config.train
         checkpoints = train.checkpoint_every is not None or train.checkpoint_minutes is not None
         return Trainer(
@@ -235,14 +235,14 @@ class _Hooks:
         )
 
     def find_behind(self) -> FindBehind:
-        """Compares the run with the others of its sweep."""
+        """A function that compares the run with the others of its sweep."""
         require_one_process(self.config)
         assert self.result.data is not None
         others = SweepRuns(self.home, self.result.data.fingerprint)
         return lambda history, diagnosis: find_behind(history, diagnosis, others.best_loss_reduction())
 
     def save_checkpoint(self) -> None:
-        """Failing is logged: training is worth more than the chance to resume it."""
+        """Write a checkpoint. A failure is only logged, since training can continue without one."""
         if distributed.rank():
             return
         assert self.result.data is not None
@@ -257,14 +257,14 @@ class _Hooks:
             log.error(f"{step}: could not write {path} ({error}); the previous checkpoint is kept")
 
     def save_model(self) -> None:
-        """Raises StorageError."""
+        """Write the model. Raises StorageError."""
         if distributed.rank() == 0:
             save_model(self.task.classifier, self.task.tokenizer, self.home / MODEL_DIR, self.config.data.max_length)
         self.result.model_dir = MODEL_DIR
 
 
 def _describe(result: RunResult, task: Task) -> None:
-    """Note what is known before the first step."""
+    """Record in `result` what is known before the first step."""
     device = task.device
     result.processes = distributed.world_size()
     result.parameters = sum(parameter.numel() for parameter in task.classifier.parameters())
@@ -293,7 +293,7 @@ def _data_summary(corpus: Corpus) -> DataSummary:
 
 
 def _fill(result: RunResult, state: TrainState, monitor: Monitor, task: Task) -> None:
-    """Note what training has come to so far."""
+    """Record in `result` the progress of training so far."""
     result.steps, result.diagnosis = state.steps, monitor.diagnosis
     result.evaluations, result.validations = state.evaluations, state.validations
     result.timings = {f"{part}_seconds": getattr(state, f"{part}_seconds") for part in ("train", "eval", "compile")}
@@ -302,7 +302,7 @@ def _fill(result: RunResult, state: TrainState, monitor: Monitor, task: Task) ->
 
 
 def _hparams(result: RunResult, plan: RunPlan) -> tuple[dict[str, Any], dict[str, float], dict[str, float]]:
-    """Columns of TensorBoard's HPARAMS table, metrics that have been logged, and those that have not."""
+    """Columns of TensorBoard's HPARAMS table, its metrics that are also logged as scalars, and its other metrics."""
     assert result.final is not None
     columns: dict[str, Any] = {**(result.overrides or _main_settings(result)), "seed": result.seed}
     if result.diagnosis:
@@ -313,7 +313,7 @@ def _hparams(result: RunResult, plan: RunPlan) -> tuple[dict[str, Any], dict[str
 
 
 def _main_settings(result: RunResult) -> dict[str, Any]:
-    """Of a run that no sweep tells from others: what people compare runs by, and what else is not as by default."""
+    """Settings to compare a run by if it has no overrides: the most common ones and other non-default ones."""
     values, defaults = run_identity(result.config or {}), run_identity(asdict(RunConfig()))
     chosen = [key for key in values if key.startswith(("optimizer.", "schedule.")) and values[key] != defaults[key]]
     return {key: values[key] for key in dict.fromkeys([*_MAIN_SETTINGS, *chosen]) if values[key] is not None}
@@ -332,15 +332,15 @@ _MAIN_SETTINGS = (
 
 
 def _last_line(name: str, result: RunResult) -> str:
-    """What the run came to, for the log."""
+    """The outcome of the run, for the log."""
     assert result.final is not None
     assert result.data is not None
-    words = [str(result.status)]
+    outcome = [str(result.status)]
     if result.diagnosis:
         verdict, since = result.diagnosis.verdict, f"since step {result.diagnosis.since_step}"
-        words.append(f"({since})" if str(verdict) == str(result.status) else f"({verdict} {since})")
+        outcome.append(f"({since})" if str(verdict) == str(result.status) else f"({verdict} {since})")
     line = (
-        f"{name}: {' '.join(words)}, accuracy/test {format_percent(result.final.accuracy)} "
+        f"{name}: {' '.join(outcome)}, accuracy/test {format_percent(result.final.accuracy)} "
         f"(majority class: {format_percent(result.data.majority_share)}), "
         f"{result.timings['train_seconds']:.0f} s of training"
     )
@@ -348,10 +348,10 @@ def _last_line(name: str, result: RunResult) -> str:
 
 
 def _config_value(config: RunConfig, key: str, given: str) -> object:
-    """The value at a dotted key; what was given for a group, such as `model`, and for a part of a list or mapping."""
+    """The value at a dotted key; `given` for a config group, such as `model`, or an item of a list or mapping."""
     value: object = config
     for name in key.split("."):
         if not (is_dataclass(value) and hasattr(value, name)):
-            return given  # also for a config group of the user's own
+            return given  # also for a user-defined config group
         value = getattr(value, name)
     return given if is_dataclass(value) else value

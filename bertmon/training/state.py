@@ -1,4 +1,4 @@
-"""Where a training run is, as a checkpoint keeps it."""
+"""The progress of a training run, as stored in a checkpoint."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,15 @@ from bertmon.result import Status
 
 @dataclass(slots=True)
 class TrainState:
-    """What training has come to so far. Each evaluation step has a result per split, in the same order."""
+    """Status and progress of training. Each evaluation has a result per split, in the same order."""
 
     status: Status = Status.running
     steps: int = 0  # updates done
     evaluations: list[EvalResult] = field(default_factory=list)  # of the test split
     validations: list[EvalResult] = field(default_factory=list)  # of the validation split; empty without one
-    train_seconds: float = 0.0  # without the evaluations
+    train_seconds: float = 0.0  # without evaluations
     eval_seconds: float = 0.0
-    compile_seconds: float = 0.0  # part of train_seconds: first passes of a batch shape, with train.compile
+    compile_seconds: float = 0.0  # part of train_seconds: first pass of each batch shape, with train.compile
 
     @property
     def ended(self) -> bool:
@@ -31,17 +31,17 @@ class TrainState:
         return self.validations or self.evaluations
 
     def add(self, test: EvalResult, validation: EvalResult | None, metric: str) -> None:
-        """Append the evaluations of one step. Confusion matrices stay for the last and the best step only."""
+        """Append the evaluations of one step. Only the last and the best step keep their confusion matrices."""
         self.evaluations.append(test)
         if validation is not None:
             self.validations.append(validation)
         best = best_evaluation(self.selection, metric)
-        wanted = {test.step} | ({best.step} if best else set())
+        kept_steps = {test.step} | ({best.step} if best else set())
         for evaluations in (self.evaluations, self.validations):
-            evaluations[:] = [each if each.step in wanted else each.without_confusion() for each in evaluations]
+            evaluations[:] = [each if each.step in kept_steps else each.without_confusion() for each in evaluations]
 
     def evaluations_since_best(self, metric: str) -> int:
-        """Evaluations after the best one; 0 if the last one is the best, or there is none. Not that of step 0."""
+        """Number of evaluations after the best one, not counting step 0; 0 if the last one is the best."""
         best = best_evaluation(self.selection, metric)
         return sum(each.step > (best.step if best else 0) for each in self.selection)
 
@@ -49,5 +49,5 @@ class TrainState:
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """The inverse of dataclasses.asdict. Raises KeyError, TypeError and ValueError."""
         lists = {name: [EvalResult.from_dict(each) for each in fields[name]] for name in ("evaluations", "validations")}
-        known = {each.name for each in dataclasses.fields(cls)}
-        return cls(**{**{k: v for k, v in fields.items() if k in known}, "status": Status(fields["status"]), **lists})
+        names = {each.name for each in dataclasses.fields(cls)}
+        return cls(**{**{k: v for k, v in fields.items() if k in names}, "status": Status(fields["status"]), **lists})

@@ -1,4 +1,4 @@
-"""One forward and backward pass and one update: device, precision, clipping. When each happens is up to trainer.
+"""One forward and backward pass and one update: device, precision, clipping. trainer decides when each happens.
 
 Shapes: B texts, C classes, T tokens.
 """
@@ -26,11 +26,11 @@ from bertmon.monitor.probe import MAX_TEXTS, LogitProbe, is_exact
 log = logging.getLogger(__name__)
 
 
-def resolve_device(wanted: Device) -> torch.device:
-    """The device asked for; auto: the first of cuda and mps that is available, else cpu. Raises InputError."""
+def resolve_device(requested: Device) -> torch.device:
+    """The requested device; auto: the first of cuda and mps that is available, else cpu. Raises InputError."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    names = [name for name, there in available.items() if there]
-    name = names[0] if wanted is Device.auto else wanted.value
+    names = [name for name, is_available in available.items() if is_available]
+    name = names[0] if requested is Device.auto else requested.value
     if not available[name]:
         build = "; this build of torch has no CUDA" if name == "cuda" and torch.version.cuda is None else ""
         raise InputError(f"device: expected one of {', '.join(names)} on this machine, got {name}{build}.")
@@ -43,23 +43,23 @@ def resolve_device(wanted: Device) -> torch.device:
     return torch.device(name)
 
 
-def set_determinism(wanted: bool) -> None:
-    """Whether torch uses deterministic kernels only, from now on and in this whole process."""
-    # cuBLAS reads it once: a first run without it would fix the answer for a later one with it
+def set_determinism(enabled: bool) -> None:
+    """Set whether torch uses only deterministic kernels in this process."""
+    # cuBLAS reads it once: if unset in the first run of a process, it could not be set for later ones
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
+    torch.use_deterministic_algorithms(enabled)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it is never read
 
 
 def set_precision(precision: Precision, device: torch.device) -> None:
-    """Fix how float32 matrix products and attention are computed in this process, whatever the environment says.
+    """Set how float32 matrix products and attention are computed in this process, regardless of the environment.
 
-    Warns of a precision that the device does not support.
+    Warns if the device does not support the precision.
     """
     torch.set_float32_matmul_precision("high" if precision is Precision.tf32 else "highest")
     if device.type == "cuda":
         # torch 2.11 prefers cuDNN's attention on an H100. Its backward pass gives NaN for extreme logits in masked
-        # texts padded to 64 or 192 tokens (pytorch issue 196678), and each new shape costs it most of a second.
+        # texts padded to 64 or 192 tokens (pytorch issue 196678), and it takes most of a second for each new shape.
         torch.backends.cuda.enable_cudnn_sdp(False)
     if precision is Precision.tf32 and not (device.type == "cuda" and torch.cuda.is_tf32_supported()):
         log.warning("train.precision=tf32: only NVIDIA GPUs since Ampere have TF32; this run computes in float32")
@@ -68,21 +68,21 @@ def set_precision(precision: Precision, device: torch.device) -> None:
 
 
 MAX_GRAPHS = 64
-"""Compiled graphs of a run: one per shape of a batch. An epoch's last batch has a shape of its own at each width."""
+"""Maximum of compiled graphs per run: one per batch shape. An epoch's last batch adds a shape for each width."""
 
 
-def maybe_compile(model: nn.Module, wanted: bool) -> nn.Module:
-    """The model, through torch.compile if `wanted`: one graph per shape of a batch, with the same parameters.
+def maybe_compile(model: nn.Module, enabled: bool) -> nn.Module:
+    """The model, compiled with torch.compile if `enabled`: one graph per batch shape, with the same parameters.
 
     Raises InputError without a compiler.
     """
-    if not wanted:
+    if not enabled:
         return model
     _require_compiler(next(model.parameters()).device.type)
-    torch._dynamo.reset()  # its limit counts the graphs of all runs of a process
-    gc.collect()  # a compiled model is part of a cycle, which keeps the memory of the run before
+    torch._dynamo.reset()  # the limit below counts the graphs of all runs in a process
+    gc.collect()  # frees the previous run's model: compiled models are in reference cycles
     torch._dynamo.config.recompile_limit = MAX_GRAPHS
-    torch._dynamo.config.fail_on_recompile_limit_hit = True  # else it would run uncompiled without a word
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # else it would silently run uncompiled
     compiled: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
     return compiled
 
@@ -109,23 +109,23 @@ _ACCEPTS_4D_MASK = (
     "roberta-prelayernorm",
     "xlm-roberta",
 )
-"""Families that take the mask as their attention adds it. From [B, T] they make one that masks the same, but ask the
-device first whether anything is masked at all, in every pass."""
+"""Families that accept a 4D additive attention mask. From a [B, T] mask they make an equivalent one, but in every pass
+they first wait for the device to know whether anything is masked."""
 
 
 def _attention_mask(model: nn.Module, batch: Batch, dtype: torch.dtype) -> Tensor | None:
-    """The mask that is added to the attention scores, or the batch's own for a family that takes no other.
+    """The additive attention mask, or the batch's [B, T] mask for families that do not accept it.
 
-    None where nothing is masked, for the fastest kernels; a compiled model always gets one, for half the graphs.
+    None if nothing is masked, for the fastest kernels; a compiled model always gets a mask, for half as many graphs.
     """
-    plain: Any = getattr(model, "module", model)  # in a DistributedDataParallel
-    config = plain.config
+    unwrapped: Any = getattr(model, "module", model)  # from DistributedDataParallel
+    config = unwrapped.config
     if config.model_type not in _ACCEPTS_4D_MASK or config._attn_implementation != "sdpa":
         return batch.attention_mask
     width = batch.input_ids.shape[1]
-    if batch.token_counts.min() == width and not isinstance(plain, torch._dynamo.OptimizedModule):
+    if batch.token_counts.min() == width and not isinstance(unwrapped, torch._dynamo.OptimizedModule):
         return None
-    # as each layer would make it of a mask of booleans, and keep it for its backward pass
+    # each layer would otherwise make the same from a boolean mask and keep it for its backward pass
     mask = torch.zeros(len(batch.labels), 1, width, width, dtype=dtype, device=batch.labels.device)
     return mask.masked_fill_(~batch.attention_mask.bool()[:, None, None, :], -torch.inf)
 
@@ -145,7 +145,7 @@ def forward_backward(
 ) -> tuple[Tensor, Tensor]:
     """Add the gradient of the mean cross-entropy over the texts of all batches and processes to `.grad`.
 
-    class_weights [C]: of each text by its label; the mean is weighted by them.
+    class_weights [C]: weights of the texts in the mean, by label.
     Returns that loss [] and the logits [B, C] of the first batch in this process, both detached and on the device.
     """
     shares = _shares(batches, class_weights)
@@ -176,9 +176,9 @@ def _training_logits(model: nn.Module, batch: Batch, precision: Precision) -> Te
 
 
 def _shares(batches: Sequence[Batch], class_weights: Tensor | None) -> Sequence[float] | Tensor | None:
-    """What the mean loss of each batch in this process is multiplied by; None if there is nothing to share.
+    """The factor of each batch's mean loss in this process; None for a single batch in a single process.
 
-    DistributedDataParallel averages over processes, so that each share is as many times larger.
+    DistributedDataParallel averages over processes, so the factors are multiplied by the number of processes.
     """
     processes = distributed.world_size()
     if len(batches) == 1 and processes == 1:
@@ -192,7 +192,7 @@ def _shares(batches: Sequence[Batch], class_weights: Tensor | None) -> Sequence[
 
 
 def build_probe(model: nn.Module, precision: Precision) -> LogitProbe:
-    """The probe of a run's own training passes, over the texts of all processes."""
+    """The logit probe of a run, over the texts of all processes."""
 
     def forward(batch: Batch) -> Tensor:
         texts = min(MAX_TEXTS, batch.global_size)
@@ -216,11 +216,11 @@ def build_probe(model: nn.Module, precision: Precision) -> LogitProbe:
 
 
 class GuardedUpdate:
-    """Clipping and the optimizer's step, as long as everything is finite.
+    """Gradient clipping and the optimizer's step, as long as loss and gradients are finite.
 
-    From the first loss or gradient on that is not, no update reaches weights or moments, and the device need not be
-    asked: the fused kernels read the answer there, as they do for a GradScaler. Exception: the fused kernel for Apple's
-    GPUs ignored it until torch's pull request 186360 (June 2026); before that, a diverged run's weights are not finite.
+    From the first non-finite loss or gradient on, no update reaches weights or moments. This needs no synchronization:
+    the fused kernels read `found_inf` on the device, as with GradScaler. Exception: the fused kernel for Apple's GPUs
+    ignored it until torch's pull request 186360 (June 2026); before that, a diverged run's weights are not finite.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> None:
@@ -238,7 +238,7 @@ class GuardedUpdate:
         self._stopped = torch.maximum(self._stopped, 1.0 - torch.isfinite(norm + loss).float())
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        self._optimizer.found_inf = self._stopped  # type: ignore[attr-defined]  # torch's own name, as GradScaler sets it
+        self._optimizer.found_inf = self._stopped  # type: ignore[attr-defined]  # as GradScaler sets it
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return norm

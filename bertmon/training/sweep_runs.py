@@ -1,4 +1,4 @@
-"""What a run can know of the other runs of its sweep: the files that those leave when they end.
+"""The other runs of a run's sweep, known from the files that they write when they end.
 
 Works across processes, launchers and machines that share the sweep's folder; nothing is locked or written.
 """
@@ -25,7 +25,7 @@ class SweepRuns:
         self._best = -math.inf
 
     def best_loss_reduction(self) -> float:
-        """The largest loss reduction of the runs that have ended by now; -inf if there is none."""
+        """The largest loss reduction of the runs that have ended so far; -inf if there are none."""
         for run_dir in list(self._unread):
             result = RunResult.read_ended(run_dir)
             if result is None or result.data is None:

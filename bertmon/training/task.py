@@ -1,4 +1,4 @@
-"""Build what a run trains, from its config: texts to batches, a model that fits them, an optimizer, the plan."""
+"""Build everything that a run needs from its config: batches of texts, a matching model, optimizer and plan."""
 
 import random
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from bertmon.training.step import build_probe, set_determinism, set_precision
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Everything that a run trains, ready for its first step."""
+    """Everything that a run needs for its first step."""
 
     corpus: Corpus
     description: DataDescription
@@ -45,9 +45,9 @@ class Task:
 
 
 def build_task(config: RunConfig, device: torch.device) -> Task:
-    """The task of a config, from the config's seed. Raises InputError.
+    """The task of a config. Raises InputError.
 
-    Sets the process's random seeds, deterministic kernels and the precision of matrix products as the config says.
+    Sets the random seeds, deterministic kernels and precision of matrix products of the process, as configured.
     """
     set_determinism(config.train.deterministic)
     set_precision(config.train.precision, device)
@@ -92,7 +92,7 @@ def build_task(config: RunConfig, device: torch.device) -> Task:
 
 @dataclass(frozen=True, slots=True)
 class _Loaders:
-    """From the splits of a corpus to their batches."""
+    """Builds the batch loaders of a corpus's splits."""
 
     config: RunConfig
     tokenizer: TextTokenizer
@@ -100,7 +100,7 @@ class _Loaders:
     token_types: bool
 
     def tokens(self, split: Split, *, lazy: bool) -> TokenizedTexts | LazyTokens:
-        """Those of all texts, or with `lazy` of texts that are not in memory a function that makes them on demand."""
+        """The tokens of all texts; with `lazy`, for texts not in memory, a function that makes them on demand."""
         length = self.config.data.max_length
         if lazy and isinstance(split.texts, LazyTexts):
             return tokenize.tokenize_lazily(self.tokenizer, split.texts.take, length)
@@ -119,7 +119,7 @@ class _Loaders:
         )
 
     def evaluation(self, split: Split) -> BatchLoader:
-        """The batches of a split that models are evaluated on: sorting them by length needs the tokens of all texts."""
+        """The batches of an evaluation split, never lazy: sorting by length needs the tokens of all texts."""
         return self.load(self.tokens(split, lazy=False), split, self.config.train.eval_batch_size)
 
 
@@ -142,8 +142,8 @@ def build_monitor(config: RunConfig, task: Task, history: History, metric_log: M
 
 
 def setting_names(schedule: ScheduleConfig) -> SettingNames:
-    """What advice calls the settings: a warm-up in the key that counts, and none where a long one does not fit, or for
-    a function of the user's own."""
+    """Names of the settings in advice: the warm-up under the key in use, or None if a long warm-up does not fit or the
+    schedule is a user's function."""
     if schedule.function is not None or LONG_WARMUP + (schedule.decay_frac or 0.0) > 1:
         return replace(CONFIG_KEYS, warmup=None)
     return (
@@ -152,13 +152,13 @@ def setting_names(schedule: ScheduleConfig) -> SettingNames:
 
 
 def seed_everything(seed: int) -> None:
-    """Python's, numpy's and torch's global random states, on every device."""
+    """Seed the global random states of Python, numpy and torch, on every device."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def seed_dropout(seed: int, steps: int) -> None:
-    """Give each process of a distributed run dropout of its own; `steps` are the updates done."""
+    """Seed dropout differently in each process of a distributed run; `steps` are the updates done."""
     if distributed.rank():
         torch.manual_seed(seed + 1_000_003 * distributed.rank() + steps)

@@ -1,4 +1,4 @@
-"""The training loop: when things happen. How is up to step, monitor and checkpoint.
+"""The training loop: decides when things happen; step, monitor and checkpoint define how.
 
 Step s, counted from 0, is the update from the weights after s updates to those after s + 1. Scalars and statistics are
 logged at the step they describe, an evaluation at the number of updates applied before it.
@@ -37,19 +37,19 @@ from bertmon.training.task import Task
 log = logging.getLogger(__name__)
 
 FindBehind = Callable[[History, Diagnosis], Finding | None]
-"""The finding that a run cannot catch up with the best of its sweep; None if it can."""
+"""Returns the finding that a run cannot catch up with the best of its sweep; None if it can."""
 
 LogScalars = Callable[[int, Mapping[str, float]], None]
 """Takes a step and its scalars by tag."""
 
 
 class Trainer:
-    """Trains a task to its end, from where `state` and `monitor.history` are.
+    """Trains a task to its end, starting from `state` and `monitor.history`.
 
-    log_scalars: where evaluations are written. save_checkpoint: called after a step or an evaluation, when a checkpoint
-    is due and when a signal has come, which then ends training by its exception. None: no checkpoints. save_model:
-    called after an evaluation, when config.train.save_model asks for the model; None: models are not saved.
-    find_behind: whether the run cannot catch up with its sweep, which stops it; None: not asked.
+    log_scalars: receives evaluations. save_checkpoint: called after a step or an evaluation if a checkpoint is due or a
+    signal has arrived, whose exception then ends training; None: no checkpoints. save_model: called after an evaluation
+    if config.train.save_model requires it; None: models are not saved. find_behind: called to find out whether the run
+    cannot catch up with its sweep, which stops it; None: never called.
     """
 
     def __init__(
@@ -81,17 +81,17 @@ class Trainer:
         self._compiled_shapes: set[torch.Size] = set()
         self._update = GuardedUpdate(task.classifier, task.optimizer, config.train.max_grad_norm)
         self._last_checkpoint = time.monotonic()
-        self._model_saved = False  # since the last chance of a checkpoint
+        self._model_saved = False  # since the last call of _checkpoint_if_due
         self._signals: list[BaseException] = []
 
     def fit(self) -> None:
-        """Train until the run has ended; the state's status says how. Leaves the model in train mode."""
+        """Train until the run has ended; `state.status` says how. Leaves the model in train mode."""
         self._started = time.perf_counter() - self.state.train_seconds - self.state.eval_seconds
         with (
             self._progress_bar() as self._bar,
             deferred_signals(self._save_checkpoint is not None) as self._signals,
         ):
-            if self._evaluation_missing():  # at step 0, so that curves start at chance; or it was interrupted
+            if self._evaluation_missing():  # at step 0, so that curves start at chance, or after an interruption
                 self._evaluate_and_save()
                 self._checkpoint_if_due()
             if not self.state.ended:
@@ -107,11 +107,11 @@ class Trainer:
                     return
 
     def _remaining_batches(self) -> Iterator[tuple[int, Sequence[Batch]]]:
-        """All steps that are left, each with the batches whose gradients it adds up."""
+        """The remaining steps, each with the batches whose gradients it accumulates."""
         train, accumulate, step = self._task.train, self._config.accumulate, self.state.steps
-        first_epoch, done = divmod(step, self._task.steps_per_epoch)
+        first_epoch, first_step = divmod(step, self._task.steps_per_epoch)
         for epoch in range(first_epoch, self._config.epochs):
-            batches = train.epoch_batches(self._seed, epoch, done * accumulate if epoch == first_epoch else 0)
+            batches = train.epoch_batches(self._seed, epoch, first_step * accumulate if epoch == first_epoch else 0)
             while group := list(itertools.islice(batches, accumulate)):
                 yield step, group
                 step += 1
@@ -129,13 +129,13 @@ class Trainer:
         self._bar.update()
 
     def _must_pause(self, step: int) -> bool:
-        """Whether anything is due after this step; if nothing is, the device is not waited for."""
+        """Whether anything is due after this step; if not, training continues without waiting for the device."""
         if self._logs_after(step) or self._evaluates_after(step) or self._monitor.due(step):
             return True
         if _every(step + 1, self._config.checkpoint_every):
             return True
-        asked = bool(self._signals) or (self._save_checkpoint is not None and self._checkpoint_overdue())
-        return asked and distributed.world_size() == 1  # processes have clocks and signals of their own
+        requested = bool(self._signals) or (self._save_checkpoint is not None and self._checkpoint_overdue())
+        return requested and distributed.world_size() == 1  # clocks and signals differ between processes
 
     def _logs_after(self, step: int) -> bool:
         return step % self._config.log_every == 0 or step + 1 == self._total_steps
@@ -144,7 +144,7 @@ class Trainer:
         return evaluates_after(step + 1, self._config, self._task.steps_per_epoch)
 
     def _pause(self, step: int) -> None:
-        """Wait for the device, judge the run, log and evaluate what is due, and decide whether the run has ended."""
+        """Wait for the device, update the status of the run, and log and evaluate if due."""
         finite = self._monitor.flush()
         self.state.steps = len(self._monitor.history.losses) - (not finite)
         self.state.status = self._status_after(step, finite)
@@ -172,13 +172,13 @@ class Trainer:
         return finding is not None
 
     def _evaluation_missing(self) -> bool:
-        """Whether the weights as they are should have been evaluated, and have not been."""
+        """Whether the current weights should have been evaluated but have not been."""
         steps, evaluations = self.state.steps, self.state.evaluations
         due = steps == 0 or self.state.ended or self._evaluates_after(steps - 1)
         return due and not (evaluations and evaluations[-1].step == steps)
 
     def _evaluate_and_save(self) -> None:
-        """Evaluate, unless a signal comes first, and save the model if it is to be."""
+        """Evaluate, unless interrupted by a signal, and save the model if required."""
         begin = time.perf_counter()
         if self._evaluation_missing():  # else it diverged at the step after an evaluation: the weights are the same
             with suppress(_EvaluationInterruptedError):
@@ -200,7 +200,7 @@ class Trainer:
         shown = list(reversed(evaluated.items()))
         results = "; ".join(_format_evaluation(split, result, self._config.metric) for split, result in shown)
         log.info(f"{self._name}: step {test.step} of {self._total_steps}: {results}")
-        split, selected = shown[0]  # the one that the best evaluation is chosen by
+        split, selected = shown[0]  # the split that selects the best evaluation
         if self.state.status is not Status.diverged and not math.isfinite(selected.loss):
             self.state.status = Status.diverged
             self._monitor.report_divergence(f"loss/{split}", selected.loss, selected.step)
@@ -222,7 +222,7 @@ class Trainer:
         )
 
     def _interrupt_evaluation(self) -> None:
-        """Raise if a signal has come. Several processes have signals of their own: they evaluate to the end."""
+        """Raise if a signal has arrived. Several processes complete the evaluation, since their signals differ."""
         if self._signals and distributed.world_size() == 1:
             raise _EvaluationInterruptedError
 
@@ -232,7 +232,7 @@ class Trainer:
         return self._config.save_model is SaveModel.last and self.state.ended
 
     def _checkpoint_if_due(self) -> None:
-        """Save if a checkpoint is due, unless the run is complete, or if a signal has come, which is raised then."""
+        """Save a checkpoint if one is due and the run is not complete, or on a signal, which is then raised."""
         complete = self.state.ended and not self._evaluation_missing()
         due = _every(self.state.steps, self._config.checkpoint_every) or self._checkpoint_overdue()
         due = (due or self._must_match_model()) and not complete
@@ -245,8 +245,8 @@ class Trainer:
             raise self._signals[0] if self._signals else Terminated(128 + signal.SIGTERM)
 
     def _must_match_model(self) -> bool:
-        """Whether a model was saved just now, for a run that writes checkpoints: resumed from an earlier one, it could
-        take another course, and leave a model of a step that it never had."""
+        """Whether a model was just saved in a run that writes checkpoints: resumed from an earlier one, the run could
+        take a different course and have a model from a step that it never reached."""
         config = self._config
         return self._model_saved and (config.checkpoint_every is not None or config.checkpoint_minutes is not None)
 
@@ -255,7 +255,7 @@ class Trainer:
         return minutes is not None and time.monotonic() - self._last_checkpoint >= 60 * minutes
 
     def _progress_bar(self) -> AbstractContextManager["tqdm[None]"]:
-        """A bar on a terminal, nothing elsewhere."""
+        """A progress bar on terminals, disabled elsewhere."""
         bar: AbstractContextManager[tqdm[None]] = tqdm(
             total=self._total_steps,
             initial=self.state.steps,
@@ -268,16 +268,16 @@ class Trainer:
         return bar
 
     def _show(self, means: Mapping[str, float]) -> None:
-        """On the progress bar."""
+        """Show the means on the progress bar."""
         shown = {"loss": f"{means['loss/train']:.3f}"}
         if self.state.evaluations:
             shown["accuracy"] = format_percent(self.state.evaluations[-1].accuracy)
-        shown["lr"] = format_rate(means["learning_rate"], 2)  # last: a narrow terminal cuts the end
+        shown["lr"] = format_rate(means["learning_rate"], 2)  # last: a narrow terminal truncates the end
         self._bar.set_postfix(shown, refresh=False)
 
 
 class _EvaluationInterruptedError(Exception):
-    """A signal came before the evaluation's end."""
+    """A signal arrived during an evaluation."""
 
 
 @contextmanager
@@ -299,9 +299,9 @@ def evaluate(
     class_weights: Tensor | None = None,
     before_batch: Callable[[], None] = lambda: None,
 ) -> EvalResult:
-    """Metrics over all texts; the model is in eval mode meanwhile and in train mode after.
+    """Metrics over all texts; the model is in eval mode meanwhile and in train mode afterwards.
 
-    class_weights [C]: of the loss, as in training. before_batch: may raise, to end the evaluation.
+    class_weights [C]: of the loss, as in training. before_batch: can raise, to abort the evaluation.
     """
     device = next(model.parameters()).device
     classes = int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
@@ -334,5 +334,5 @@ def _every(steps: int, every: int | None) -> bool:
 
 
 def _no_bar() -> bool | None:
-    """None leaves it to tqdm: a bar on a terminal only. tqdm does not read $TQDM_DISABLE if told so."""
+    """The `disable` argument of tqdm. None: a bar on terminals only, but then tqdm ignores $TQDM_DISABLE."""
     return True if "TQDM_DISABLE" in os.environ else None

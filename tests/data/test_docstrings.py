@@ -86,7 +86,7 @@ def test_docstrings_of_unusable_packages_are_refused(packages, message, tmp_path
         load_corpus(DocstringsConfig(packages=packages, train_per_package=30), tmp_path)
 
 
-def test_with_docstrings_of_any_source_equals_ast_walk():
+def test_docstring_nodes_of_any_source_equal_ast_walk():
     source = """
 class A:
     async def b(self):
@@ -123,6 +123,6 @@ except* E:
         ast.parse(source),
         *(ast.parse(path.read_text()) for path in Path(ast.__file__).parent.glob("[a-c]*.py")),
     ):
-        nodes = list(docstrings._with_docstrings(tree))
+        nodes = list(docstrings._docstring_nodes(tree))
         assert set(nodes) == {node for node in ast.walk(tree) if isinstance(node, kinds)}
         assert len(nodes) == len(set(nodes))

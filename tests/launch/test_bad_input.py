@@ -150,7 +150,7 @@ VALUES = [  # an override, part of the message
     ("cache_dir='~nobody-here'", "cache_dir: expected a folder of an existing user, got ~nobody-here."),
     (f"model.tokenizer={LONG}", "or a local folder with tokenizer.json or vocab.txt"),
     (f"resume={LONG}", "run folder: expected names of at most 255 bytes without control characters"),
-    ("data.label_column=text", "data.label_column: expected another column than data.text_column=text, got "),
+    ("data.label_column=text", "data.label_column: expected a column other than data.text_column=text, got "),
     ("resume=''", "resume: expected the folder of an earlier launch, or null, got ''."),
     ("resume=nowhere", "resume: expected the folder of an earlier launch, got nowhere."),
     ("resume=train.csv", "resume: expected the folder of an earlier launch, got train.csv."),

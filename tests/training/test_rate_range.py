@@ -45,7 +45,7 @@ def test_a_threshold_that_every_gradient_meets_breaks_at_once(settings):
 
 def test_vanishing_gradients_of_a_model_that_has_learned_are_no_cliff(settings, monkeypatch):
     settings.monitor.thresholds.min_depth_ratio = 1e6
-    monkeypatch.setattr(rate_range, "LEARNED", 100)  # any loss is that of a model that has learned
+    monkeypatch.setattr(rate_range, "LEARNED_LOSS_RATIO", 100)  # any loss is that of a model that has learned
     assert not find_cliff(settings, 1e-3, 1.1e-3).broke
 
 

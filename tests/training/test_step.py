@@ -221,7 +221,7 @@ def test_compiled_step_is_the_eager_one_but_for_rounding(settings):
 def test_compile_without_a_compiler_is_one_clear_error(monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/g++")
     with pytest.raises(InputError, match=r"train\.compile: expected a C\+\+ compiler \(g\+\+, or \$CXX\).*, got none"):
-        step.maybe_compile(torch.nn.Linear(1, 1), wanted=True)
+        step.maybe_compile(torch.nn.Linear(1, 1), enabled=True)
 
 
 def test_device_auto_is_the_first_available_and_a_missing_one_is_an_error(monkeypatch):
