@@ -1,6 +1,6 @@
-"""Words and phrases that prose and messages of this project do not use, with the ones to write instead.
+"""Words and phrases to avoid in the prose and messages of this project, with replacements.
 
-Usage: python .ci/words.py [PATH ...]. Without paths every tracked text file is checked. Exits with 1 if a word occurs.
+Usage: python .ci/words.py [PATH ...]. Without paths every tracked text file is checked. Exits with 1 if any is found.
 """
 
 import re
@@ -62,7 +62,7 @@ def files(paths: list[str]) -> list[Path]:
 
 
 def findings(path: Path) -> list[str]:
-    """One line for each word in a file."""
+    """One line per match in a file."""
     found = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         if any(re.search(allowed, line) for allowed in ALLOWED):

@@ -1,9 +1,9 @@
-"""docs/article.md in numbers and pictures: does warm-up 0.1 fail, and why?
+"""The tables and figures of docs/article.md: does a warm-up of 0.1 fail, and why?
 
     python benchmarks/article.py                     the tables, from the stored runs, in seconds
     python benchmarks/article.py pictures docs       the figures
 
-The runs are those of benchmarks/article_runs.py. Rates are effective ones.
+The runs come from benchmarks/article_runs.py. Rates are effective learning rates unless called nominal.
 """
 
 import itertools
@@ -29,7 +29,7 @@ from bertmon.metrics import wilson_interval
 
 
 class Rated(Protocol):
-    """A run with its rates and its end, of either study."""
+    """A run of either study, with its learning rates and outcome."""
 
     did_not_learn: bool
     lr: float
@@ -43,7 +43,7 @@ class Rated(Protocol):
 
 
 def group_by_setting(rows: Sequence[ArticleRun]) -> list[list[ArticleRun]]:
-    """Runs that differ by their seed alone."""
+    """Runs grouped by setting: those of a group differ only in their seed."""
     groups: dict[tuple[object, ...], list[ArticleRun]] = {}
     for row in rows:
         config = (row.decay, row.max_grad_norm, row.model_type, row.epochs)
@@ -86,7 +86,7 @@ def print_phase(rows: Sequence[ArticleRun]) -> None:
 
 
 def print_bands(rows: Sequence[ArticleRun]) -> None:
-    """Runs that did not learn by the peak effective rate alone."""
+    """Runs that did not learn, by peak effective rate alone."""
     print("| peak effective rate | did not learn |\n|---|---|")
     for low, high, title in ((0, 1e-3, "below 1e-3"), (1e-3, 1.9e-3, "1e-3 to 1.9e-3"), (1.9e-3, 1, "above 1.9e-3")):
         inside = [row.did_not_learn for row in rows if low <= row.peak_effective_lr < high]
@@ -94,7 +94,7 @@ def print_bands(rows: Sequence[ArticleRun]) -> None:
 
 
 def print_same_peak(rows: Sequence[ArticleRun], lr: float) -> None:
-    """Runs that did not learn by warm-up alone: with bias correction the peak is the rate, whatever the warm-up."""
+    """Runs that did not learn, by warm-up alone: with bias correction, the peak is the nominal rate for any warm-up."""
     corrected = [row for row in rows if row.bias_correction and row.lr == lr]
     print(f"| warm-up, all with a peak of {lr:g} | did not learn |\n|---|---|")
     for warmup in sorted({row.warmup_frac for row in corrected}):
@@ -103,14 +103,14 @@ def print_same_peak(rows: Sequence[ArticleRun], lr: float) -> None:
 
 
 def print_to_the_end(rows: Sequence[ArticleRun]) -> None:
-    """What became of runs that a verdict had stopped, trained again without stopping."""
+    """Outcomes of runs that a verdict had stopped, trained again to the end."""
     print("| stopped at first, then trained to the end | test accuracy [%] |\n|---|---|")
     for row in rows:
         if row.study in TO_THE_END:
             print(f"| {TO_THE_END[row.study].title.format(**asdict(row))} | {100 * row.accuracy:.1f} |")
 
 
-TOO_SLOW = 1.5e-4  # below this peak the runs drawn at random do not learn since their few steps are too small
+TOO_SLOW = 1.5e-4  # randomly drawn runs with a lower peak do not learn because their few steps are too small
 PREDICTORS: dict[str, Callable[[Rated], float]] = {
     "peak effective rate": lambda row: row.peak_effective_lr,
     "nominal rate": lambda row: row.lr,
@@ -121,11 +121,11 @@ PREDICTORS: dict[str, Callable[[Rated], float]] = {
 
 
 def best_threshold(values: Sequence[float], lost: Sequence[bool]) -> tuple[float, int]:
-    """Where "does not learn if above" is wrong least often, between two values, and how often that is."""
-    between = [(low + high) / 2 for low, high in itertools.pairwise(sorted(set(values)))]
-    wrong = [sum((value > at) != end for value, end in zip(values, lost, strict=True)) for at in between]
-    least = int(np.argmin(wrong))
-    return between[least], wrong[least]
+    """The threshold between two values with the fewest errors of "does not learn if above", and their number."""
+    thresholds = [(low + high) / 2 for low, high in itertools.pairwise(sorted(set(values)))]
+    errors = [sum((value > at) != end for value, end in zip(values, lost, strict=True)) for at in thresholds]
+    best = int(np.argmin(errors))
+    return thresholds[best], errors[best]
 
 
 def cliff(rows: Sequence[Rated]) -> tuple[float, int]:
@@ -148,7 +148,7 @@ def print_predictors(studies: Mapping[str, Sequence[Rated]]) -> None:
 
 
 def print_by_warmup(rows: Sequence[ArticleRun]) -> None:
-    """What warm-up does apart from its part in the peak."""
+    """The effect of warm-up beyond its effect on the peak."""
     print("| warm-up | cliff at a peak effective rate of | runs on the wrong side |\n|---|---|---|")
     for warmup in sorted({row.warmup_frac for row in rows}):
         group = [row for row in rows if row.warmup_frac == warmup]
@@ -157,7 +157,7 @@ def print_by_warmup(rows: Sequence[ArticleRun]) -> None:
 
 
 def verdict_score(rows: Sequence[ArticleRun]) -> str:
-    """How the verdicts did on runs that were all trained to the end."""
+    """The performance of the verdicts on runs that were all trained to the end."""
     lost = [row for row in rows if row.did_not_learn]
     flagged = [100 * row.flagged_step / row.total_steps for row in lost if row.flagged_step >= 0]
     alarms = sorted(row.accuracy for row in rows if not row.did_not_learn and row.flagged_step >= 0)
@@ -170,7 +170,7 @@ def verdict_score(rows: Sequence[ArticleRun]) -> str:
 
 @dataclass(frozen=True)
 class RandomRun:
-    """A run of the verdicts' study, with settings drawn at random."""
+    """A run of the verdict study, with randomly drawn settings."""
 
     did_not_learn: bool
     layers: int
@@ -183,7 +183,7 @@ class RandomRun:
 
 
 def random_runs() -> Iterator[RandomRun]:
-    """Those of benchmarks/verdict_grid.py that clearly learned or did not."""
+    """Runs of benchmarks/verdict_grid.py that clearly learned or clearly did not."""
     for run in labeled_runs.unpack():
         overrides = dict(override.split("=") for override in run.overrides.split())
         if run.label is not Label.between and "model.hidden_size" in overrides:
@@ -198,7 +198,7 @@ def random_runs() -> Iterator[RandomRun]:
 
 
 def print_architectures(runs: Sequence[RandomRun]) -> None:
-    """Where the cliff is for each size of model."""
+    """The cliff of each model size."""
     print("| layers | width 64: cliff at | wrong | width 128: cliff at | wrong |\n|---|---|---|---|---|")
     for layers in sorted({run.layers for run in runs}):
         columns = []
@@ -215,7 +215,7 @@ COLORS = colormaps["cividis_r"]
 
 
 def diagram(axes: Axes, rows: Sequence[ArticleRun], height: Callable[[ArticleRun], float]) -> None:
-    """Share of seeds that did not learn by setting, over warm-up; in a column the left half has no bias correction."""
+    """Share of seeds that did not learn by setting, over warm-up; the left half of a column has no bias correction."""
     warmups = sorted({row.warmup_frac for row in rows})
     for runs in group_by_setting(rows):
         run, lost = runs[0], sum(row.did_not_learn for row in runs)
@@ -223,8 +223,8 @@ def diagram(axes: Axes, rows: Sequence[ArticleRun], height: Callable[[ArticleRun
         low = height(run) / 1.19
         face, text = COLORS(lost / len(runs)), "white" if lost > len(runs) / 2 else "#1d2126"
         axes.add_patch(Rectangle((left, low), 0.42, low * (1.19**2 - 1), facecolor=face, edgecolor="white"))
-        place = {"ha": "center", "va": "center", "fontsize": 7, "color": text}
-        axes.text(left + 0.21, height(run), f"{lost}/{len(runs)}", **place)
+        style = {"ha": "center", "va": "center", "fontsize": 7, "color": text}
+        axes.text(left + 0.21, height(run), f"{lost}/{len(runs)}", **style)
     span = (min(row.lr for row in rows) / 1.4, 1.4 * max(row.peak_effective_lr for row in rows))
     axes.set(yscale="log", xlim=(-0.55, len(warmups) - 0.45), ylim=span)
     axes.set_xticks(range(len(warmups)), [f"{warmup:g}" for warmup in warmups])
@@ -234,7 +234,7 @@ def diagram(axes: Axes, rows: Sequence[ArticleRun], height: Callable[[ArticleRun
 
 
 def phase_picture(rows: Sequence[ArticleRun]) -> Figure:
-    """By the nominal rate and by the peak effective rate, a row of panels for each study."""
+    """Diagrams by nominal rate and by peak effective rate, one row of panels per study."""
     studies = [study for study in PHASES if any(row.study == study for row in rows)]
     figure = Figure(figsize=(11, 4.2 * len(studies)), layout="constrained")
     panels = figure.subplots(len(studies), 2, sharey="row", squeeze=False)

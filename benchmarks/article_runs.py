@@ -1,11 +1,11 @@
-"""The runs of docs/article.md: the sweeps that make them, and the table that holds what each came to.
+"""The runs of docs/article.md: the sweeps that produce them, and the table of their outcomes.
 
     python benchmarks/article_runs.py sweep NAME... [OVERRIDE...]    train; NAME: cpu (two hours), cuda or a study
     python benchmarks/article_runs.py pack FOLDER...                 store the runs of the sweeps in these folders
 
-A sweep's folder has the name of its study. Overrides come last and win, so that the sweeps run without a network, too:
-`sweep cuda model.tokenizer=FOLDER data.data_home=FOLDER`. Rates are effective ones: without bias correction the nominal
-rate times (1 - beta1^t) / sqrt(1 - beta2^t) at update t.
+A sweep's folder is named after its study. Overrides come last and take precedence, so the sweeps also run without a
+network: `sweep cuda model.tokenizer=FOLDER data.data_home=FOLDER`. Effective rates are, without bias correction, the
+nominal rate times (1 - beta1^t) / sqrt(1 - beta2^t) at update t.
 """
 
 import csv
@@ -33,7 +33,7 @@ class Study:
 
 
 CPU = "device=cpu hydra/launcher=joblib monitor.figures=false"
-CUDA = (  # evaluated at epochs' ends only
+CUDA = (  # evaluated at the end of each epoch only
     "device=cuda monitor.figures=false train.eval_every=1000000 experiment=article "
     "schedule.warmup_frac=0,0.05,0.1,0.3,0.5,0.7,0.9"
 )
@@ -59,7 +59,7 @@ PHASES = {
     ),
 }
 ONE = f"{CPU} experiment=quickstart seed=0,1,2,3,4 monitor.on_doomed=stop"
-CHANGES = {  # one change each to the quickstart's run that does not learn; the row's name, filled from an ArticleRun
+CHANGES = {  # one change each to the quickstart run that does not learn; titles are formatted with an ArticleRun
     "change_warmup": Study("`schedule.warmup_frac={warmup_frac:g}`", f"{ONE} schedule.warmup_frac=0.1,0.3,0.7"),
     "change_bias_correction": Study("`optimizer.bias_correction=true`", f"{ONE} optimizer.bias_correction=true"),
     "change_beta2": Study("`optimizer.beta2=0.99`", f"{ONE} optimizer.beta2=0.99"),
@@ -85,7 +85,7 @@ CHANGES = {  # one change each to the quickstart's run that does not learn; the 
         f"{ONE} train.epochs=9 schedule.warmup_frac=0.0333",
     ),
 }
-TO_THE_END = {  # runs that were stopped, and here not: some had learned something, some failed at a low peak
+TO_THE_END = {  # runs that were stopped in their sweeps: some had learned something, some failed at a low peak
     "flag_to_the_end": Study(
         "docstrings, `train.epochs=9`, seed 4", f"{CPU} experiment=quickstart seed=4 train.epochs=9"
     ),
@@ -100,11 +100,11 @@ TO_THE_END = {  # runs that were stopped, and here not: some had learned somethi
 STUDIES = PHASES | CHANGES | TO_THE_END
 
 
-def sweep(asked: Sequence[str], overrides: Sequence[str]) -> None:
-    """Run these studies, or all of a device; one whose folder exists is resumed."""
-    _require_known(asked, "cpu", "cuda")
-    devices = tuple(f"device={name} " for name in asked)
-    names = [name for name, study in STUDIES.items() if name in asked or study.overrides.startswith(devices)]
+def sweep(requested: Sequence[str], overrides: Sequence[str]) -> None:
+    """Run these studies, or all studies of a device; a study whose folder exists is resumed."""
+    _require_known(requested, "cpu", "cuda")
+    devices = tuple(f"device={name} " for name in requested)
+    names = [name for name, study in STUDIES.items() if name in requested or study.overrides.startswith(devices)]
     for name in names:
         folder = Path("multirun", name)
         target = f"resume={folder}" if folder.exists() else f"hydra.sweep.dir={folder}"
@@ -120,7 +120,7 @@ def _require_known(names: Sequence[str], *others: str) -> None:
 
 @dataclass(frozen=True)
 class ArticleRun:
-    """One run, a row of the table. Means of the effective rate are over all steps, and over the second half."""
+    """One run, a row of the table. The mean effective rate is over all steps, the late one over the second half."""
 
     study: str
     seed: int
@@ -137,14 +137,14 @@ class ArticleRun:
     accuracy: float
     did_not_learn: bool
     verdict: str
-    flagged_step: int  # the first step at which it was called doomed, by the rules of the day; -1: never
+    flagged_step: int  # the step of the first doomed verdict, by the rules at the time; -1: never
     peak_effective_lr: float
     mean_effective_lr: float
     late_effective_lr: float
 
 
 def rates(effective_lr: FloatArray) -> dict[str, float]:
-    """The three rates of an ArticleRun."""
+    """The three effective rates of an ArticleRun."""
     late = effective_lr[len(effective_lr) // 2 :]
     values = (effective_lr.max(), effective_lr.mean(), late.mean())
     return {f"{name}_effective_lr": float(value) for name, value in zip(("peak", "mean", "late"), values, strict=True)}
@@ -154,7 +154,7 @@ def rates(effective_lr: FloatArray) -> dict[str, float]:
 
 
 def first_flag(result: RunResult, history: History) -> int:
-    """See ArticleRun.flagged_step; of a run that a flag has stopped, that one."""
+    """ArticleRun.flagged_step; for a run that was stopped, the step of the verdict that stopped it."""
     if result.status is Status.stopped:
         assert result.flagged_step is not None
         return result.flagged_step
@@ -162,7 +162,7 @@ def first_flag(result: RunResult, history: History) -> int:
 
 
 def read(sweep_dirs: Sequence[Path]) -> Iterator[ArticleRun]:
-    """The runs that have ended; the others are named on stderr. Exits if a folder holds no run."""
+    """The runs that have ended; others are listed on stderr. Exits if a folder contains no run."""
     for sweep_dir in sweep_dirs:
         run_dirs = sorted(path.parent for path in sweep_dir.rglob(RESULT_FILE))
         if not run_dirs:
@@ -204,7 +204,7 @@ def _row(study: str, result: RunResult, history: History) -> ArticleRun:
 
 
 def pack(sweep_dirs: Sequence[Path]) -> None:
-    """Store the runs of these sweeps; rows of other studies stay."""
+    """Store the runs of these sweeps; rows of other studies are retained."""
     _require_known([folder.name for folder in sweep_dirs])
     packed = {folder.name for folder in sweep_dirs}
     others = [row for row in unpack() if row.study not in packed] if STORE.exists() else []

@@ -1,8 +1,8 @@
-"""BERT-base from random weights on the article's task: the outcome of each run, and what its signals said on the way.
+"""BERT-base from random weights on the article's task: the outcome of each run, and its signals during training.
 
     python benchmarks/bert_base.py                   the tables, from the stored runs
     python benchmarks/bert_base.py picture FILE      gradients by depth, logits and losses
-    python benchmarks/bert_base.py pack FOLDER...    add the runs below these folders to those that are stored
+    python benchmarks/bert_base.py pack FOLDER...    add the runs in these folders to the stored ones
 
 A run takes an hour on one CPU thread (64 tokens, 5 s a step; twice that with 128 tokens). It writes checkpoints, and
 `bertmon resume` resumes it:
@@ -35,7 +35,7 @@ from bertmon.result import RunResult
 
 SHOWN_STEPS = (0, 60, 120, 180, 240, 300, 400, 500, 600)
 EVALUATED_STEPS = (128, 256, 384, 512, 640)
-KEYS = {  # of a run of this study, in the order of the tables, and where result.json has them
+KEYS = {  # settings that differ within this study, in table order, and their place in result.json
     "data.max_length": ("data", "max_length"),
     "schedule.warmup_frac": ("schedule", "warmup_frac"),
     "optimizer.bias_correction": ("optimizer", "bias_correction"),
@@ -44,11 +44,11 @@ KEYS = {  # of a run of this study, in the order of the tables, and where result
 
 
 _COMPARED = ("data.", "model.", "optimizer.", "schedule.", "train.")
-_WHERE = ("data.data_home", "model.tokenizer", "train.eval_every")  # change no step of the training
+_WHERE = ("data.data_home", "model.tokenizer", "train.eval_every")  # do not affect training steps
 
 
 def read_runs(folders: Sequence[Path]) -> Iterator[LabeledRun]:
-    """Those below the folders that have ended, numbered by `add`. Other settings and runs twice raise ValueError."""
+    """The ended runs in the folders, to be numbered by `add`. Raises ValueError for other settings and duplicates."""
     seen: dict[tuple[str, int | None], Path] = {}
     for path in sorted(path for folder in folders for path in folder.rglob(HISTORY_FILE)):
         result = RunResult.read_ended(path.parent)
@@ -67,7 +67,7 @@ def read_runs(folders: Sequence[Path]) -> Iterator[LabeledRun]:
 
 
 def _require_article(config: Mapping[str, Any], folder: Path) -> None:
-    """Raise ValueError unless the run is experiment=article but for KEYS: the tables tell runs apart by these alone."""
+    """Raise ValueError if the run differs from experiment=article beyond KEYS, the only settings in the tables."""
     expected = run_identity(asdict(compose_config(["experiment=article"])))
     for key, value in run_identity(config).items():
         if key.startswith(_COMPARED) and key not in (*KEYS, *_WHERE) and value != expected.get(key):
@@ -80,7 +80,7 @@ def setting_text(values: Mapping[str, Any]) -> str:
 
 
 def add(stored: Sequence[LabeledRun], new: Sequence[LabeledRun]) -> list[LabeledRun]:
-    """All runs, numbered by their peak effective rates; a new one replaces a stored one of its setting and seed."""
+    """All runs, numbered by peak effective rate; a new run replaces a stored one with the same setting and seed."""
     runs = {(run.overrides, run.seed): run for run in (*stored, *new)}
     peaks = {run.overrides: float(run.history.plan.effective_lr.max()) for run in runs.values()}
     settings = sorted(peaks, key=lambda overrides: (peaks[overrides], overrides))
@@ -89,7 +89,7 @@ def add(stored: Sequence[LabeledRun], new: Sequence[LabeledRun]) -> list[Labeled
 
 
 def name(run: LabeledRun) -> str:
-    """In a table's first columns."""
+    """The cells of the run in a table's first columns."""
     values = _values(run.overrides)
     corrected = "yes" if values["optimizer.bias_correction"] == "true" else "no"
     keys = (values["data.max_length"], values["schedule.warmup_frac"], values["optimizer.lr"], corrected)
@@ -101,7 +101,7 @@ RULE = "|---|---|---|---|---|---|"
 
 
 def print_ends(runs: Sequence[LabeledRun]) -> None:
-    """Accuracies on the way, and the verdicts that a snapshot every 10 steps gives."""
+    """Accuracies during training, and the verdicts with a snapshot every 10 steps."""
     steps = ", ".join(map(str, EVALUATED_STEPS))
     print(f"{HEADER} test accuracy at steps {steps} [%] | verdicts, from step |\n{RULE}---|---|")
     for run in runs:
@@ -110,12 +110,12 @@ def print_ends(runs: Sequence[LabeledRun]) -> None:
         if not run.complete:
             shown = [f"stopped at {len(run.history.losses)}: {100 * run.accuracy:.1f}"]
         changes = {diagnosis.since_step: diagnosis.verdict for _, diagnosis in verdicts(run.history, 10)}
-        said = ", ".join(f"{verdict} {step}" for step, verdict in changes.items() if verdict is not Verdict.undecided)
-        print(f"| {name(run)} | {', '.join(shown)} | {said} |")
+        events = ", ".join(f"{verdict} {step}" for step, verdict in changes.items() if verdict is not Verdict.undecided)
+        print(f"| {name(run)} | {', '.join(shown)} | {events} |")
 
 
 def print_signals(runs: Sequence[LabeledRun]) -> None:
-    """The spread of the logits and the gradients of the first layer over the last, on the way."""
+    """The spread of the logits and the ratio of the first layer's gradients to the last one's, during training."""
     signals: dict[str, Callable[[Snapshot], float]] = {
         "logit_std": lambda shot: shot.logit_std,
         "depth_ratio": lambda shot: shot.depth_ratio[0],
@@ -132,7 +132,7 @@ def _format(value: float) -> str:
 
 
 def print_stop(runs: Sequence[LabeledRun], step: int = 180) -> None:
-    """What stopping where gradients vanish, as the article advises, would have stopped."""
+    """The runs that would have been stopped for vanishing gradients, as the article advises."""
     ended = [run for run in runs if run.complete]
     vanishing = [
         run for run in ended if any(shot.step == step and shot.depth_ratio[0] < 0.03 for shot in run.history.snapshots)
@@ -146,9 +146,9 @@ def print_stop(runs: Sequence[LabeledRun], step: int = 180) -> None:
 
 
 def picture(runs: Sequence[LabeledRun], path: Path, step: int = 180) -> None:
-    """Gradients by depth at the step at which the article looks, then spread of the logits and loss over the steps.
+    """Gradients by depth at the article's step, then the spread of the logits and the loss over the steps.
 
-    Of the runs with the fewest tokens: those are of several seeds.
+    Shows only the runs with the fewest tokens, which have several seeds.
     """
     tokens = min(_tokens(run) for run in runs)
     runs = [run for run in runs if _tokens(run) == tokens]
@@ -186,7 +186,7 @@ def _values(overrides: str) -> dict[str, str]:
 
 
 def _draw_depths(axes: Axes, run: LabeledRun, step: int, style: Mapping[str, Any]) -> None:
-    """The geometric mean over the matrices of each encoder layer but query and key, whose gradients are smaller."""
+    """The geometric mean over each encoder layer's matrices, except query and key, whose gradients are smaller."""
     shot = next(shot for shot in run.history.snapshots if shot.step == step)
     means: dict[int, list[float]] = {}
     for label, kind, depth, mean in zip(

@@ -1,16 +1,16 @@
-"""What a sweep saves and what it loses, by the way in which its runs are cut short: from stored histories, in a minute.
+"""What a sweep saves and loses with each way of stopping runs early: from stored histories, in a minute.
 
     python benchmarks/compute_saved.py [calibration | held_out | blind] [sweeps]
 
-Random sweeps of 16 labeled runs, one run after the other, are given to Optuna's own pruners in real studies. A run
-reports 27 times, its smoothed training loss over the loss of chance; verdicts come from a snapshot every 30 steps. Runs
-come from one task, or from both. A run that was pruned has no accuracy; the best run is lost if it was pruned.
+Random sweeps of 16 labeled runs are replayed, run by run, in real Optuna studies with Optuna's own pruners. A run
+reports the ratio of its smoothed training loss to the chance loss 27 times; verdicts use a snapshot every 30 steps. The
+runs of a sweep come from one task, or from both. A pruned run has no accuracy; the best run is lost if it was pruned.
 
-- Ray's ASHAScheduler() has max_t=100, grace_period=1, reduction_factor=4, as SuccessiveHalvingPruner has by default.
+- Ray's ASHAScheduler() has max_t=100, grace_period=1, reduction_factor=4, like SuccessiveHalvingPruner by default.
 - W&B's example `early_terminate: {type: hyperband, min_iter: 3}` has brackets at 3, 9 and 27 reports, eta 3.
 
-LearnedPruner's rules were chosen on the calibration part. held_out (the default) is all other runs, blind those whose
-settings were trained after the last change of a rule.
+LearnedPruner's rules were chosen on the calibration part. held_out (the default) contains all other runs, blind those
+whose settings were trained after the last change of a rule.
 """
 
 import sys
@@ -53,18 +53,18 @@ class ReplayedRun:
     accuracy: float
     majority_share: float
     steps: tuple[int, ...]  # [REPORTS] steps done at each report; the last one is the end of the run
-    values: tuple[float, ...]  # [REPORTS] smoothed loss over that of chance
-    attributes: tuple[dict[str, Any], ...]  # [REPORTS] what bertmon reports with them
+    values: tuple[float, ...]  # [REPORTS] smoothed loss relative to the chance loss
+    attributes: tuple[dict[str, Any], ...]  # [REPORTS] trial attributes reported with them
     flagged_step: int | None
 
 
 def replay(run: LabeledRun) -> ReplayedRun:
-    """Diagnoses and reports of a run."""
+    """The run with its diagnoses and reports."""
     history, done = run.history, len(run.history.losses)
     diagnoses = list(verdicts(history, EVERY))
     steps = [min(done, max(1, round(len(history.plan) * report / REPORTS))) for report in range(1, REPORTS + 1)]
     parts = [History(history.plan, history.losses[:step], history.grad_norms[:step]) for step in steps]
-    known = [[diagnosis for at, diagnosis in diagnoses if at < step] for step in steps]
+    earlier = [[diagnosis for at, diagnosis in diagnoses if at < step] for step in steps]
     return ReplayedRun(
         run.task,
         run.accuracy,
@@ -72,7 +72,7 @@ def replay(run: LabeledRun) -> ReplayedRun:
         tuple(steps),
         tuple(1 - loss_reduction(part) for part in parts),
         tuple(
-            trial_attributes(so_far[-1] if so_far else None, part) for so_far, part in zip(known, parts, strict=True)
+            trial_attributes(so_far[-1] if so_far else None, part) for so_far, part in zip(earlier, parts, strict=True)
         ),
         next((step for step, diagnosis in diagnoses if diagnosis.verdict.doomed), None),
     )
@@ -83,39 +83,39 @@ def replay(run: LabeledRun) -> ReplayedRun:
 
 @dataclass(frozen=True)
 class Saved:
-    """What came of a sweep."""
+    """The outcome of a sweep."""
 
-    steps_share: float  # steps trained over those of all runs to the end
+    steps_share: float  # steps trained, relative to training all runs to the end
     best_lost: bool
     accuracy_lost: float  # of the best run, in [0, 1]
 
 
 def saved(runs: Sequence[ReplayedRun], steps: Sequence[int]) -> Saved:
-    """Of runs that were trained for so many steps."""
+    """The outcome of a sweep whose runs were each trained for `steps`."""
     complete = [run for run, done in zip(runs, steps, strict=True) if done == run.steps[-1]]
     best = max(run.accuracy for run in runs)
-    left = max((run.accuracy for run in complete), default=min(run.majority_share for run in runs))
-    return Saved(sum(steps) / sum(run.steps[-1] for run in runs), left < best, best - left)
+    achieved = max((run.accuracy for run in complete), default=min(run.majority_share for run in runs))
+    return Saved(sum(steps) / sum(run.steps[-1] for run in runs), achieved < best, best - achieved)
 
 
 def to_the_end(runs: Sequence[ReplayedRun]) -> Saved:
-    """No run is cut short."""
+    """The outcome if all runs are trained to the end."""
     return saved(runs, [run.steps[-1] for run in runs])
 
 
 def doomed_stopped(runs: Sequence[ReplayedRun]) -> Saved:
-    """monitor.on_doomed=stop."""
+    """The outcome with monitor.on_doomed=stop."""
     return saved(runs, [run.steps[-1] if run.flagged_step is None else run.flagged_step + 1 for run in runs])
 
 
 def pruned(runs: Sequence[ReplayedRun], pruner: BasePruner, name: str) -> Saved:
-    """A study of Optuna's, trial by trial; its name seeds HyperbandPruner's brackets."""
+    """The outcome of an Optuna study; its name seeds HyperbandPruner's brackets."""
     study = optuna.create_study(study_name=name, pruner=pruner, sampler=optuna.samplers.RandomSampler(0))
     return saved(runs, [_run_trial(study, run) for run in runs])
 
 
 def _run_trial(study: optuna.Study, run: ReplayedRun) -> int:
-    """Steps that the run was trained for."""
+    """Replay the run as a trial; returns the steps that it was trained for."""
     trial = study.ask()
     for report in range(REPORTS - 1):
         for key, attribute in run.attributes[report].items():
@@ -135,7 +135,7 @@ Policy = Callable[[Sequence[ReplayedRun], str], Saved]
 
 
 def policies() -> Iterator[tuple[str, Policy]]:
-    """The rows: a name, and what makes a sweep and its name into its result."""
+    """The rows of the table: a title, and a function from a sweep and its name to the outcome."""
     yield "all runs to the end", lambda runs, name: to_the_end(runs)
     yield "doomed runs stopped (`monitor.on_doomed=stop`)", lambda runs, name: doomed_stopped(runs)
     for title, make in PRUNERS.items():
@@ -150,7 +150,7 @@ def _study(make: Callable[[], BasePruner]) -> Policy:
 
 
 def draw_sweeps(runs: Sequence[ReplayedRun], count: int, *, one_task: bool) -> Iterator[list[ReplayedRun]]:
-    """Random sweeps in random order, the same at every call; a task is drawn as often as it has runs."""
+    """Random sweeps in random order, the same for every call; tasks are weighted by their number of runs."""
     rng = np.random.default_rng(0)
     pools = [[run for run in runs if run.task == task] for task in sorted({run.task for run in runs})]
     pools = [pool for pool in pools if len(pool) >= RUNS] if one_task else [list(runs)]
@@ -161,9 +161,9 @@ def draw_sweeps(runs: Sequence[ReplayedRun], count: int, *, one_task: bool) -> I
 
 
 def print_table(runs: Sequence[ReplayedRun], count: int) -> None:
-    """A row a policy; the columns are means over sweeps."""
+    """One row per policy; the columns are means over sweeps."""
     sweeps = [list(draw_sweeps(runs, count, one_task=one_task)) for one_task in (True, False)]
-    heads = [f"{name}{place}" for place in (", one task", ", both") for name in ("steps", "best lost", "points lost")]
+    heads = [f"{name}{suffix}" for suffix in (", one task", ", both") for name in ("steps", "best lost", "points lost")]
     print(f"| how a sweep is cut short | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
     for title, policy in policies():
         columns = []

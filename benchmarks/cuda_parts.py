@@ -1,6 +1,6 @@
 """The parts of cuda_validation.py: `python cuda_parts.py PART WORK SECONDS [--rehearse] [OVERRIDE...]` prints JSON.
 
-"ok" is whether the outcome is what was expected, null where nothing can be said. The rest are measurements.
+"ok" is whether the outcome is as expected, null if nothing was checked. The rest are measurements.
 """
 
 import json
@@ -33,43 +33,43 @@ from bertmon.training.task import build_monitor, build_task
 from bertmon.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-FORETOLD_BYTES = 3_581_600_000
-"""Most memory of the article's run in bfloat16 by tests/cuda/test_fake_cuda.py, without the kernels' own workspaces."""
+PREDICTED_BYTES = 3_581_600_000
+"""Peak memory of the article's run in bfloat16 according to tests/cuda/test_fake_cuda.py, without kernel workspaces."""
 _SMALL = ["num_hidden_layers=2", "hidden_size=32", "num_attention_heads=2", "intermediate_size=64", "tokenizer=null"]
 _NO_DROPOUT = ["model.hidden_dropout_prob=0.0", "model.attention_probs_dropout_prob=0.0"]
-_CALM = [*_NO_DROPOUT, "optimizer.lr=1e-4", "optimizer.bias_correction=true"]
-"""Steps that do not multiply differences of rounding."""
+_STABLE = [*_NO_DROPOUT, "optimizer.lr=1e-4", "optimizer.bias_correction=true"]
+"""Settings whose steps do not amplify rounding differences."""
 LIMITS = {Precision.fp32: (1e-5, 1e-4), Precision.bf16: (2e-3, 5e-2)}
-"""Relative differences of losses and of gradient norms that rounding may make in 20 calm steps. On a CPU, weights that
-differ by 1e-7 make 2e-7 and 3e-6 in float32, 9e-5 and 7e-3 in bfloat16."""
-_NEVER = ["monitor.every=100000", "train.log_every=100000"]
+"""Relative differences of losses and gradient norms that rounding can cause in 20 stable steps. On a CPU, weights that
+differ by 1e-7 cause 2e-7 and 3e-6 in float32, 9e-5 and 7e-3 in bfloat16."""
+_QUIET = ["monitor.every=100000", "train.log_every=100000"]
 
 Outcome = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all parts get."""
+    """The arguments of every part."""
 
     work: Path
-    seconds: float  # left for the part
+    seconds: float  # time left for the part
     rehearse: bool
-    overrides: Sequence[str]  # where data and tokenizer are
+    overrides: Sequence[str]  # paths of data and tokenizer
 
     def article(self, *overrides: str) -> list[str]:
-        """The article's run in bfloat16; in a rehearsal two small layers on made-up texts."""
+        """Overrides of the article's run in bfloat16; in a rehearsal, two small layers on made-up texts."""
         common = ["experiment=article", "train.precision=bf16", "monitor.figures=false", f"device={DEVICE.type}"]
-        common.append("train.eval_every=1000000")  # at epochs' ends only
+        common.append("train.eval_every=1000000")  # at the end of each epoch only
         return [*common, *(self._tiny(96) if self.rehearse else self.overrides), *overrides]
 
     def twenty_steps(self, *overrides: str) -> list[str]:
-        """bert_small for 20 steps of 16 made-up texts."""
+        """Overrides of 20 steps of bert_small on 16 made-up texts each."""
         shape = [f"model.{setting}" for setting in _SMALL] if self.rehearse else []
         chosen = ["experiment=quickstart", "model=bert_small", *shape, *self._texts(320)]
         return [*chosen, "train.epochs=1", "train.eval_every=1000000", "monitor=off", *overrides]
 
     def docstrings(self) -> list[str]:
-        """Overrides for the benchmarks that train BERT-base on docstrings; in a rehearsal a few of them."""
+        """Overrides of the benchmarks that train BERT-base on docstrings; in a rehearsal, a tiny BERT on a few."""
         if self.rehearse:
             few = ["data.packages=[tqdm,filelock]", "data.train_per_package=8", "data.test_per_package=2"]
             return [*few, "data.max_length=32", "train.precision=fp32", *(f"model.{setting}" for setting in _SMALL)]
@@ -80,7 +80,7 @@ class Setup:
         return ["model=bert_small", *shape, *self._texts(texts), "train.epochs=2"]
 
     def _texts(self, count: int) -> list[str]:
-        """Made-up texts of two classes, that differ in length and by some words."""
+        """Overrides that select made-up texts of two classes, with different lengths and partly different words."""
         paths = {"train": self.work / f"train_{count}.csv", "test": self.work / "test_40.csv"}
         for (part, path), rows in zip(paths.items(), (count, 40), strict=True):
             rng = np.random.default_rng(len(part))
@@ -97,7 +97,7 @@ class Setup:
 
 
 def fit(config: RunConfig, device: torch.device = DEVICE, trainer: type[Trainer] = Trainer) -> tuple[History, Trainer]:
-    """Train as a run does, with no folder; returns its history and the trainer."""
+    """Train like a run, but without a folder; returns the history and the trainer."""
     task = build_task(config, device)
     history = History(task.plan)
     fitted = trainer(
@@ -113,7 +113,7 @@ def fit(config: RunConfig, device: torch.device = DEVICE, trainer: type[Trainer]
 
 
 class SyncChecked(Trainer):
-    """Any wait for the device is an error, but when a step is read. The first two steps are free: they allocate."""
+    """Raises an error on any wait for the device, except to read a step and in the first two steps, which allocate."""
 
     def _train_step(self, step: int, batches: Sequence[Batch]) -> None:
         if step > 1:
@@ -135,7 +135,7 @@ def set_sync_debug(mode: str) -> None:
 
 
 def check_waits(config: RunConfig) -> str | None:
-    """Train with SyncChecked; returns the error that a wait outside of reading gives, or None."""
+    """Train with SyncChecked; returns the error of a wait that is not for reading, or None."""
     try:
         fit(config, trainer=SyncChecked)
     except RuntimeError as error:
@@ -146,7 +146,7 @@ def check_waits(config: RunConfig) -> str | None:
 
 
 class Timed(Trainer):
-    """Seconds per step of the last epoch, without its first steps, its last and smaller batch, and evaluations."""
+    """Measures seconds per step in the last epoch, without its first steps, its smaller last batch, and evaluations."""
 
     seconds_per_step = float("nan")
 
@@ -168,7 +168,7 @@ def _now() -> float:
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
-    """`owner.name` is `value` in the body."""
+    """Replace `owner.name` with `value` within the context."""
     original = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -201,27 +201,27 @@ def twins(setup: Setup) -> Outcome:
     """Largest relative difference of losses and gradient norms over 20 steps without dropout."""
     outcome: Outcome = {"ok": True}
     for precision, limits in LIMITS.items():
-        config = compose_config(setup.twenty_steps(*_CALM, f"train.precision={precision}"))
-        (here, on_cpu), (there, on_device) = fit(config, CPU), fit(config)
+        config = compose_config(setup.twenty_steps(*_STABLE, f"train.precision={precision}"))
+        (cpu_history, on_cpu), (device_history, on_device) = fit(config, CPU), fit(config)
         differences = {
-            "losses": _relative(here.losses, there.losses),
-            "gradient norms": _relative(here.grad_norms, there.grad_norms),
+            "losses": _relative(cpu_history.losses, device_history.losses),
+            "gradient norms": _relative(cpu_history.grad_norms, device_history.grad_norms),
             "loss/test": _relative(*([fitted.state.evaluations[-1].loss] for fitted in (on_cpu, on_device))),
         }
         outcome |= {f"{precision}, {name}": difference for name, difference in differences.items()}
         close = differences["losses"] < limits[0] and differences["gradient norms"] < limits[1]
-        outcome["ok"] &= len(there.losses) == 20 and close
+        outcome["ok"] &= len(device_history.losses) == 20 and close
     return outcome
 
 
 def _relative(values: Sequence[float], others: Sequence[float]) -> float:
-    """Largest over the steps that both have."""
-    both = min(len(values), len(others))
-    return float(np.abs(np.array(values[:both]) / np.array(others[:both]) - 1).max())
+    """The largest relative difference over the common steps."""
+    common = min(len(values), len(others))
+    return float(np.abs(np.array(values[:common]) / np.array(others[:common]) - 1).max())
 
 
 def waits(setup: Setup) -> Outcome:
-    """With and without dropout, whose attention has other kernels; and with a planted wait, which has to be seen."""
+    """Waits with and without dropout, which use different attention kernels; a planted wait must be detected."""
     if not CUDA:
         return {"ok": None, "skipped": "needs CUDA"}
     outcome: Outcome = {}
@@ -230,15 +230,15 @@ def waits(setup: Setup) -> Outcome:
             overrides = ["train.epochs=1", "monitor.every=10", f"train.precision={precision}", *own]
             config = compose_config(setup.article(*overrides))
             outcome[name] = check_waits(config) or "none"
-    found = list(outcome.values())
+    results = list(outcome.values())
     update = GuardedUpdate.update
     with replaced(GuardedUpdate, "update", lambda self, loss, lr: (loss.item(), update(self, loss, lr))[1]):
         outcome["planted"] = check_waits(config) or "none"
-    return {"ok": found == ["none"] * len(found) and outcome["planted"] != "none", **outcome}
+    return {"ok": results == ["none"] * len(results) and outcome["planted"] != "none", **outcome}
 
 
 def resume(setup: Setup) -> Outcome:
-    """History and evaluations of a run that is interrupted in its second half and resumed, and of one that is not."""
+    """Compare the history and evaluations of an interrupted and resumed run with those of an uninterrupted one."""
     outcome: Outcome = {"ok": True}
     for precision in (Precision.fp32, Precision.bf16):
         every = 4 if setup.rehearse else 50
@@ -249,14 +249,14 @@ def resume(setup: Setup) -> Outcome:
             f"train.checkpoint_every={every}",
         ]
         config = compose_config(setup.article(*overrides, f"train.precision={precision}"))
-        whole, broken = (_new_folder(setup.work, f"resume_{precision}_{name}") for name in ("whole", "broken"))
+        whole, resumed = (_new_folder(setup.work, f"resume_{precision}_{name}") for name in ("whole", "resumed"))
         results = [run_training(config, whole, name="whole")]
         with suppress(KeyboardInterrupt), _interrupted_at(every + 1):
-            run_training(config, broken, name="broken")
-        config.resume = str(broken)
-        torch.manual_seed(12345)  # what was drawn since must not matter
-        results.append(run_training(config, broken, name="broken"))
-        same = (whole / HISTORY_FILE).read_bytes() == (broken / HISTORY_FILE).read_bytes()
+            run_training(config, resumed, name="resumed")
+        config.resume = str(resumed)
+        torch.manual_seed(12345)  # the current random state must not matter
+        results.append(run_training(config, resumed, name="resumed"))
+        same = (whole / HISTORY_FILE).read_bytes() == (resumed / HISTORY_FILE).read_bytes()
         same &= results[0].evaluations == results[1].evaluations
         outcome[f"{precision}: bit for bit"] = same
         outcome["ok"] &= same
@@ -277,12 +277,12 @@ def _interrupted_at(step: int) -> Iterator[None]:
 
 
 def out_of_memory(setup: Setup) -> Outcome:
-    """Two runs of all texts at once, which no card holds, and two of 16 after them, in one process."""
+    """Two runs with all texts in one batch, which fits on no GPU, then two with batches of 16, in one process."""
     folder = _new_folder(setup.work, "out_of_memory")
     sweep = setup.article(
         "train.batch_size=4096,16", "seed=0,1", "train.epochs=1", f"hydra.sweep.dir={folder / 'sweep'}"
     )
-    done = _bertmon("-m", *sweep, seconds=setup.seconds)
+    process = _bertmon("-m", *sweep, seconds=setup.seconds)
     results = [RunResult.read(path.parent) for path in sorted(folder.rglob("result.json"))]
     runs = [(result.config or {}, result) for result in results if result]
     by_size: dict[int, list[RunResult]] = {4096: [], 16: []}
@@ -290,17 +290,17 @@ def out_of_memory(setup: Setup) -> Outcome:
         by_size[config["train"]["batch_size"]].append(result)
     finished = [result.status is Status.finished for result in by_size[16]]
     errors = [str(result.error).split(":")[0] for result in by_size[4096]]
-    out_of_memory = ["OutOfMemoryError"] * 2
-    ok = finished == [True, True] and (errors == out_of_memory or setup.rehearse)
-    return {"ok": ok, "of 4096": errors, "of 16 finished": finished, "exit code": done.returncode}
+    expected_errors = ["OutOfMemoryError"] * 2
+    ok = finished == [True, True] and (errors == expected_errors or setup.rehearse)
+    return {"ok": ok, "of 4096": errors, "of 16 finished": finished, "exit code": process.returncode}
 
 
 def monitoring(setup: Setup) -> Outcome:
-    """Whole runs, from the first step to the last written byte, next to the same without monitoring."""
+    """Complete runs, from the first step to the last written byte, compared with the same runs without monitoring."""
     turns = 1 if setup.rehearse else 5
     variants = {name: own for name, own in monitor_overhead.VARIANTS.items() if name != "every 30 steps, no figures"}
     if CUDA:
-        monitor_overhead.train_seconds([*setup.docstrings(), *variants["off"]])  # the kernels are loaded, for all
+        monitor_overhead.train_seconds([*setup.docstrings(), *variants["off"]])  # loads the kernels for all
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(turns):
         for name, own in variants.items():
@@ -315,7 +315,7 @@ def monitoring(setup: Setup) -> Outcome:
 
 
 def floor(setup: Setup) -> Outcome:
-    """Milliseconds a step of the article's run, without monitoring, and the least that they could be."""
+    """Milliseconds per step of the article's run without monitoring, and their theoretical minimum."""
     rates = {precision: matrix_rate(precision, setup.rehearse) for precision in Precision}
     bandwidth = copy_bandwidth(setup.rehearse)
     outcome: Outcome = {
@@ -323,7 +323,7 @@ def floor(setup: Setup) -> Outcome:
         "bytes/s": f"{bandwidth:.3g}",
     }
     for precision in Precision:
-        config = compose_config(setup.article(*_NEVER, "monitor=off", "train.epochs=1", f"train.precision={precision}"))
+        config = compose_config(setup.article(*_QUIET, "monitor=off", "train.epochs=1", f"train.precision={precision}"))
         _, fitted = fit(config, trainer=Timed)
         assert isinstance(fitted, Timed)
         task = fitted._task
@@ -342,8 +342,8 @@ def floor(setup: Setup) -> Outcome:
 
 
 def update_bytes(parameters: int) -> int:
-    """Bytes that an update has to read and write: the norm reads gradients, clipping reads and writes them, AdamW reads
-    weights, gradients and moments and writes all but the gradients; float32."""
+    """Bytes that an update must read and write in float32: the norm reads gradients, clipping reads and writes them,
+    AdamW reads weights, gradients and moments and writes all of them except gradients."""
     return 4 * parameters * (1 + 2 + 4 + 3)
 
 
@@ -373,13 +373,13 @@ def _best_seconds(function: Callable[[], object]) -> float:
 
 
 def trainer(setup: Setup) -> Outcome:
-    """One turn of benchmarks/vs_trainer.py's variants, each in a process of its own; those measured before are kept."""
-    wanted = [name for name in vs_trainer.VARIANTS if "article" not in name]
+    """One turn of benchmarks/vs_trainer.py's variants, each in its own process; earlier measurements are reused."""
+    variants = [name for name in vs_trainer.VARIANTS if "article" not in name]
     if setup.rehearse:
-        wanted = [name for name in wanted if "compile" not in name]
+        variants = [name for name in variants if "compile" not in name]
     measured = setup.work / "trainer_rates.json"
     rates = json.loads(measured.read_text()) if measured.exists() else {}
-    for name in wanted:
+    for name in variants:
         if name not in rates:
             measure = vs_trainer.measure if setup.rehearse else vs_trainer.measure_in_process
             epoch = measure(name, setup.docstrings())
@@ -392,19 +392,19 @@ def trainer(setup: Setup) -> Outcome:
 
 
 def compile(setup: Setup) -> Outcome:  # noqa: A001  # the part's name
-    """20 steps without dropout, compiled and not: losses; then the article's, for the time."""
+    """Losses of 20 steps without dropout, compiled and eager; then the time of the article's steps, compiled."""
     if not CUDA:
         return {"ok": None, "skipped": "needs CUDA"}
     outcome: Outcome = {"ok": True}
     for precision, limits in LIMITS.items():
-        overrides = setup.twenty_steps(*_CALM, f"train.precision={precision}")
+        overrides = setup.twenty_steps(*_STABLE, f"train.precision={precision}")
         eager, _ = fit(compose_config(overrides))
         compiled, fitted = fit(compose_config([*overrides, "train.compile=true"]))
         outcome[f"{precision}, losses"] = _relative(eager.losses, compiled.losses)
         outcome[f"{precision}, seconds of compiling"] = round(fitted.state.compile_seconds, 1)
         outcome["ok"] &= outcome[f"{precision}, losses"] < limits[0]
-    torch._dynamo.utils.counters.clear()  # no reset of the compiler does that
-    config = compose_config(setup.article(*_NEVER, "monitor=off", "train.epochs=2", "train.compile=true"))
+    torch._dynamo.utils.counters.clear()  # resetting the compiler does not clear them
+    config = compose_config(setup.article(*_QUIET, "monitor=off", "train.epochs=2", "train.compile=true"))
     _, fitted = fit(config, trainer=Timed)
     assert isinstance(fitted, Timed)
     outcome["article, ms a step"] = round(1000 * fitted.seconds_per_step, 3)
@@ -414,23 +414,23 @@ def compile(setup: Setup) -> Outcome:  # noqa: A001  # the part's name
 
 
 def memory(setup: Setup) -> Outcome:
-    """Bytes that torch's allocator had given out at most, in an epoch with every step monitored."""
+    """Peak bytes allocated by torch in an epoch with every step monitored."""
     if not CUDA:
         return {"ok": None, "skipped": "needs CUDA"}
     torch.cuda.reset_peak_memory_stats()
     fit(compose_config(setup.article("train.epochs=1", "monitor.every=1")))
-    most = torch.cuda.max_memory_allocated()
-    share = most / FORETOLD_BYTES
+    peak = torch.cuda.max_memory_allocated()
+    share = peak / PREDICTED_BYTES
     return {
         "ok": 0.95 < share < 1.15,
-        "bytes": most,
+        "bytes": peak,
         "reserved": torch.cuda.max_memory_reserved(),
-        "of foretold": share,
+        "of predicted": share,
     }
 
 
 def article(setup: Setup, seeds: Sequence[int] = (0,)) -> Outcome:
-    """Runs of the command line with both warm-ups; those that have ended are not run again."""
+    """Command-line runs with both warm-ups; runs that have ended are not repeated."""
     outcome: Outcome = {"ok": True}
     begin = time.monotonic()
     longest = 0.0
@@ -440,7 +440,7 @@ def article(setup: Setup, seeds: Sequence[int] = (0,)) -> Outcome:
                 return outcome
             result, seconds = _article_run(setup, seed, warmup)
             longest = max(longest, seconds)
-            outcome[f"seed {seed}, warm-up {warmup}"] = _in_words(result) | {"from process start": round(seconds, 1)}
+            outcome[f"seed {seed}, warm-up {warmup}"] = _summary(result) | {"from process start": round(seconds, 1)}
             outcome["ok"] &= result is not None and result.ended and (seconds < 30 or not CUDA)
     return outcome
 
@@ -463,10 +463,10 @@ def _article_run(setup: Setup, seed: int, warmup: float) -> tuple[RunResult | No
     result, seconds = RunResult.read(ended), folder / "seconds"
     if seconds.exists():
         return result, float(seconds.read_text())
-    return result, (result.seconds or 0.0) if result else 0.0  # its part was interrupted: without the start of Python
+    return result, (result.seconds or 0.0) if result else 0.0  # its part was interrupted: without Python's startup
 
 
-def _in_words(result: RunResult | None) -> Outcome:
+def _summary(result: RunResult | None) -> Outcome:
     if result is None:
         return {"status": "no result"}
     diagnosis, final = result.diagnosis, result.final
@@ -485,7 +485,7 @@ def _bertmon(*arguments: str, seconds: float) -> subprocess.CompletedProcess[str
 
 
 def _new_folder(parent: Path, name: str) -> Path:
-    """An empty folder; what a broken-off part left there is removed."""
+    """An empty folder; files of an interrupted part are removed."""
     folder = parent / name
     if folder.exists():
         shutil.rmtree(folder)

@@ -1,14 +1,14 @@
-"""What only a GPU can show about bertmon, in about 20 minutes, in order of value.
+"""Check what only a GPU can show about bertmon, most valuable parts first, in about 20 minutes.
 
     python benchmarks/cuda_validation.py FOLDER [PART...] [--minutes=24] [--rehearse] [OVERRIDE...]
 
-Each part is a process of its own (cuda_parts.py), so that one that fails harms no other. FOLDER gets results.json and
-report.md after each part and runs.tar.gz, the results and histories of the article's runs, at the end. What is done
-already, by FOLDER's results.json or that of the work folder ($BERTMON_VALIDATION, by default one in the temporary
-directory), is skipped: start it again to continue. Parts named on the command line are done again.
+Each part runs in its own process (cuda_parts.py), so that a failure does not affect the others. FOLDER gets
+results.json and report.md after each part, and at the end runs.tar.gz with the results and histories of the article's
+runs. Parts with an outcome in the results.json of FOLDER or of the work folder ($BERTMON_VALIDATION, by default in the
+temporary directory) are skipped: run it again to continue. Parts named on the command line are run again.
 
-Without a network: data.data_home=FOLDER model.tokenizer=FOLDER. --rehearse runs every part at tiny sizes on whatever
-device is here, without a claim: what needs CUDA is skipped. Exits with 1 if a part did not give what was expected.
+Without a network: data.data_home=FOLDER model.tokenizer=FOLDER. --rehearse runs every part at tiny sizes on any device,
+without checking goals; parts that need CUDA are skipped. Exits with 1 if an outcome is not as expected.
 """
 
 import json
@@ -24,23 +24,23 @@ from pathlib import Path
 from typing import IO, Any
 
 PARTS = {
-    "environment": "what the numbers below depend on",
+    "environment": "versions and device, which the numbers depend on",
     "twins": "20 steps on the CPU and on the GPU: the same losses",
     "waits": "no wait of the host in a step that is not monitored, at the article's shapes",
-    "memory": "most memory of the article's run next to what fake tensors predicted",
+    "memory": "peak memory of the article's run compared with the prediction of fake tensors",
     "article": "640 steps with both warm-ups, from process start; goal 30 s a run",
-    "resume": "a resumed run is bit for bit the undisturbed one (train.deterministic)",
-    "out_of_memory": "a sweep continues after a run without enough memory",
-    "floor": "a step next to its floor by the measured matrix rate and bandwidth; goal 50 % in bf16",
+    "resume": "a resumed run equals an uninterrupted one bit for bit (train.deterministic)",
+    "out_of_memory": "a sweep continues after a run that is out of memory",
+    "floor": "a step compared with its floor by the measured matrix rate and bandwidth; goal 50 % in bf16",
     "monitoring": "what monitoring costs every 30 steps and every step; goals 1.02 and 1.05",
-    "trainer": "tokens/s next to transformers' Trainer; goals 4 at its defaults, 1.3 at its best",
-    "compile": "the compiled step: the eager one's losses, its time, its graphs",
-    "seeds": "the same with further seeds, as many as fit",
+    "trainer": "tokens/s compared with transformers' Trainer; goals 4 at its defaults, 1.3 at its best",
+    "compile": "the compiled step: losses compared with the eager one, time, graphs",
+    "seeds": "the article's runs with further seeds, as many as fit",
 }
-"""In order of value, with what each shows."""
+"""In order of value, with what each part shows."""
 RESULTS = "results.json"
 _LEAST_SECONDS = 5
-"""Too little time left to start a part."""
+"""With less time left, no part is started."""
 
 Outcome = dict[str, Any]
 
@@ -48,11 +48,11 @@ Outcome = dict[str, Any]
 def run_parts(
     folder: Path, work: Path, names: Sequence[str], *, again: bool, seconds: float, arguments: Sequence[str]
 ) -> dict[str, Outcome]:
-    """Run the parts that have no outcome yet, until the time is over; returns all outcomes by part."""
+    """Run the parts that have no outcome yet, until the time is up; returns all outcomes by part."""
     end = time.monotonic() + seconds
     outcomes: dict[str, Outcome] = {}
-    for known in (folder, work):
-        outcomes |= json.loads(_read(known / RESULTS, "{}"))
+    for directory in (folder, work):
+        outcomes |= json.loads(_read(directory / RESULTS, "{}"))
     for name in names:
         if name in outcomes and not again:
             continue
@@ -62,7 +62,7 @@ def run_parts(
             break
         outcome = _run_part(name, work, left, arguments)
         if outcome.get("timed_out"):
-            print(f"{name}: broken off, {left:.0f} s were left", flush=True)
+            print(f"{name}: stopped after {left:.0f} s, when time ran out", flush=True)
             break
         outcomes[name] = outcome
         print(f"{name}: {json.dumps(outcome)}", flush=True)
@@ -73,7 +73,7 @@ def run_parts(
 
 
 def _run_part(name: str, work: Path, seconds: float, arguments: Sequence[str]) -> Outcome:
-    """What the part's process prints last; `ok` is False if it fails."""
+    """The outcome that the part's process prints; `ok` is False if the process fails."""
     script = Path(__file__).with_name("cuda_parts.py")
     environment = os.environ | {"PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(script.parent), os.environ.get("PYTHONPATH")]))
@@ -81,10 +81,10 @@ def _run_part(name: str, work: Path, seconds: float, arguments: Sequence[str]) -
     started = time.monotonic()
     log = work / f"{name}.log"
     with log.open("w") as stderr:
-        done = run_process(command, environment, stderr, seconds)
-    if done is None:
+        ended = run_process(command, environment, stderr, seconds)
+    if ended is None:
         return {"timed_out": True}
-    code, stdout = done
+    code, stdout = ended
     lines = stdout.splitlines()
     outcome: Outcome = json.loads(lines[-1]) if code == 0 and lines else {"ok": False}
     if code:
@@ -95,7 +95,7 @@ def _run_part(name: str, work: Path, seconds: float, arguments: Sequence[str]) -
 def run_process(
     command: Sequence[str], environment: Mapping[str, str], stderr: IO[str], seconds: float
 ) -> tuple[int, str] | None:
-    """Exit code and standard output; None if the time was over, after which nothing that it has started is left."""
+    """Exit code and standard output; None after a timeout, when the process and its children have been killed."""
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
     ) as process:
@@ -115,9 +115,9 @@ def _publish(folder: Path, outcomes: Mapping[str, Outcome]) -> None:
 def report_lines(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
     """The outcomes as Markdown: a table of the parts, then what each measured."""
     yield "| part | shows | as expected | seconds |\n|---|---|---|---|\n"
-    words = {True: "yes", False: "**no**", None: "skipped"}
+    answers = {True: "yes", False: "**no**", None: "skipped"}
     for name, outcome in outcomes.items():
-        yield f"| {name} | {PARTS[name]} | {words[outcome.get('ok')]} | {outcome['took_seconds']} |\n"
+        yield f"| {name} | {PARTS[name]} | {answers[outcome.get('ok')]} | {outcome['took_seconds']} |\n"
     for name, outcome in outcomes.items():
         yield f"\n## {name}\n\n"
         for key, value in outcome.items():
@@ -126,7 +126,7 @@ def report_lines(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
 
 
 def pack_runs(folder: Path, work: Path) -> None:
-    """Put results and histories of the article's runs into one file."""
+    """Archive the results and histories of the article's runs."""
     paths = sorted(path for path in (work / "article").rglob("*") if path.name in ("result.json", "history.npz"))
     if paths:
         with tarfile.open(folder / "runs.tar.gz", "w:gz") as archive:
@@ -134,8 +134,8 @@ def pack_runs(folder: Path, work: Path) -> None:
                 archive.add(path, str(path.relative_to(work)))
 
 
-def _read(path: Path, otherwise: str) -> str:
-    return path.read_text() if path.exists() else otherwise
+def _read(path: Path, default: str) -> str:
+    return path.read_text() if path.exists() else default
 
 
 def _replace(path: Path, text: str) -> None:

@@ -1,15 +1,15 @@
-"""What free signals and the plan alone say, compared with the verdict: scored on the labeled runs, in seconds.
+"""Free signals and the plan alone as predictors, compared with the verdict: scored on the labeled runs, in seconds.
 
     python benchmarks/early_signals.py
 
-- eps floor: the median over linear weights of mean |gradient| over Adam's eps, 1e-6 (the stored histories have no root
-  mean square, which is larger; of a normal distribution by 1.25).
+- eps floor: the median over linear weights of mean |gradient| divided by Adam's eps, 1e-6 (the stored histories lack
+  the root mean square, which is larger: by a factor of 1.25 for a normal distribution).
 - update_per_lr: the median over linear weights of Adam's step in units of the effective learning rate.
 
-Each is a rule "doomed once below the threshold". A threshold is chosen on the calibration part, the highest with at
-most 1 % false alarms, and then scored once on the runs that are held out; marks from the literature and from single
-runs are scored as they are. A lead is how many steps before the verdict `collapsed` the rule is met, with a snapshot
-every 10 steps; negative: after it. The last table is what became of runs by the peak of their planned effective rates.
+Each signal is used as a rule "doomed once below the threshold". Its threshold is the highest one with at most 1 % false
+alarms on the calibration part, and is then scored once on the held-out runs; marks from the literature and from single
+runs are scored unchanged. The lead is the number of steps by which the rule precedes the verdict `collapsed`, with a
+snapshot every 10 steps; negative if it follows. The last table has outcomes by peak of the planned effective rate.
 """
 
 import itertools
@@ -30,27 +30,27 @@ MAX_FALSE_ALARMS = 0.01
 GRID = [round(mantissa * 10.0**exponent, 6) for exponent in range(-3, 4) for mantissa in (1, 2, 3, 5, 7)]
 
 Signal = Callable[[LabeledRun], Iterable[tuple[int, float]]]
-"""The watched steps of a run, each with the signal's value."""
+"""Maps a run to its watched steps, each with the signal's value."""
 
 
 def of_snapshots(signal: Callable[[Snapshot], float]) -> Signal:
-    """A signal that a snapshot holds."""
+    """A signal computed from single snapshots."""
     return lambda run: ((shot.step, signal(shot)) for shot in run.history.snapshots)
 
 
 def eps_floor(snapshot: Snapshot) -> float:
-    """Median over linear weights of mean |gradient| over eps."""
+    """Median over linear weights of mean |gradient| divided by eps."""
     linear = [kind == "linear" for kind in snapshot.layers.kinds]
     return float(np.median(snapshot["grad_mean"][linear]) / EPS)
 
 
 def update_per_lr(snapshot: Snapshot) -> float:
-    """nan where no learning rate was used."""
+    """The snapshot's update_per_lr of linear weights; nan if it has none."""
     return snapshot.signals.get("update_per_lr/linear", np.nan)
 
 
 MARKS = {"eps floor": (1.0, 0.1), "update_per_lr/linear": (0.23, 0.01)}
-"""0.23 is sqrt((1 - beta1) / (1 + beta1)), the step that pure noise gives (Ma & Yarats 2019); 0.01 is today's rule."""
+"""0.23 is sqrt((1 - beta1) / (1 + beta1)), the step under pure noise (Ma & Yarats 2019); 0.01 is the current rule."""
 
 SIGNALS: dict[str, Signal] = {
     "eps floor": of_snapshots(eps_floor),
@@ -60,10 +60,10 @@ SIGNALS: dict[str, Signal] = {
 
 @dataclass(frozen=True)
 class SignalScore:
-    """How a rule does on some runs."""
+    """The score of a rule on some runs."""
 
     collapsed: int  # runs that did not learn and were flagged by the verdict that the rule is compared with
-    leads: tuple[int, ...]  # of those that the rule flags
+    leads: tuple[int, ...]  # of the runs among them that the rule flags
     learned: int
     false_alarms: int
 
@@ -90,7 +90,7 @@ def score(
     threshold: float,
     verdict_step: Callable[[LabeledRun], int | None] = collapse_step,
 ) -> SignalScore:
-    """The rule "doomed once below the threshold" on these runs, compared with the step that a verdict comes at."""
+    """Score the rule "doomed once below the threshold" on these runs, compared with the step of a verdict."""
     learned = [run for run in runs if run.label is Label.learned]
     lost = [(run, step) for run in runs if run.label is Label.did_not_learn and (step := verdict_step(run)) is not None]
     flags = [(first_below(run, signal, threshold), step) for run, step in lost]
@@ -111,7 +111,7 @@ def choose_threshold(runs: Sequence[LabeledRun], signal: Signal) -> float:
 
 
 def rows(runs: Sequence[LabeledRun]) -> Iterator[str]:
-    """A row a signal and part."""
+    """One row per signal, threshold and part."""
     parts = {
         "calibration": [run for run in runs if run.calibration],
         "held out": [run for run in runs if not run.calibration],
@@ -129,7 +129,7 @@ def rows(runs: Sequence[LabeledRun]) -> Iterator[str]:
 
 
 def peak_table(runs: Sequence[LabeledRun]) -> Iterator[tuple[float, float, int, int]]:
-    """Peak effective rate from, below; runs that did not learn; runs."""
+    """Bounds of the peak effective rate, the number of runs that did not learn, and the number of all runs."""
     for low, high, *_ in STUDIED_PEAKS:
         inside = [run.label for run in runs if low <= run.history.plan.effective_lr.max() < high]
         yield low, high, inside.count(Label.did_not_learn), len(inside)

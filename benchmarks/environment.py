@@ -1,4 +1,4 @@
-"""What benchmarks start from: a composed config, the device, and a line that says where and what was measured."""
+"""Common setup of the benchmarks: a composed config, the device, and a line that describes machine and versions."""
 
 import platform
 import subprocess
@@ -15,12 +15,12 @@ DEVICE = torch.device("cuda" if CUDA else "cpu")
 
 
 def compose_config(overrides: Sequence[str]) -> RunConfig:
-    """The config of `python -m bertmon.run OVERRIDE...`; the last of several values for a key counts."""
+    """The config of `python -m bertmon.run OVERRIDE...`; the last of several values for a key wins."""
     return load_config(overrides)
 
 
 def describe() -> str:
-    """Device or CPU with its threads, version of torch, and commit."""
+    """GPU name, or CPU and number of threads; torch version; commit."""
     command = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     device = torch.cuda.get_device_name() if CUDA else f"{platform.machine()}, {torch.get_num_threads()} threads"

@@ -1,10 +1,10 @@
-"""Which faults a sweep survives: each fault is injected into real sweeps, and counted with how often it was survived.
+"""Which faults a sweep survives: each fault is injected into real sweeps, and the sweeps that survive it are counted.
 
     python benchmarks/fault_injection.py [kills]
 
-A sweep of four small runs is started, disturbed, and resumed by `bertmon resume` until it ends. It has survived if all
-its runs ended with the same histories, results, scalars and figures, bit for bit, as those of an undisturbed sweep.
-Moments and places are drawn at random from a fixed seed; how far a process has come by then is not fixed.
+A sweep of four small runs is started, disturbed, and resumed by `bertmon resume` until it ends. It has survived if the
+histories, results, scalars and figures of all its runs equal those of an undisturbed sweep, bit for bit. Times and
+places of faults are drawn with a fixed seed; the progress of a process at that time is not reproducible.
 """
 
 import os
@@ -41,7 +41,7 @@ SWEEP = [
 ]
 EVENTS = "events.out.tfevents.*"
 TIMEOUT = 600
-"""Seconds that anything may take at most."""
+"""Longest wait for any file, in seconds."""
 
 FAILING_RUNS = """
 import importlib.abc, sys
@@ -65,12 +65,12 @@ class Finder(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Finder())
 """
-"""A sitecustomize.py with which runs raise, need a petabyte, or exit, by their warm-up."""
+"""A sitecustomize.py that makes runs raise, allocate a petabyte, or exit, depending on their warm-up."""
 
 
 @dataclass(frozen=True)
 class RunContent:
-    """Everything in a run's folder that must not depend on what happened to it."""
+    """Everything in a run's folder that faults must not change."""
 
     history: bytes
     result: tuple[Any, ...]  # status, steps, evaluations, diagnosis
@@ -80,7 +80,7 @@ class RunContent:
 
     @classmethod
     def read(cls, run_dir: Path) -> "RunContent":
-        """Raises an error if anything is missing."""
+        """Read a run's folder. Raises an error if anything is missing."""
         result = RunResult.read(run_dir)
         assert result is not None, run_dir
         events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
@@ -95,13 +95,13 @@ class RunContent:
 
 
 def read_runs(sweep: Path) -> dict[str, RunContent]:
-    """The contents of a sweep's runs that left a history, by name."""
+    """The contents of a sweep's runs that have a history, by name."""
     run_dirs = sorted(path.parent for path in sweep.rglob(HISTORY_FILE))
     return {str(run_dir.relative_to(sweep)): RunContent.read(run_dir) for run_dir in run_dirs}
 
 
 class Sweep:
-    """One sweep that is disturbed and resumed; it has a cache of its own next to its folder."""
+    """A sweep that is disturbed and resumed, with its own cache next to its folder."""
 
     def __init__(self, folder: Path, warmups: str = WARMUPS, path: str = "") -> None:
         self.folder = folder
@@ -113,9 +113,9 @@ class Sweep:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Start it, or resume it once there is something to resume."""
-        first = ["bertmon.run", self._warmups, *SWEEP, f"hydra.sweep.dir={self.folder}"]
-        command = ["bertmon", "resume", self.folder] if (self.folder / SWEEP_FILE).exists() else first
+        """Start the sweep, or resume it if it was started before."""
+        launch = ["bertmon.run", self._warmups, *SWEEP, f"hydra.sweep.dir={self.folder}"]
+        command = ["bertmon", "resume", self.folder] if (self.folder / SWEEP_FILE).exists() else launch
         self._process = subprocess.Popen(
             [sys.executable, "-m", *map(str, command)],
             stdout=subprocess.PIPE,
@@ -126,7 +126,7 @@ class Sweep:
         )
 
     def wait_for(self, pattern: str) -> Path:
-        """The first file below its folder with such a name, as soon as there is one."""
+        """Wait until the folder contains a file whose name matches; returns the first one."""
         deadline = time.monotonic() + TIMEOUT
         while not (paths := list(self.folder.rglob(pattern))):
             assert time.monotonic() < deadline
@@ -134,7 +134,7 @@ class Sweep:
         return paths[0]
 
     def send_signal(self, number: signal.Signals, seconds: float) -> bool:
-        """Send a signal after so many seconds; returns whether the sweep was still running."""
+        """Send a signal after `seconds`; returns whether the sweep was still running."""
         process = self._process
         assert process is not None
         try:
@@ -146,7 +146,7 @@ class Sweep:
         return False
 
     def figure_process(self) -> int | None:
-        """Id of the process that draws its figures, if there is one now."""
+        """The ID of the process that draws the sweep's figures, if one is running."""
         assert self._process is not None
         tasks = Path(f"/proc/{self._process.pid}/task")
         children = [pid for each in tasks.glob("*/children") for pid in each.read_text().split()]
@@ -154,14 +154,14 @@ class Sweep:
         return int(drawing[0]) if drawing else None
 
     def end(self) -> int:
-        """Wait until it ends by itself; returns its exit code."""
+        """Wait until the sweep ends by itself; returns its exit code."""
         assert self._process is not None
         self._process.communicate()
         return self._process.returncode
 
 
 class Trial:
-    """Where sweeps are disturbed, and what they should come to."""
+    """Disturbs sweeps and compares them with an undisturbed one."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -173,15 +173,15 @@ class Trial:
         assert len(self.expected) == 4
 
     def sweep(self, **rest: str) -> Sweep:
-        """A new one, not started."""
+        """A new sweep, not started yet."""
         return Sweep(Path(tempfile.mkdtemp(dir=self._folder)) / "sweep", **rest)
 
     def survived(self, sweep: Sweep) -> bool:
-        """Whether it ends by itself as an undisturbed one does."""
+        """Whether the sweep ends by itself with the contents of an undisturbed one."""
         return sweep.end() == 0 and read_runs(sweep.folder) == self.expected
 
-    def signalled(self, number: signal.Signals, times: int) -> Iterator[bool]:
-        """Sweeps that get the signal at random moments, again and again until each has ended; an answer a signal."""
+    def signaled(self, number: signal.Signals, times: int) -> Iterator[bool]:
+        """Send the signal `times` times, at random moments of sweeps that are resumed; one answer per signal."""
         total = 0
         while total < times:
             sweep, sent = self.sweep(), 0
@@ -194,7 +194,7 @@ class Trial:
             yield from [self.survived(sweep)] * sent
 
     def killed(self, damage: Callable[[Sweep, Path], None]) -> tuple[Sweep, Path]:
-        """A sweep that is killed while a run has a checkpoint, and something of it or of that run is then damaged."""
+        """A sweep that was killed while a run had a checkpoint, then damaged and resumed; with that run's folder."""
         while True:
             sweep = self.sweep()
             sweep.start()
@@ -210,7 +210,7 @@ class Trial:
         return self.survived(sweep)
 
     def without_events(self, damage: Callable[[Sweep, Path], None]) -> bool:
-        """As `damaged`, but for the points of the corrupt event file, of which some may be missing."""
+        """Like `damaged`, but some points of the corrupt event file may be missing."""
         sweep, run = self.killed(damage)
         if sweep.end() != 0:
             return False
@@ -222,7 +222,7 @@ class Trial:
     def truncate(self, name: str) -> Callable[[Sweep, Path], None]:
         def damage(sweep: Sweep, run: Path) -> None:
             (path,) = run.glob(name)
-            # an event file is cut before the checkpoint's position: what follows that is cut off in any case
+            # an event file is cut before the checkpoint's position; a resume discards all after it anyway
             os.truncate(path, 100 if name == EVENTS else self.rng.randrange(path.stat().st_size))
 
         return damage
@@ -254,7 +254,7 @@ class Trial:
         return self.survived(sweep)
 
     def twice_at_once(self) -> bool:
-        """One of the two launches has to be refused, and the other to end as if it were alone."""
+        """One of the two launches must be refused, and the other must end as if it were alone."""
         sweep = self.sweep()
         second = Sweep(sweep.folder)
         sweep.start()
@@ -263,7 +263,7 @@ class Trial:
         return codes == [0, 1] and read_runs(sweep.folder) == self.expected
 
     def failing_runs(self) -> bool:
-        """Six runs of eight raise, exit, or need a petabyte: the two others end, and the exit code is 1."""
+        """Six of eight runs raise, exit, or need a petabyte: the other two end, and the exit code is 1."""
         path = Path(tempfile.mkdtemp(dir=self._folder))
         (path / "sitecustomize.py").write_text(FAILING_RUNS)
         sweep = self.sweep(warmups="schedule.warmup_frac=0.1,0.3,0.5,0.7", path=str(path))
@@ -275,7 +275,7 @@ class Trial:
         return code == 1 and sorted(statuses) == 6 * ["failed"] + 2 * ["finished"] and finished == expected
 
     def on_a_full_disk(self) -> bool:
-        """A disk of a megabyte, then one of 64: on the first it ends with a message, on the second it resumes."""
+        """A disk of 1 MB that is later enlarged to 64 MB: the sweep fails on the first and resumes on the second."""
         sweep = self.sweep()
         disk = sweep.folder
         disk.mkdir()
@@ -296,14 +296,14 @@ class Trial:
 
 
 def faults(trial: Trial, kills: int) -> Iterator[tuple[str, Iterator[bool]]]:
-    """Every fault with the answers of its trials, whether the sweep survived."""
+    """Every fault with the outcomes of its trials: whether the sweep survived."""
     few = max(kills // 10, 1)
 
     def repeat(survives: Callable[..., bool], *arguments: Any) -> Iterator[bool]:
         return (survives(*arguments) for _ in range(few))
 
     for number, times in ((signal.SIGKILL, kills), (signal.SIGTERM, few), (signal.SIGINT, few)):
-        yield f"{number.name} at a random moment", trial.signalled(number, times)
+        yield f"{number.name} at a random moment", trial.signaled(number, times)
     for what, pattern in (("checkpoint", CHECKPOINT_FILE), ("result.json", RESULT_FILE)):
         yield f"SIGKILL, and the {what} is truncated", repeat(trial.damaged, trial.truncate(pattern))
     yield "SIGKILL, and a bit of the checkpoint is flipped", repeat(trial.damaged, trial.flip(CHECKPOINT_FILE))

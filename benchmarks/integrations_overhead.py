@@ -1,12 +1,11 @@
-"""What watching costs in other people's training programs: whole runs, in turns, on the same small BERT.
+"""Overhead of watching in other training programs: complete runs, in turns, on the same small BERT.
 
 OMP_NUM_THREADS=1 python benchmarks/integrations_overhead.py [--steps 600] [--turns 5] [--device cpu]
 
-Prints a table after each turn: for each program the median of the wall times and of the CPU times, and both as ratios
-to the same program without watching in the same turn. CPU time includes the processes that draw figures and write W&B's
-files; on a machine that does other work too it is the one to read. Each run includes what comes before the first step
-and after the last one; each program is warmed up by a run that does not count. wandb.watch (offline) and Lightning's
-own gradient norms are there for comparison.
+Prints a table after each turn: for each program the median wall time and CPU time, and both as ratios to the same
+program without watching in the same turn. CPU time includes the processes that draw figures and write W&B's files; it
+is more reliable than wall time on a shared machine. Runs are timed including startup and shutdown; each program has a
+warm-up run that is not counted. wandb.watch (offline) and Lightning's own gradient norms are included for comparison.
 """
 
 import argparse
@@ -36,14 +35,14 @@ Program = Callable[[Path, int, str], None]
 
 
 class Cost(NamedTuple):
-    """What one run took, in seconds."""
+    """The time of one run, in seconds."""
 
     wall: float
     cpu: float  # of all processes
 
 
 def build_model() -> BertForSequenceClassification:
-    """Six layers of width 128."""
+    """A BERT with six layers of width 128."""
     torch.manual_seed(0)
     return BertForSequenceClassification(
         BertConfig(
@@ -59,7 +58,7 @@ def build_model() -> BertForSequenceClassification:
 
 
 def random_rows(steps: int) -> list[dict[str, torch.Tensor]]:
-    """Texts for that many steps."""
+    """Random texts for `steps` steps."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 8000, (steps * BATCH, LENGTH), generator=generator)
     mask = torch.ones(LENGTH, dtype=torch.long)
@@ -181,11 +180,11 @@ PROGRAMS: dict[str, tuple[str, Callable[[], Program]]] = {
     "Lightning, WatchCallback": ("Lightning", lambda: lightning("bertmon")),
     "Lightning, its grad_norm every 30 steps": ("Lightning", lambda: lightning("norms")),
 }
-"""Each with the program that it is compared with."""
+"""Each with the program that it is compared with, and a function that builds it."""
 
 
 def measure(names: list[str], steps: int, turns: int, device: str) -> dict[str, list[Cost]]:
-    """What each turn took, by program; all programs in each turn, one after another."""
+    """The cost of each turn, by program; a turn runs all programs one after another."""
     costs: dict[str, list[Cost]] = {name: [] for name in names}
     for turn in range(turns + 1):
         for name in names:
@@ -203,9 +202,9 @@ def measure(names: list[str], steps: int, turns: int, device: str) -> dict[str, 
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of all that it has started, those that have ended included."""
-    here = psutil.Process()
-    return sum(sum(process.cpu_times()[:4]) for process in [here, *here.children(recursive=True)])
+    """CPU time of this process and all its descendants, including those that have ended."""
+    current = psutil.Process()
+    return sum(sum(process.cpu_times()[:4]) for process in [current, *current.children(recursive=True)])
 
 
 def table(costs: dict[str, list[Cost]], steps: int) -> str:
@@ -217,8 +216,8 @@ def table(costs: dict[str, list[Cost]], steps: int) -> str:
         pairs = list(zip(own, costs[PROGRAMS[name][0]], strict=True))
         wall, cpu = statistics.median(run.wall for run in own), statistics.median(run.cpu for run in own)
         ratios = ([run.wall / other.wall for run, other in pairs], [run.cpu / other.cpu for run, other in pairs])
-        spreads = " | ".join(f"{statistics.median(each):.3f} ({min(each):.3f} to {max(each):.3f})" for each in ratios)
-        lines.append(f"| {name} | {wall:.2f} | {cpu:.2f} | {1000 * cpu / steps:.1f} | {spreads} |")
+        cells = " | ".join(f"{statistics.median(each):.3f} ({min(each):.3f} to {max(each):.3f})" for each in ratios)
+        lines.append(f"| {name} | {wall:.2f} | {cpu:.2f} | {1000 * cpu / steps:.1f} | {cells} |")
     return "\n".join(lines)
 
 

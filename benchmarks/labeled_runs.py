@@ -1,9 +1,9 @@
 """The labeled runs that verdicts are scored on, and the file that holds their histories.
 
-    python benchmarks/labeled_runs.py pack FOLDER    store the histories that verdict_grid.py left in FOLDER
+    python benchmarks/labeled_runs.py pack FOLDER    store the histories that verdict_grid.py wrote to FOLDER
 
-Shapes: K watched steps, L layers, S statistics. What the rules do not use is not stored, and the rest is coarse: 16
-logarithmic steps to a factor of two, losses in 1e-4. tests/benchmarks/test_labeled_runs.py compares the verdicts.
+Shapes: K watched steps, L layers, S statistics. Only what the rules use is stored, in reduced precision: 16 logarithmic
+steps per factor of two, losses in units of 1e-4. tests/benchmarks/test_labeled_runs.py compares the verdicts.
 """
 
 import functools
@@ -41,13 +41,13 @@ _BASE = (
     "experiment=article data.max_length=64 schedule.warmup_frac={} optimizer.bias_correction=false optimizer.lr=3e-5"
 )
 CALIBRATION_BASE = {(_BASE.format(0.1), 0), (_BASE.format(0.1), 1), (_BASE.format(0.7), 0)}
-"""Overrides and seed of the runs that were known when a rule was changed the last time, because of them."""
-MAX_MAJORITY = 0.8  # above it, 20 points more than the majority class cannot be had
+"""Overrides and seed of the runs that prompted the last change of a rule."""
+MAX_MAJORITY = 0.8  # above it, an accuracy 20 points above the majority class is impossible
 PLATEAU = 0.25  # a run whose loss first falls after this share of its steps learned late
 
 
 class Label(StrEnum):
-    """What became of a run that was trained to its end."""
+    """The outcome of a run that was trained to the end."""
 
     did_not_learn = "did not learn"
     learned = "learned"
@@ -55,7 +55,7 @@ class Label(StrEnum):
 
 
 class Family(StrEnum):
-    """What was trained."""
+    """The kind of model that was trained."""
 
     small = "small, random weights"
     pretrained = "pretrained MiniLM"
@@ -70,11 +70,11 @@ def label(
     guesses: bool | None = None,
     recall_above_chance: float | None = None,
 ) -> Label:
-    """By the final test accuracy alone; one at least 20 points above the majority class has learned.
+    """The label by the final test accuracy alone; a run at least 20 points above the majority class has learned.
 
-    guesses: RunResult.did_not_learn, which knows more where the confusion matrix was recorded. recall_above_chance:
-    mean recall over the classes less that of guessing; it takes the place of the accuracy where the majority class has
-    more than 80 % of the texts.
+    guesses: RunResult.did_not_learn, which also uses the confusion matrix if it was recorded. recall_above_chance: mean
+    recall over the classes minus that of guessing; it replaces the accuracy if the majority class has more than 80 % of
+    the texts.
     """
     if guesses is None:
         guesses = did_not_learn(EvalResult(0, math.nan, accuracy), majority_share, test_texts)
@@ -89,7 +89,7 @@ def label(
 
 @dataclass(frozen=True)
 class LabeledRun:
-    """A run of the study, with its history and its end."""
+    """A run of the study, with its history and outcome."""
 
     setting: int
     seed: int
@@ -97,11 +97,11 @@ class LabeledRun:
     accuracy: float
     majority_share: float
     test_texts: int
-    recorded: str | None  # the verdict that the run itself ended with, where it had one
+    recorded: str | None  # the final verdict of the run itself, if it had one
     history: History
     guesses: bool | None = None  # RunResult.did_not_learn; None for runs of version 0.1
-    recall_above_chance: float | None = None  # mean recall over classes less 1 / classes; likewise
-    evaluations: tuple[tuple[int, float], ...] = ()  # updates done and test accuracy; none of older runs
+    recall_above_chance: float | None = None  # mean recall over classes minus 1 / classes; likewise
+    evaluations: tuple[tuple[int, float], ...] = ()  # updates done and test accuracy; empty for older runs
 
     @property
     def label(self) -> Label:
@@ -117,12 +117,12 @@ class LabeledRun:
 
     @property
     def complete(self) -> bool:
-        """Whether it was trained to its end, and not stopped."""
+        """Whether the run was trained to the end rather than stopped."""
         return len(self.history.losses) == len(self.history.plan)
 
     @property
     def calibration(self) -> bool:
-        """Thresholds were set on these runs; all others are held out."""
+        """Whether thresholds were set on this run; all others are held out."""
         if self.family is Family.small:
             return self.setting < CALIBRATION_SETTINGS and self.seed == 0
         if self.family is Family.base:
@@ -131,7 +131,7 @@ class LabeledRun:
 
     @property
     def blind(self) -> bool:
-        """Scored once, after the last change of a rule."""
+        """Whether the run was scored once only, after the last change of a rule."""
         if self.family is Family.base:
             return not self.calibration
         return self.setting >= BLIND_FROM if self.family is Family.small else self.setting % 1000 % 3 == 2
@@ -140,14 +140,14 @@ class LabeledRun:
     def logits_shrank(self) -> bool:
         """Whether the logits spread less at the end (median of the last three snapshots) than at step 0.
 
-        A run that did not learn although they spread more had too few steps for its rate, or for its rare classes.
+        If they spread more in a run that did not learn, it had too few steps for its rate or for its rare classes.
         """
         spreads = [shot.logit_std for shot in self.history.snapshots if not math.isnan(shot.logit_std)]
         return bool(np.median(spreads[-3:]) < spreads[0])
 
     @property
     def task(self) -> str:
-        """The data source: runs of one task can be compared by their losses."""
+        """The data source; losses are comparable between runs of the same task."""
         overrides = dict(override.split("=", 1) for override in self.overrides.split())
         return overrides.get("data", "docstrings")
 
@@ -169,7 +169,7 @@ def smooth_loss(history: History) -> tuple[FloatArray, int]:
 
 
 def read_folder(folder: Path) -> Iterator[LabeledRun]:
-    """The runs that verdict_grid.py left; those that have not ended are skipped."""
+    """The runs in a folder of verdict_grid.py; those that have not ended are skipped."""
     for path in sorted(folder.glob(f"*/seed=?/{HISTORY_FILE}")):
         overrides = path.with_name("overrides.txt").read_text().split()
         run = read_run(path.parent, int(path.parent.parent.name), overrides)
@@ -202,12 +202,12 @@ def read_run(run_dir: Path, setting: int, overrides: Sequence[str]) -> LabeledRu
 
 
 def _recall_above_chance(confusion: npt.NDArray[np.int64]) -> float:
-    """Mean recall over the classes less 1 / classes, which guessing gives."""
+    """Mean recall over the classes minus that of guessing, 1 / classes."""
     return float(precision_recall(confusion)[1].mean() - 1 / len(confusion))
 
 
 def read_advice(folder: Path) -> Iterator[dict[str, Any]]:
-    """The runs that were trained again as advised, as verdict_advice.json has them."""
+    """The runs that were trained again as advised, in the format of verdict_advice.json."""
     for path in sorted(folder.glob("*/result.json")):
         result = RunResult.read_ended(path.parent)
         if result is None:
@@ -230,7 +230,7 @@ def read_advice(folder: Path) -> Iterator[dict[str, Any]]:
 _STORED_NAMES = {name: name for name in LabeledRun.__annotations__ if name != "history"} | {
     "majority_share": "majority"
 }
-"""Fields of LabeledRun, and what they are called in the file."""
+"""Fields of LabeledRun and their names in the file."""
 
 
 def pack(runs: list[LabeledRun], store: Path = STORE) -> None:
@@ -258,7 +258,7 @@ def pack(runs: list[LabeledRun], store: Path = STORE) -> None:
 
 
 def unpack(store: Path = STORE) -> list[LabeledRun]:
-    """The runs of the study, each once; a process reads a file once."""
+    """The runs of the study, without duplicates; a process reads each file once."""
     return list(_unpack(store))
 
 
@@ -270,17 +270,17 @@ def _unpack(store: Path) -> tuple[LabeledRun, ...]:
 
 
 def without_repeats(runs: Iterable[LabeledRun]) -> list[LabeledRun]:
-    """Of runs with the same overrides and seed one: one of the calibration part, for it has been looked at."""
-    kept: dict[tuple[str, int | None], LabeledRun] = {}
+    """One run per overrides and seed, preferably from the calibration part, because it has been inspected."""
+    unique: dict[tuple[str, int | None], LabeledRun] = {}
     for run in runs:
-        other = kept.setdefault((_distinct(run.overrides), run.seed), run)
+        other = unique.setdefault((_distinct(run.overrides), run.seed), run)
         if run.calibration and not other.calibration:
-            kept[_distinct(run.overrides), run.seed] = run
-    return sorted(kept.values(), key=lambda run: (run.setting, run.seed))
+            unique[_distinct(run.overrides), run.seed] = run
+    return sorted(unique.values(), key=lambda run: (run.setting, run.seed))
 
 
 def _distinct(overrides: str) -> str:
-    """Without a key at its default that only settings of a later date have."""
+    """The overrides without a key that is at its default and that only later settings have."""
     return " ".join(word for word in overrides.split() if word != "model.frozen_layers=null")
 
 
@@ -303,7 +303,7 @@ def _unpack_run(stored: Any, number: int, about: dict[str, Any]) -> LabeledRun:
 
 
 def _plan(about: dict[str, Any]) -> RunPlan:
-    """All stored runs have the linear schedule and the default betas."""
+    """The plan of a stored run; all have the linear schedule and the default betas."""
     total, config = about["total"], OptimizerConfig(bias_correction=about["bias_correction"])
     factors = [
         schedule.lr_factor(step, decay="linear", warmup_frac=about["warmup_frac"], total_steps=total)

@@ -1,9 +1,9 @@
-"""Whether a sweep of many runs in one process grows: memory, open files, threads and processes after each run.
+"""Leaks of a sweep with many runs in one process: memory, open files, threads and processes after each run.
 
     python benchmarks/many_runs.py [runs] [OVERRIDE...]
 
-Tiny runs, each with figures, checkpoints and a report that is refreshed again and again. What one run leaks, every run
-leaks: the slope is that of a line through the second half of the runs.
+Tiny runs, each with figures, checkpoints and a report that is refreshed repeatedly. A leak occurs in every run, so the
+slope is that of a line through the second half of the runs.
 """
 
 import csv
@@ -35,7 +35,7 @@ COLUMNS = ("resident MB", "on the device MB", "open files", "threads", "processe
 
 
 class Meter(Callback):
-    """Hydra callback that writes what this process holds after each run, a line of CSV each."""
+    """Hydra callback that writes the resources of this process after each run, as a line of CSV."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
@@ -60,14 +60,14 @@ def main(runs: int, overrides: Sequence[str]) -> None:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
         assert process.wait() == 0
         rows = list(csv.reader(measured.open()))
-    holdings = np.array([row[: len(COLUMNS)] for row in rows], dtype=float)
+    resources = np.array([row[: len(COLUMNS)] for row in rows], dtype=float)
     orphans = {pid for row in rows for pid in row[len(COLUMNS) :] if Path("/proc", pid).exists()}
-    assert len(holdings) == runs
-    second = np.arange(runs // 2, runs)
+    assert len(resources) == runs
+    second_half = np.arange(runs // 2, runs)
     print(f"| after run | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
     for run in sorted({1, *range(max(runs // 5, 1), runs, max(runs // 5, 1)), runs}):
-        print(f"| {run} | {' | '.join(f'{value:.0f}' for value in holdings[run - 1])} |")
-    slopes = [np.polyfit(second, column, 1)[0] for column in holdings[second].T]
+        print(f"| {run} | {' | '.join(f'{value:.0f}' for value in resources[run - 1])} |")
+    slopes = [np.polyfit(second_half, column, 1)[0] for column in resources[second_half].T]
     print(f"| per further run | {' | '.join(f'{slope:+.3f}' for slope in slopes)} |")
     print(f"\nProcesses that outlived the sweep: {len(orphans)}")
 

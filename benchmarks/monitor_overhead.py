@@ -1,10 +1,10 @@
-"""What watching costs: the same run, from its first step to its last written byte, with watching on and off.
+"""Overhead of watching: the same run, from its first step to its last written byte, with watching on and off.
 
     python benchmarks/monitor_overhead.py [repeats] [OVERRIDE...]
 
-One epoch of 225 steps on docstrings, the same seed, unless overrides say otherwise. On CUDA: BERT-base in bf16, texts
-of at most 256 tokens; on the CPU: bert_small, 32. Without a network: model.tokenizer=FOLDER. Variants take turns, so
-that a machine whose speed drifts treats them alike; a ratio compares a variant with `off` of the same turn.
+One epoch of 225 steps on docstrings with the same seed, unless overridden. On CUDA: BERT-base in bf16, texts of up to
+256 tokens; on the CPU: bert_small, up to 32. Without a network: model.tokenizer=FOLDER. Variants take turns, so that
+drifts of the machine's speed affect all of them; a ratio compares a variant with `off` of the same turn.
 """
 
 import statistics
@@ -60,7 +60,7 @@ def train_seconds(overrides: Sequence[str]) -> float:
 def main(repeats: int, overrides: Sequence[str]) -> None:
     """See the module's docstring."""
     if CUDA:
-        torch.zeros(1, device=DEVICE)  # so that no variant pays for CUDA's start
+        torch.zeros(1, device=DEVICE)  # so that no variant includes CUDA's startup
     print(f"{describe()} {' '.join(overrides)}".rstrip())
     turns = [{name: train_seconds([*overrides, *own]) for name, own in VARIANTS.items()} for _ in range(repeats)]
     print(f"\n| watching | seconds, median of {repeats} (least to most) | of `off` (least to most) |\n|---|---|---|")

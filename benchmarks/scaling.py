@@ -1,8 +1,8 @@
-"""How costs grow: with layers, weights, documents. The slope is that of log(cost) over log(size); 1 is linear.
+"""How costs scale with layers, weights and documents. The slope is that of log(cost) over log(size); 1 is linear.
 
     python benchmarks/scaling.py [layers] [weights] [documents] [OVERRIDE...]
 
-How they grow with the runs of a sweep: benchmarks/report.py (the report) and benchmarks/many_runs.py (memory).
+For scaling with the runs of a sweep, see benchmarks/report.py (the report) and benchmarks/many_runs.py (memory).
 """
 
 import json
@@ -28,21 +28,21 @@ from bertmon.monitor.tensorboard import RunWriter
 from bertmon.training.step import GuardedUpdate, forward_backward
 from bertmon.training.task import Task, build_monitor, build_task
 
-SHAPES = {  # weights of these architectures, with 30,522 words: 4 M, 11 M, 29 M, 110 M, 335 M
+SHAPES = {  # with a vocabulary of 30,522: 4 M, 11 M, 29 M, 110 M, 335 M weights
     "tiny": (2, 128),
     "mini": (4, 256),
     "small": (4, 512),
     "base": (12, 768),
     "large": (24, 1024),
 }
-"""Layers and width; feed-forward is four times as wide, heads have 64 (Turc et al. 2019, arXiv 1908.08962)."""
+"""Layers and width; feed-forward is four times as wide, heads have size 64 (Turc et al. 2019, arXiv 1908.08962)."""
 
 Table = Callable[[Sequence[str]], Iterator[tuple[str, dict[str, float]]]]
 """(overrides) -> rows: a label, and costs by column; the first column is the size."""
 
 
 def milliseconds(call: Callable[[], Any], repeats: int, prepare: Callable[[], Any] = lambda: None) -> float:
-    """Median time of `call`; `prepare` is called before each and not timed."""
+    """Median time of `call`; `prepare` runs before each call and is not timed."""
     times = []
     for _ in range(repeats + 1):  # the first is a warm-up
         prepare()
@@ -53,7 +53,7 @@ def milliseconds(call: Callable[[], Any], repeats: int, prepare: Callable[[], An
 
 
 def watched(overrides: Sequence[str], *, repeats: int) -> dict[str, float]:
-    """What a step costs, and what watching adds to it; figures are drawn in another process and left out."""
+    """The cost of a step and of watching it, without figures, which are drawn in another process."""
     small = ["data.train_per_package=40", "data.test_per_package=4", "monitor.figures=false", "monitor.every=1"]
     config = compose_config(["experiment=quickstart", "model=bert_small", *small, "train.epochs=1000", *overrides])
     task = build_task(config, torch.device("cpu"))
@@ -76,7 +76,7 @@ def watched(overrides: Sequence[str], *, repeats: int) -> dict[str, float]:
 
 
 def _monitor_ms(config: RunConfig, task: Task, batch: Batch, repeats: int) -> Iterator[float]:
-    """Each part of what a monitor does at a step that is watched, the last one its flush."""
+    """The cost of each part of a monitor's work at a watched step; the last one is its flush."""
     forward_backward(task.classifier, [batch], config.train.precision)
     zero, one = torch.zeros(()), torch.ones(())
     with tempfile.TemporaryDirectory() as folder, RunWriter(Path(folder), draw=False) as writer:
@@ -99,14 +99,14 @@ def _monitor_ms(config: RunConfig, task: Task, batch: Batch, repeats: int) -> It
 
 
 def layers(overrides: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
-    """More layers of one width."""
+    """A growing number of layers of the same width."""
     for count in (2, 4, 8, 16, 24):
         row = watched([f"model.num_hidden_layers={count}", *overrides], repeats=10)
         yield f"{count} layers of width 128", row
 
 
 def weights(overrides: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
-    """BERT in the sizes that were published."""
+    """BERT in its published sizes."""
     for name, (depth, width) in SHAPES.items():
         shape = [
             f"model.num_hidden_layers={depth}",
@@ -118,7 +118,7 @@ def weights(overrides: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
 
 
 def documents(overrides: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
-    """From a JSONL file to the first batch, in a process of its own, with no cache and then with one."""
+    """From a JSONL file to the first batch, in a separate process, without a cache and then with one."""
     for count in (10_000, 100_000, 1_000_000):
         with tempfile.TemporaryDirectory() as folder:
             for name, lines in (("train", count), ("test", 100)):
@@ -133,7 +133,7 @@ def documents(overrides: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]
 
 
 def write_documents(path: Path, count: int) -> None:
-    """JSON lines of 20 made-up words each, of four classes."""
+    """Write JSON lines of 20 made-up words each, in four classes."""
     rng = random.Random(0)
     syllables = [f"{first}{second}" for first in "bdfgklmnprst" for second in "aeiou"]
     with path.open("w") as file:
@@ -153,7 +153,7 @@ def first_batch(folder: str, overrides: Sequence[str]) -> None:
 
 
 def slope(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """Of log(cost) over log(size), by least squares."""
+    """The least-squares slope of log(cost) over log(size)."""
     return statistics.linear_regression([math.log(size) for size in sizes], [math.log(cost) for cost in costs]).slope
 
 

@@ -1,10 +1,11 @@
-"""One sweep without and with a real Slurm: what happens to its jobs there, and whether the results are the same.
+"""One sweep without Slurm and on a real Slurm that disturbs its jobs: are the results the same?
 
     apt-get install slurm-wlm munge
     python benchmarks/slurm.py [what ...]
 
-Starts munged, slurmctld and slurmd on this machine, as root, with all their files in a temporary folder, and stops
-them. The sweep's jobs are an array of two at a time. Equal: histories, results, scalars and figures, bit for bit.
+Starts munged, slurmctld and slurmd on this machine, as root, with all their files in a temporary folder, and stops them
+at the end. The sweep's jobs are an array, two of which run at a time. "Equal" means that histories, results, scalars
+and figures are the same bit for bit.
 """
 
 import os
@@ -42,7 +43,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 SlurmUser=root
-# A job that is queued again waits until its old credential has expired.
+# A requeued job waits until its old credential has expired.
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
@@ -55,7 +56,7 @@ SelectTypeParameters=CR_Core
 MpiDefault=none
 ReturnToService=2
 KillWait=10
-# Jobs that are queued again are considered every second, and not every 30 or 60.
+# Requeued jobs are considered every second instead of every 30 or 60.
 SchedulerParameters=sched_interval=1,bf_interval=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -68,10 +69,10 @@ PartitionName=high Nodes={host} PriorityTier=2
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[None]:
-    """A Slurm of one node with two CPUs; $SLURM_CONF says where it is."""
+    """A single-node Slurm with two CPUs; sets $SLURM_CONF."""
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
-    folder.chmod(0o755)  # munged's socket is for everybody
+    folder.chmod(0o755)  # all users need access to munged's socket
     config, host = folder / "slurm.conf", socket.gethostname().partition(".")[0]
     config.write_text(CONFIG.format(host=host, folder=folder, ports=_free_ports(2)))
     (folder / "munge.key").write_bytes(os.urandom(128))
@@ -110,10 +111,10 @@ def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
-def _wait(until: Callable[[], object], otherwise: str, seconds: float = 600) -> None:
+def _wait(until: Callable[[], object], message: str, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not until():
-        assert time.monotonic() < deadline, otherwise
+        assert time.monotonic() < deadline, message
         time.sleep(0.1)
 
 
@@ -131,14 +132,14 @@ class Sweep:
             self._process = subprocess.Popen([sys.executable, "-m", *command], stdout=log, stderr=log)
 
     def job(self, number: int) -> str:
-        """Slurm's name for a run, once that run has a checkpoint."""
+        """The Slurm job ID of a run, once that run has a checkpoint."""
         _wait(lambda: run_names(self.folder), f"{self._log}: no {SWEEP_FILE}")
         run_dir = self.folder / run_names(self.folder)[number]
         _wait((run_dir / CHECKPOINT_FILE).exists, f"{self._log}: run {number} has no checkpoint")
         return f"{_output('squeue', '-h', '-o', '%F').split()[0]}_{number}"
 
     def resume(self) -> None:
-        """As a user does: end what is left of the sweep, and resume it."""
+        """Cancel the rest of the sweep and resume it, as a user would."""
         self._process.terminate()
         self._process.wait()
         subprocess.run(["scancel", "--user=root"], check=True)
@@ -163,16 +164,16 @@ def in_batches(folder: Path) -> Sweep:
 
 
 def signalled(folder: Path) -> Sweep:
-    """submitit's signal, which Slurm sends before the time is over, to one job; `scontrol requeue` of another."""
+    """Send one job the signal that Slurm sends for submitit before the time limit, and requeue another job."""
     sweep = Sweep(folder, *ONE_CORE)
     subprocess.run(["scontrol", "requeue", sweep.job(1)], check=True)
-    with suppress(subprocess.TimeoutExpired):  # it would try again and again while the job is being queued
+    with suppress(subprocess.TimeoutExpired):  # scancel would keep retrying while the job is requeued
         subprocess.run(["scancel", "--signal=USR2", sweep.job(0)], check=False, capture_output=True, timeout=2)
     return sweep
 
 
 def timed_out(folder: Path) -> Sweep:
-    """A limit of two minutes with the signal 30 s before it, which Slurm may send up to a minute earlier."""
+    """A time limit of two minutes with the signal 30 s before it; Slurm may send it up to a minute earlier."""
     limit = ("hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=30")
     return Sweep(folder, *ONE_CORE, *limit, epochs=60)
 
@@ -211,19 +212,19 @@ WHAT: dict[str, Callable[[Path], Sweep]] = {
 
 def main(chosen: Sequence[str]) -> None:
     """See the module's docstring."""
-    names = [happen.__name__ for happen in WHAT.values()]
+    names = [disturb.__name__ for disturb in WHAT.values()]
     if unknown := set(chosen).difference(names):
         sys.exit(f"{__doc__}\nunknown: {', '.join(unknown)}; there are {', '.join(names)}")
-    os.environ["OMP_NUM_THREADS"] = "1"  # as many as a job has: the same sums in the same order
+    os.environ["OMP_NUM_THREADS"] = "1"  # as in a job: sums have the same order
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         references: dict[int, Any] = {}  # runs of the sweep without Slurm, by epochs
         print("| what happened to the jobs | runs | resumed from a checkpoint | equal |\n|---|---|---|---|", flush=True)
-        for number, (what, happen) in enumerate(WHAT.items()):
-            if chosen and happen.__name__ not in chosen:
+        for number, (what, disturb) in enumerate(WHAT.items()):
+            if chosen and disturb.__name__ not in chosen:
                 continue
             with cluster(folder / f"slurm{number}"):
-                sweep = happen(folder / f"sweep{number}")
+                sweep = disturb(folder / f"sweep{number}")
                 sweep.end()
             if sweep.epochs not in references:
                 undisturbed = Sweep(folder / f"reference{sweep.epochs}", epochs=sweep.epochs)

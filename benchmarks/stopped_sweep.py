@@ -1,10 +1,10 @@
-"""A real sweep, run to the end and with doomed runs stopped: clock, CPU seconds, steps, and whether the best run stays.
+"""A real sweep, run to the end and with doomed runs stopped: wall time, CPU time, steps, and the best run that is left.
 
     python benchmarks/stopped_sweep.py FOLDER [end | doomed | behind ...]
 
-Fine-tunes a pretrained MiniLM on real 20 newsgroups: 24 runs over learning rates, warm-ups and bias correction, on one
-thread and one after the other, by the program's own command line. FOLDER is that of pretrained_grid.py, which makes its
-texts. A way that was measured before is not run again.
+Fine-tunes a pretrained MiniLM on real 20 newsgroups: 24 runs over learning rates, warm-ups and bias correction, one
+after another on one thread, from the command line. FOLDER is that of pretrained_grid.py, which writes the texts. A way
+that was measured before is not run again.
 """
 
 import json
@@ -33,7 +33,7 @@ SWEEP = [
     "schedule.warmup_frac=0.06,0.3",
     "train.batch_size=8",
     "train.epochs=1",
-    "train.eval_every=1000",  # at the end alone
+    "train.eval_every=1000",  # at the end only
     "monitor.every=10",
     "monitor.figures=false",
     "device=cpu",
@@ -44,28 +44,28 @@ WAYS = {
     "doomed": ("`monitor.on_doomed=stop`", ["monitor.on_doomed=stop"]),
     "behind": ("`monitor.on_doomed=stop monitor.on_behind=stop`", ["monitor.on_doomed=stop", "monitor.on_behind=stop"]),
 }
-"""Each with what the table calls it and its overrides."""
+"""Ways of stopping runs, with their titles in the table and their overrides."""
 
 
 def command(way: str, folder: str) -> list[str]:
-    """As a user types it."""
+    """The command line of the sweep, as a user would type it."""
     return [sys.executable, "-m", "bertmon.run", "-m", f"hydra.sweep.dir={folder}", *SWEEP, *WAYS[way][1]]
 
 
 def run(folder: Path, way: str) -> None:
-    """Run the sweep one way and leave its cost in cost.json, unless it is there."""
+    """Run the sweep one way and write its cost to cost.json, unless that file exists."""
     sweep = folder / f"sweep_{way}"
     if (sweep / "cost.json").exists():
         return
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command(way, sweep.name), cwd=folder, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    after, clock = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - began
+    after, elapsed = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - started
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    (sweep / "cost.json").write_text(json.dumps({"clock": clock, "cpu": cpu}))
+    (sweep / "cost.json").write_text(json.dumps({"clock": elapsed, "cpu": cpu}))
 
 
 def results(folder: Path, way: str) -> dict[str, RunResult]:
-    """The runs of a sweep that have ended, by the settings that tell them apart."""
+    """The ended runs of a sweep, by the settings in which they differ."""
     ended = {path: RunResult.read_ended(path.parent) for path in (folder / f"sweep_{way}").glob(f"*/*/{RESULT_FILE}")}
     return {
         ", ".join(f"{key}={format_value(value)}" for key, value in result.overrides.items()): result
@@ -75,7 +75,7 @@ def results(folder: Path, way: str) -> dict[str, RunResult]:
 
 
 def table(folder: Path, ways: Sequence[str]) -> Iterator[str]:
-    """A row a way."""
+    """One row per way."""
     yield "| how runs are stopped | clock, s | CPU, s | steps | runs stopped | best accuracy of the runs that ended |"
     yield "|---|---|---|---|---|---|"
     for way in ways:

@@ -1,10 +1,10 @@
-"""How torch's threads wait: whole runs on an idle and on a busy machine, with and without watching.
+"""The effect of how torch's threads wait: complete runs on an idle and on a busy machine, with and without watching.
 
     python benchmarks/threads.py [EPOCHS]
 
-The quickstart's model as a process of its own, `monitor=off` and watched with figures in turn, under several settings
-of OpenMP; "busy" has one other process that computes all the time. Prints seconds from start to exit, and the ratio of
-watched to not watched.
+Trains the quickstart's model in a separate process, with `monitor=off` and watched with figures in turn, under several
+OpenMP settings; on the "busy" machine, one other process computes all the time. Prints seconds from start to exit, and
+the ratio of watched to unwatched.
 """
 
 import os
@@ -27,9 +27,9 @@ _TIMEOUT_S = 900
 
 
 @contextmanager
-def busy(wanted: bool) -> Iterator[None]:
-    """One other process that computes for the body, if `wanted`."""
-    if not wanted:
+def busy(enabled: bool) -> Iterator[None]:
+    """One other process that computes all the time within the context, if `enabled`."""
+    if not enabled:
         yield
         return
     process = subprocess.Popen([sys.executable, "-c", "while True: sum(range(1000000))"])
@@ -41,14 +41,14 @@ def busy(wanted: bool) -> Iterator[None]:
 
 
 def seconds(environment: dict[str, str], epochs: int, folder: Path, *overrides: str) -> float:
-    """From start to exit of one run."""
+    """Seconds from start to exit of one run."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     command = [sys.executable, "-m", "bertmon.run", "experiment=quickstart", f"train.epochs={epochs}"]
-    command += ["train.eval_every=1000000", *overrides]  # at epochs' ends only
+    command += ["train.eval_every=1000000", *overrides]  # at the end of each epoch only
     begin = time.perf_counter()
     subprocess.run(
         [*command, f"hydra.run.dir={folder}/{time.time_ns()}", "device=cpu"],
-        env=variables | {"OMP_DYNAMIC": "false"} | environment,  # that bertmon sets none of its own
+        env=variables | {"OMP_DYNAMIC": "false"} | environment,  # so that bertmon does not set its own
         check=True,
         stdout=subprocess.DEVNULL,
         timeout=_TIMEOUT_S,

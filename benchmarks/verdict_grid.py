@@ -1,13 +1,13 @@
-"""The labeled runs that bertmon's verdicts are judged on: small BERTs, real training, real histories.
+"""The labeled runs that bertmon's verdicts are evaluated on: small BERTs, real training, real histories.
 
     python benchmarks/verdict_grid.py FOLDER [settings] [processes]
     python benchmarks/verdict_grid.py FOLDER advice [processes]
 
-Trains settings 0 to 136 with seeds 0 and 1, and those above, made to score on alone, with seed 2, into FOLDER, one
-thread a process; finished runs are skipped, so the same command resumes after an interruption. Settings are drawn at
-random, each from its own number: the first 237 of 300 are the 237 that are trained without a number. Settings on real
-20 newsgroups are skipped unless scikit-learn has them (SCIKIT_LEARN_DATA). With `advice` every run of seed 0 that did
-not learn is trained again as its verdict advised, into FOLDER/advice.
+Trains settings 0 to 136 with seeds 0 and 1, and later ones, which are for scoring only, with seed 2, into FOLDER, with
+one thread per process; finished runs are skipped, so the same command resumes after an interruption. Settings are drawn
+at random, seeded by their number: the first 237 of 300 are the same as the default 237. Settings on real 20 newsgroups
+are skipped unless scikit-learn has the data (SCIKIT_LEARN_DATA). With `advice`, every run of seed 0 that did not learn
+is trained again as its verdict advised, into FOLDER/advice.
 """
 
 import logging
@@ -32,7 +32,7 @@ from bertmon.training.run_training import run_training
 
 SETTINGS = 237
 
-# The comparisons that README and docs/LOG.md speak of come first.
+# The comparisons in README and docs/LOG.md come first.
 QUICKSTART = ["experiment=quickstart"]
 NEWSGROUPS = ["data=newsgroups", "model=bert_small", "data.max_length=64", "train.epochs=6"]
 NAMED = [
@@ -84,9 +84,9 @@ def train(
     always: Sequence[str] = ("monitor.every=10", "train.eval_every=10000"),
     finish: Callable[[Path], None] = lambda work: None,
 ) -> str:
-    """Train one run into the folder, unless it is there; returns a line about it.
+    """Train one run into the folder, unless it exists; returns a line of status.
 
-    always: more overrides, which are not part of the setting. finish: adds files to the folder of a run that has ended.
+    always: further overrides that are not part of the setting. finish: adds files to the folder of a run that ended.
     """
     if RunResult.read_ended(run_dir) and (run_dir / HISTORY_FILE).exists():
         return f"{run_dir}: finished before"
@@ -105,7 +105,7 @@ def train(
 
 
 def has_data(number: int) -> bool:
-    """Whether the texts of a setting are on this machine."""
+    """Whether the texts of a setting are available on this machine."""
     home = Path(os.environ.get("SCIKIT_LEARN_DATA", "~/scikit_learn_data")).expanduser()
     return "data=newsgroups" not in setting(number) or (home / "20news-bydate_py3.pkz").exists()
 
@@ -119,7 +119,7 @@ def grid(folder: Path, count: int) -> Iterator[tuple[Path, list[str], int]]:
 
 
 def advised(folder: Path) -> Iterator[tuple[Path, list[str], int]]:
-    """The runs of seed 0 that did not learn again, once for each override that their first doomed verdict advised."""
+    """Reruns of the runs of seed 0 that did not learn, one per override that their first doomed verdict advised."""
     for run in read_folder(folder):
         if run.label is not Label.did_not_learn or run.seed:
             continue
@@ -133,7 +133,7 @@ def advised(folder: Path) -> Iterator[tuple[Path, list[str], int]]:
 
 
 def prepare_process() -> None:
-    """One thread, and errors alone are logged."""
+    """Use one thread, and log errors only."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
 

@@ -1,13 +1,13 @@
 """How often the verdicts are right, and how early: scored on labeled runs, in seconds, without training.
 
     python benchmarks/verdicts.py                    the tables, from the stored histories
-    python benchmarks/verdicts.py misses             the runs that the rules get wrong, one a line
+    python benchmarks/verdicts.py misses             the runs that the rules get wrong, one per line
     python benchmarks/verdicts.py picture FILE       signals and flags of the held-out runs
 
-The label is the end of the full run alone. A run did not learn if its test accuracy is within what guessing the
-majority class gives (bertmon.metrics.did_not_learn); it learned if that is 20 points above the majority class. What
-lies between is listed and left out. Thresholds were set on the calibration part, settings 0 to 136 with seed 0; all
-other runs are held out.
+The label depends only on the outcome of the full run. A run did not learn if its test accuracy is in the range of
+guessing the majority class (bertmon.metrics.did_not_learn); it learned if that is at least 20 points above the majority
+class. Runs in between are listed but not scored. Thresholds were set on the calibration part, settings 0 to 136 with
+seed 0; all other runs are held out.
 """
 
 import json
@@ -53,7 +53,7 @@ def bertmon_rules(run: LabeledRun, every: int) -> int | None:
 
 
 def verdicts(history: History, every: int) -> Iterator[tuple[int, Diagnosis]]:
-    """The diagnosis after each snapshot, of those that are `every` steps apart."""
+    """The diagnosis after each snapshot, with a snapshot every `every` steps."""
     diagnosis = None
     shots = [shot for shot in history.snapshots if shot.step % every == 0]
     for number, shot in enumerate(shots, start=1):
@@ -64,19 +64,19 @@ def verdicts(history: History, every: int) -> Iterator[tuple[int, Diagnosis]]:
 
 
 def loss_rule(window: float) -> Rule:
-    """The smoothed loss is no lower than it was `window` of the whole run before."""
+    """The smoothed loss has not fallen over `window`, a share of the run's steps."""
 
     def rule(run: LabeledRun, every: int) -> int | None:
         smoothed, width = smooth_loss(run.history)
-        back = max(1, round(window * len(run.history.plan)))
-        flat = np.flatnonzero(smoothed[back:] >= smoothed[:-back])
-        return int(flat[0]) + back + width - 1 if len(flat) else None
+        lag = max(1, round(window * len(run.history.plan)))
+        flat = np.flatnonzero(smoothed[lag:] >= smoothed[:-lag])
+        return int(flat[0]) + lag + width - 1 if len(flat) else None
 
     return rule
 
 
 def chance_rule(share: float) -> Rule:
-    """The smoothed loss has never been below 0.95 of chance when `share` of the run has passed."""
+    """The smoothed loss has never been below 0.95 of chance after `share` of the run."""
 
     def rule(run: LabeledRun, every: int) -> int | None:
         return None if run.learned_at <= share else math.ceil(share * len(run.history.plan))
@@ -90,7 +90,7 @@ def vanishing_gradient(run: LabeledRun, every: int) -> int | None:
 
 
 def weight_update_ratio(run: LabeledRun, every: int) -> int | None:
-    """SageMaker Debugger: the update of any tensor is more than 10 or less than 1e-8 of it."""
+    """SageMaker Debugger: the update of any tensor is more than 10 or less than 1e-8 times the tensor."""
     return _first(run, every, lambda shot: bool(((shot["update_ratio"] > 10) | (shot["update_ratio"] < 1e-8)).any()))
 
 
@@ -112,7 +112,7 @@ def update_ratio_off(run: LabeledRun, every: int) -> int | None:
 
 
 def planned_peak(run: LabeledRun, every: int) -> int | None:
-    """Known before the first step: the plan's effective rate comes to where most of the small models fail."""
+    """Known before the first step: the planned effective rate reaches the range where most small models fail."""
     return 0 if run.history.plan.effective_lr.max() >= PEAK_CLIFF else None
 
 
@@ -141,7 +141,7 @@ RULES: dict[str, Rule] = {
 
 
 def print_scores(runs: list[LabeledRun], every: int) -> None:
-    """A row a rule. A lead is how many steps before the rule bertmon flags the same run."""
+    """One row per rule. The lead is the number of steps by which bertmon flags the same run before the rule."""
     by_label = {label: [run for run in runs if run.label == label] for label in Label}
     lost = by_label[Label.did_not_learn]
     own_flags = [bertmon_rules(run, every) for run in lost]
@@ -167,7 +167,7 @@ def _share(count: int, total: int) -> str:
 
 
 def print_advice() -> None:
-    """What became of runs that did not learn and were trained again as their verdict advised."""
+    """Outcomes of runs that did not learn and were trained again as their verdict advised."""
     outcomes: dict[tuple[str, str], list[Label]] = {}
     for run in json.loads(ADVICE.read_text()):
         outcome = label(run["accuracy"], run["majority"], run["test_texts"])
@@ -180,7 +180,7 @@ def print_advice() -> None:
 
 
 def misses(runs: list[LabeledRun], every: int) -> None:
-    """The runs that the rules get wrong, one a line."""
+    """The runs that the rules get wrong, one per line."""
     for run in runs:
         flag = bertmon_rules(run, every)
         if (run.label == Label.did_not_learn and flag is None) or (run.label == Label.learned and flag is not None):
@@ -200,8 +200,7 @@ DRAWN_RULES: dict[str, tuple[Rule, int, str, str]] = {
 
 
 def picture(runs: list[LabeledRun], path: Path) -> None:
-    """Left: the standard deviation of the logits over the run. Right: how many of the runs that did not learn have been
-    flagged by when."""
+    """Over the run: the spread of the logits (left), and the share of runs that did not learn flagged (right)."""
     figure = Figure(figsize=(10.5, 4), dpi=100)
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     _draw_logits(left, runs)
@@ -250,20 +249,20 @@ def _draw_flags(axes: Axes, runs: list[LabeledRun]) -> None:
 
 
 def parts(runs: list[LabeledRun]) -> dict[str, list[LabeledRun]]:
-    """The parts of the study that are scored apart."""
+    """The parts of the study that are scored separately."""
     held_out = [run for run in runs if not run.calibration]
-    known = [run for run in held_out if run.setting < CALIBRATION_SETTINGS]
+    new_seeds = [run for run in held_out if run.setting < CALIBRATION_SETTINGS]
     return {
         "calibration": [run for run in runs if run.calibration],
         "held out": held_out,
-        "held out, new seed of known settings": known,
+        "held out, new seed of known settings": new_seeds,
         "held out, settings 137 to 196": [run for run in runs if CALIBRATION_SETTINGS <= run.setting < BLIND_FROM],
         "held out, settings 197 to 236": [run for run in runs if run.setting >= BLIND_FROM],
     }
 
 
 def family_parts(runs: list[LabeledRun]) -> dict[str, list[LabeledRun]]:
-    """The parts of the later studies, on pretrained weights, wide models and BERT-base, that are scored apart."""
+    """The separately scored parts of the later studies, on pretrained weights, wide models and BERT-base."""
     parts = {}
     for family in (Family.pretrained, Family.wide, Family.base):
         for part in ("calibration", "blind"):
@@ -310,7 +309,7 @@ def print_families(runs: list[LabeledRun]) -> None:
 
 
 def summary_row(name: str, runs: list[LabeledRun], every: int) -> str:
-    """bertmon's verdicts on some runs, with those that did not learn by what became of their logits."""
+    """bertmon's verdicts on some runs; those that did not learn are also counted by whether their logits shrank."""
     flags = {label: [(run, bertmon_rules(run, every)) for run in runs if run.label == label] for label in Label}
     lost = flags[Label.did_not_learn]
     shares = [step / len(run.history.plan) for run, step in lost if step is not None]
@@ -324,12 +323,12 @@ def summary_row(name: str, runs: list[LabeledRun], every: int) -> str:
 
 
 def count_labels(runs: list[LabeledRun]) -> str:
-    """In words."""
+    """The number of runs with each label, as text."""
     return ", ".join(f"{sum(run.label == label for run in runs)} {label}" for label in Label)
 
 
 def later_runs() -> list[LabeledRun]:
-    """Those of pretrained_grid.py and bert_base.py."""
+    """The runs of pretrained_grid.py and bert_base.py."""
     return [*unpack(PRETRAINED_STORE), *unpack(BASE_STORE)]
 
 

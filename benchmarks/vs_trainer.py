@@ -1,16 +1,16 @@
-"""Tokens per second compared with other ways to train: the same model, texts, batches and threads.
+"""Tokens per second of bertmon and other training loops, with the same model, texts, batches and threads.
 
-    python benchmarks/vs_trainer.py [turns] [variants with this in their names] [OVERRIDE...]
+    python benchmarks/vs_trainer.py [turns] [part of the variants' names] [OVERRIDE...]
 
-On CUDA: BERT-base, 16 texts of at most 256 tokens, in bf16, but for the Trainer at its defaults, which computes in
-float32. On the CPU: bert_small, 16 of at most 32, in float32. Overrides come last and win, so that it runs without a
-network: `model.tokenizer=FOLDER`. Each turn trains each variant in a process of its own for one epoch and for more; the
-difference, per epoch, is without start, compilation, evaluation and first calls, which are reported apart as seconds
-before and after. Ratios are to the Trainer at its defaults, which every turn includes.
+On CUDA: BERT-base, 16 texts of up to 256 tokens, in bf16, except for the Trainer at its defaults, which computes in
+float32. On the CPU: bert_small, 16 texts of up to 32 tokens, in float32. Overrides come last and take precedence;
+without a network: `model.tokenizer=FOLDER`. Each turn trains each variant in its own process for one epoch and for
+more; the difference, per epoch, excludes startup, compilation, evaluation and first calls, which are reported
+separately as seconds before and after. Ratios are to the Trainer at its defaults, which every turn includes.
 
-The floor of an epoch is its model FLOPs over the rate of a large matrix product on the same machine: 6 x parameters x
-tokens, without the embedding tables, which are looked up, and 12 x layers x width x length^2 a text for attention.
-Padding is no token.
+The floor of an epoch is its model FLOPs divided by the rate of a large matrix product on the same machine: 6 x
+parameters x tokens, without the embedding tables, which are looked up, plus 12 x layers x width x length^2 per text for
+attention. Padding does not count as tokens.
 """
 
 import copy
@@ -45,7 +45,7 @@ from bertmon.training.trainer import Trainer
 SETUP = [
     "experiment=quickstart",
     "data.test_per_package=2",
-    "train.eval_every=1000000",  # at epochs' ends only
+    "train.eval_every=1000000",  # at the end of each epoch only
     *(
         ["model=bert_base", "data.max_length=256", "train.precision=bf16", "optimizer.lr=3e-5"]
         if CUDA
@@ -53,7 +53,7 @@ SETUP = [
     ),
 ]
 EPOCHS = (1, 4) if CUDA else (1, 2)
-"""Of the two trainings whose difference is measured: the longer the epochs are next to what varies, the fewer."""
+"""Epochs of the two trainings whose difference is measured; more where an epoch is short compared with the noise."""
 
 # --- what is trained ------------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ def tokenize_training_texts(config: RunConfig, task: Task) -> tuple[tokenize.Tex
 
 
 def train_as_the_article(epochs: int, overrides: Sequence[str]) -> None:
-    """A plain loop that watches as the article does: every 30 steps, weight by weight, with copies and figures."""
+    """A plain loop that watches like the article: every 30 steps, weight by weight, with copies and figures."""
     from torch.utils.tensorboard import SummaryWriter
 
     task = build_task(config_of(epochs, overrides), DEVICE)
@@ -144,7 +144,7 @@ def _backward(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 class _ArticleWatch:
-    """Statistics of one step, weight by weight: made before the update, written after it."""
+    """Statistics of one step, weight by weight: computed before the update, written after it."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -182,18 +182,18 @@ if CUDA:
     VARIANTS["transformers Trainer, bf16, fused AdamW"] = fastest
     VARIANTS["transformers Trainer, bf16, fused AdamW, torch_compile"] = functools.partial(fastest, torch_compile=True)
 COMPILED = [name for name in VARIANTS if "compile" in name]
-"""Each is run once before it is timed, which leaves the compiled kernels in torch's cache."""
+"""Each is run once before it is timed, so that torch's cache contains the compiled kernels."""
 
 # --- the measurement ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one turn of a variant measured."""
+    """The measurements of one turn of a variant."""
 
     tokens: int
-    fewer: float  # seconds of a training of EPOCHS[0] epochs
-    more: float  # and of EPOCHS[1]
+    fewer: float  # seconds to train for EPOCHS[0] epochs
+    more: float  # and for EPOCHS[1]
     floor: float  # seconds
 
     @property
@@ -234,7 +234,7 @@ def epoch_flops(classifier: nn.Module, lengths: torch.Tensor) -> float:
 
 
 def measure(name: str, overrides: Sequence[str]) -> Epoch:
-    """Train the variant twice, with EPOCHS."""
+    """Train the variant twice, for each number of EPOCHS."""
     config = config_of(1, overrides)
     task = build_task(config, torch.device("cpu"))
     lengths = torch.as_tensor(tokenize_training_texts(config, task)[1].lengths)
@@ -253,16 +253,16 @@ def measure(name: str, overrides: Sequence[str]) -> Epoch:
 
 
 def measure_in_process(name: str, overrides: Sequence[str]) -> Epoch:
-    """As `measure`, in a process of its own."""
+    """Like `measure`, in a separate process."""
     command = [sys.executable, __file__, "--measure", name, *overrides]
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # of several the Trainer would take all
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # the Trainer would use all GPUs
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": first} if CUDA else {})
     finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return Epoch(**json.loads(finished.stdout.splitlines()[-1]))
 
 
 def table(turns: dict[str, list[Epoch]]) -> Iterator[str]:
-    """A row a variant."""
+    """One row per variant."""
     count = len(turns[REFERENCE])
     heads = ("tokens/s", "of the Trainer's", "seconds of an epoch", "its floor", "share", "seconds before and after")
     yield f"| median of {count} (least to most) | {' | '.join(heads)} |\n|---|---|---|---|---|---|---|\n"
@@ -279,10 +279,10 @@ def table(turns: dict[str, list[Epoch]]) -> Iterator[str]:
         )
 
 
-def main(count: int, wanted: str, overrides: Sequence[str]) -> None:
+def main(count: int, pattern: str, overrides: Sequence[str]) -> None:
     """See the module's docstring."""
     print(f"{describe()} {' '.join(overrides)}".rstrip() + "\n")
-    names = [name for name in VARIANTS if name == REFERENCE or wanted in name]
+    names = [name for name in VARIANTS if name == REFERENCE or pattern in name]
     turns: dict[str, list[Epoch]] = {name: [] for name in names}
     for _ in range(count):
         for name in names:

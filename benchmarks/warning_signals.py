@@ -3,9 +3,10 @@
     python benchmarks/warning_signals.py         the scores, from the stored signals of pretrained_grid.py
     python benchmarks/warning_signals.py cost    what one measurement costs, in steps of training
 
-recorded_signals.py says what they are. Each is a rule "doomed once below the threshold". A threshold is chosen on the
-calibration part, the highest with at most 1 % false alarms, and then scored once on the blind part. A lead is how many
-steps before the first doomed verdict the rule is met, both with a snapshot every 10 steps; negative: after it.
+recorded_signals.py defines them. Each is used as a rule "doomed once below the threshold". Its threshold is the highest
+one with at most 1 % false alarms on the calibration part, and is then scored once on the blind part. The lead is the
+number of steps by which the rule precedes the first doomed verdict, both with a snapshot every 10 steps; negative if it
+follows.
 """
 
 import itertools
@@ -26,7 +27,7 @@ from bertmon.training.task import Task, build_task
 
 EVERY = 10
 MARKS = {"rate margin": [2.0], "token spread, last layer": [0.005]}
-"""Scored in any case. A BERT-base on a plateau that ended fell to a token spread of 0.016; 0.005 is well below that."""
+"""Always scored. The token spread of a BERT-base on a plateau that ended fell to 0.016; 0.005 is well below that."""
 
 THRESHOLDS = {
     "rate margin": [2.0**power for power in range(-4, 6)],
@@ -48,7 +49,7 @@ def series(rows: Sequence[Signals]) -> dict[str, list[tuple[int, float]]]:
 
 
 def signals(recorded: dict[int, list[Signals]]) -> dict[str, Signal]:
-    """The rows of the table: what gives a run's values."""
+    """The signals in the table, by name."""
     by_setting = {setting: series(rows) for setting, rows in recorded.items()}
     names = next(iter(by_setting.values()))
     return {name: lambda run, name=name: by_setting[run.setting][name] for name in names}
@@ -67,7 +68,7 @@ def verdict_step(run: LabeledRun) -> int | None:
 
 
 def rows(runs: Sequence[LabeledRun], recorded: dict[int, list[Signals]]) -> Iterator[str]:
-    """A row a signal and part."""
+    """One row per signal, threshold and part."""
     parts = {name: [run for run in runs if getattr(run, name)] for name in ("calibration", "blind")}
     for name, signal in signals(recorded).items():
         thresholds = [choose_threshold(parts["calibration"], name, signal), *MARKS.get(name, [])]

@@ -1,6 +1,6 @@
 """Write docs/config.md and docs/api.md from the docstrings of the package: python docs/generate.py
 
-tests/test_docs.py fails when they are not current.
+tests/test_docs.py fails if they are out of date.
 """
 
 import ast
@@ -52,7 +52,7 @@ def config_page() -> str:
 
 
 def _groups_table() -> str:
-    """The files of each config group, with the comment that they begin with."""
+    """A table of the files of each config group, with their leading comments."""
     rows = ["| choice | what it is |", "|---|---|"]
     for path in [*sorted(CONF.glob("*/*.yaml")), *sorted(CONF.glob("hydra/**/*.yaml"))]:
         group = path.parent.relative_to(CONF).as_posix().replace("/presets", "")
@@ -70,7 +70,7 @@ def _groups_table() -> str:
 
 
 def _schemas(schema: type, prefix: str) -> Iterator[tuple[str, type]]:
-    """Dataclasses of the configuration with the dotted key under which they are found, parents first."""
+    """The dataclasses of the configuration with their dotted keys, parents first."""
     if dataclasses.fields(schema):
         yield prefix, schema
     for subclass in schema.__subclasses__():
@@ -86,7 +86,7 @@ def _keys_table(prefix: str, schema: type) -> str:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for field in dataclasses.fields(schema):
         hint = hints[field.name]
-        if dataclasses.is_dataclass(hint) or field.name not in meanings:  # its own table, or that of the parent class
+        if dataclasses.is_dataclass(hint) or field.name not in meanings:  # in its own table, or the parent class's
             continue
         key = f"{prefix}.{field.name}".lstrip(".")
         rows.append(f"| `{key}` | {_type(hint)} | {_default(field)} | {_cell(meanings[field.name])} |")
@@ -94,16 +94,16 @@ def _keys_table(prefix: str, schema: type) -> str:
 
 
 def _field_docstrings(schema: type) -> dict[str, str]:
-    """The string under each field in the source of a dataclass."""
+    """The docstring of each field of a dataclass, read from its source."""
     body = ast.parse(inspect.getsource(schema)).body[0]
     assert isinstance(body, ast.ClassDef)
-    found = {}
+    docstrings = {}
     for node, following in zip(body.body, body.body[1:], strict=False):
         if isinstance(node, ast.AnnAssign) and isinstance(following, ast.Expr):
             assert isinstance(following.value, ast.Constant)
             assert isinstance(node.target, ast.Name)
-            found[node.target.id] = inspect.cleandoc(following.value.value)
-    return found
+            docstrings[node.target.id] = inspect.cleandoc(following.value.value)
+    return docstrings
 
 
 def _type(hint: Any) -> str:
@@ -132,7 +132,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _number(value: float) -> str:
-    """One notation for small rates: 3e-5, and plain decimals from 0.01 on."""
+    """A number as text: small rates as 3e-5, plain decimals from 0.01."""
     return (
         re.sub(r"e-0*", "e-", f"{value:.0e}")
         if 0 < abs(value) < 0.01 and float(f"{value:.0e}") == value
@@ -155,7 +155,7 @@ def api_page() -> str:
 
 
 EXTRA: list[tuple[str, str]] = []
-"""Public names that need an extra, as (module, name)."""
+"""Public names that need an optional dependency, as (module, name)."""
 
 
 def _entry(title: str, value: Any, *, level: int) -> str:
@@ -173,7 +173,7 @@ def _entry(title: str, value: Any, *, level: int) -> str:
 
 
 def _fields_list(schema: Any) -> str:
-    """Fields of a dataclass with their types and the comments behind them."""
+    """A list of a dataclass's fields with their types and trailing comments."""
     comments = dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(schema), re.MULTILINE))
     rows = []
     for field in dataclasses.fields(schema):
@@ -185,12 +185,12 @@ def _fields_list(schema: Any) -> str:
 
 def _own_doc(value: Any) -> str:
     doc = value.__doc__ or ""
-    is_generated = inspect.isclass(value) and doc.startswith(f"{value.__name__}(")  # by dataclass, without a docstring
+    is_generated = inspect.isclass(value) and doc.startswith(f"{value.__name__}(")  # by @dataclass
     return "" if is_generated else inspect.cleandoc(doc)
 
 
 def _signature(name: str, value: Any) -> str:
-    """The call, on one line or one argument a line."""
+    """The call signature, on one line or with one argument per line."""
     signature = inspect.signature(value)
     parameters = [each for each in signature.parameters.values() if each.name != "self"]
     text = str(signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
@@ -206,7 +206,7 @@ def _signature(name: str, value: Any) -> str:
 
 
 def _short(text: str) -> str:
-    """Type names without the modules that they come from."""
+    """The text with type names stripped of their modules."""
     return re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])", "", text).replace("pathlib.", "")
 
 

@@ -1,8 +1,8 @@
-"""Draw the pictures of README and docs from a finished sweep: python docs/make_screenshots.py multirun/<sweep> [step]
+"""Make the images of README and docs from a finished sweep: python docs/make_screenshots.py multirun/<sweep> [step]
 
-docs/depth.png is the report's figure of gradients by depth at that step (60 by default), the gradient_flow figures are
-those that TensorBoard shows, the others are what Chromium shows of the report and of TensorBoard (Debian's chromium and
-chromium-driver; `pip install selenium`).
+docs/depth.png is the report's figure of gradients by depth at that step (default: 60), the gradient_flow images are
+TensorBoard's figures, and the others are Chromium screenshots of the report and of TensorBoard (needs Debian's chromium
+and chromium-driver, and `pip install selenium`).
 """
 
 import io
@@ -32,7 +32,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 @contextmanager
 def browser(width: int = 1300, height: int = 1000, *, dark: bool = False) -> Iterator[webdriver.Chrome]:
-    """Chromium without a window; its console is kept."""
+    """Headless Chromium that records its console."""
     options = Options()
     options.binary_location = str(CHROMIUM)
     for flag in ("headless=new", "no-sandbox", "use-angle=swiftshader", "enable-unsafe-swiftshader", "hide-scrollbars"):
@@ -50,7 +50,7 @@ def browser(width: int = 1300, height: int = 1000, *, dark: bool = False) -> Ite
 
 @contextmanager
 def board(folder: Path) -> Iterator[str]:
-    """`bertmon tensorboard` on the folder; yields its address."""
+    """Run `bertmon tensorboard` on the folder; yields its address."""
     command = [sys.executable, "-m", "bertmon", "tensorboard", str(folder), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
@@ -62,7 +62,7 @@ def board(folder: Path) -> Iterator[str]:
 
 
 def text_of(driver: webdriver.Chrome) -> str:
-    """All that is written on the page, inside of web components too."""
+    """All text of the page, including text inside web components."""
     script = """
         const seen = [];
         const walk = node => {
@@ -77,7 +77,7 @@ def text_of(driver: webdriver.Chrome) -> str:
 
 
 def shows(driver: webdriver.Chrome, address: str, *words: str, seconds: float = 600) -> str:
-    """Open the address and wait until all the words are there; returns the page's text."""
+    """Open the address and wait until all words appear; returns the page's text."""
     driver.get("about:blank")
     driver.get(address)
     WebDriverWait(driver, seconds).until(

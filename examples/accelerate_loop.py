@@ -1,4 +1,4 @@
-"""Monitor a loop of accelerate's, on one or several devices. Needs `pip install accelerate`.
+"""Monitor an accelerate training loop, on one or several devices. Needs `pip install accelerate`.
 
 python examples/accelerate_loop.py runs/learns --lr 5e-4
 python -m torch.distributed.run --nproc-per-node 2 examples/accelerate_loop.py runs/two_processes --lr 5e-4

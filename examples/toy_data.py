@@ -10,7 +10,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 MODULES = (argparse, tarfile, typing)
-LENGTH = 32  # tokens, the bytes of a line
+LENGTH = 32  # tokens per line, one per byte
 
 
 def lines(per_module: int = 500) -> list[dict[str, torch.Tensor]]:
@@ -28,7 +28,7 @@ def lines(per_module: int = 500) -> list[dict[str, torch.Tensor]]:
 
 
 def small_bert() -> BertForSequenceClassification:
-    """A BERT of six layers of width 64 with random weights."""
+    """A BERT with six layers of width 64 and random weights."""
     torch.manual_seed(0)
     return BertForSequenceClassification(
         BertConfig(

@@ -1,4 +1,4 @@
-"""What goes to W&B and MLflow where the training program already has a run there; neither has to be installed."""
+"""Output to the W&B and MLflow runs that the training program has already started; neither package is required."""
 
 import io
 import logging
@@ -12,8 +12,7 @@ log = logging.getLogger(__name__)
 def register_with_wandb(folder: Path) -> None:
     """Make a W&B run that has sync_tensorboard=True follow the event files of a folder.
 
-    W&B learns of folders through the writers of TensorBoard and torch that it patches; event files here are written by
-    none of them.
+    W&B discovers folders by patching the writers of TensorBoard and torch, neither of which writes these event files.
     """
     wandb: Any = sys.modules.get("wandb")
     run = getattr(wandb, "run", None)
@@ -21,12 +20,12 @@ def register_with_wandb(folder: Path) -> None:
         return
     try:
         run._tensorboard_callback(str(folder.absolute()), save=True)
-    except Exception as error:  # it is no public method
+    except Exception as error:  # not a public method
         log.warning(f"could not register {folder} with W&B ({error}): sync_tensorboard will not include it.")
 
 
 def log_figure(step: int, tag: str, png: bytes) -> None:
-    """A figure into the W&B run and the MLflow run that are active, as an image of the Trainer's step."""
+    """Log a figure to the active W&B and MLflow runs, as an image at the Trainer's step."""
     from PIL import Image
 
     wandb: Any = sys.modules.get("wandb")
@@ -39,7 +38,7 @@ def log_figure(step: int, tag: str, png: bytes) -> None:
 
 
 def log_verdict(verdict: str, text: str) -> None:
-    """The verdict in words: into the W&B run's summary, and the MLflow run's tags."""
+    """Write the verdict and its diagnosis to the W&B run's summary and the MLflow run's tags."""
     wandb: Any = sys.modules.get("wandb")
     if getattr(wandb, "run", None) is not None:
         wandb.run.summary.update({"bertmon/verdict": verdict, "bertmon/diagnosis": text})

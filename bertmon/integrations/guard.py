@@ -1,4 +1,4 @@
-"""Monitoring never ends a training that would have continued without it."""
+"""Errors in monitoring do not interrupt training."""
 
 import functools
 import logging
@@ -14,7 +14,7 @@ Self_ = TypeVar("Self_", bound="Guarded")
 
 
 class Guarded:
-    """The base of what is put into a training: its `guarded` methods do nothing after the first of them has failed.
+    """Base class of objects attached to a training loop; after the first error, `guarded` methods do nothing.
 
     on_error: "log", or "raise" for tests and debugging.
     """
@@ -25,11 +25,11 @@ class Guarded:
         self._failed = False
 
     def _is_mistake(self, error: Exception) -> bool:
-        """Whether the calling program is to be corrected: such an error is raised in any case, and changes nothing."""
+        """Whether the error is a mistake in the calling code: it is always raised, and does not stop monitoring."""
         return False
 
     def _release(self) -> None:
-        """Remove whatever has been put into the training, and close what is open."""
+        """Detach from the training loop and close open files."""
         raise NotImplementedError
 
     def _fail(self, error: Exception) -> None:
@@ -37,18 +37,18 @@ class Guarded:
         try:
             self._release()
         except Exception:
-            log.debug("after the error that follows", exc_info=True)
+            log.debug("cleanup failed, too, after the error logged next", exc_info=True)
         trace = None if isinstance(error, InputError) else error
         log.error(f"Monitoring stopped after an error; training continues: {first_line(error)}", exc_info=trace)
 
 
 def first_line(error: Exception) -> str:
-    """Of its message: torch's can have a hundred."""
+    """The first line of the error message; torch's messages can have a hundred."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def guarded(method: Callable[Concatenate[Self_, P], None]) -> Callable[Concatenate[Self_, P], None]:
-    """Make a method of a Guarded log its exceptions instead of raising them."""
+    """Decorate a method of a Guarded to log exceptions instead of raising them."""
 
     @functools.wraps(method)
     def run(self: Self_, /, *args: P.args, **kwargs: P.kwargs) -> None:

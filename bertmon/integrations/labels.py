@@ -16,14 +16,14 @@ from bertmon.errors import InputError, require
 
 _CLASSES = "the labels of the training texts, of at least two classes"
 _EXPECTED = "the class numbers (0, 1, ...) of the training texts, of at least two classes"
-IGNORED = -100  # transformers' label of a token that has none
+IGNORED = -100  # transformers' label for tokens without one
 
 
 def chance_loss(labels: Sequence[Any] | Tensor) -> float:
     """Entropy of the labels in nats: the loss of a model that ignores the texts.
 
-    labels: class numbers of texts, or of tokens in a row for each text; negative ones are left out.
-    Raises InputError for everything else.
+    labels: one class number per text, or a row of them per text, one per token; negative ones are ignored.
+    Raises InputError for anything else.
     """
     classes = [number for number in class_numbers(labels) if number >= 0]
     require(len(set(classes)) > 1, "labels", f"{len(classes)} labels of {len(set(classes))} classes", _CLASSES)
@@ -31,7 +31,7 @@ def chance_loss(labels: Sequence[Any] | Tensor) -> float:
 
 
 def class_numbers(labels: Sequence[Any] | Tensor) -> list[int]:
-    """All class numbers in a row. Raises InputError for names, one-hot rows, fractions and missing labels."""
+    """All class numbers as a flat list. Raises InputError for names, one-hot rows, fractions and missing labels."""
     if labels is None or isinstance(labels, str | bytes):
         raise InputError(f"labels: expected {_EXPECTED}, got {labels!r}.")
     rows = labels.tolist() if isinstance(labels, Tensor) else [_plain(label) for label in labels]
@@ -45,9 +45,9 @@ def class_numbers(labels: Sequence[Any] | Tensor) -> list[int]:
 
 
 def cross_entropy_sum(logits: Tensor, labels: Any) -> tuple[Tensor, Tensor] | None:
-    """Sum of the cross-entropies [] and the count of labels [] of logits [B, C] or [B, T, C]; None: they do not fit.
+    """Sum of cross-entropies [] and number of labels [] for logits [B, C] or [B, T, C]; None if labels do not match.
 
-    A label that is no class number, such as -100, is not counted; on CUDA it would end the process, not the call.
+    Labels that are not class numbers, such as -100, are skipped; on CUDA they would abort the process.
     """
     classes = logits.shape[-1]
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != logits.shape[:-1] or classes < 2:
@@ -59,15 +59,15 @@ def cross_entropy_sum(logits: Tensor, labels: Any) -> tuple[Tensor, Tensor] | No
 
 
 def _plain(label: Any) -> Any:
-    """A tensor's or an array's content."""
+    """The label, with tensors, arrays and tuples converted to plain Python values."""
     return label.tolist() if hasattr(label, "tolist") else list(label) if isinstance(label, tuple) else label
 
 
 def _one_hot(rows: Sequence[list[Any]]) -> bool:
-    def flat(row: list[Any]) -> Iterator[bool]:
+    def zero_or_one(row: list[Any]) -> Iterator[bool]:
         return (value in (0, 1) for value in row)
 
-    return all(len(row) == len(rows[0]) > 1 and all(flat(row)) and sum(row) == 1 for row in rows)
+    return all(len(row) == len(rows[0]) > 1 and all(zero_or_one(row)) and sum(row) == 1 for row in rows)
 
 
 def _class_number(label: Any) -> int:

@@ -2,7 +2,7 @@
 
     lightning.Trainer(..., callbacks=[WatchCallback("runs/mine", labels=labels)])
 
-Lightning calls on_before_optimizer_step when gradients are whole and unscaled, and not yet clipped.
+Lightning calls on_before_optimizer_step when gradients are fully accumulated and unscaled, but not yet clipped.
 """
 
 import math
@@ -23,18 +23,19 @@ from bertmon.integrations.unwrap import refuse_shards
 
 
 class WatchCallback(TrainerWatch, pl.Callback):
-    """Watches a LightningModule with one Adam and automatic optimization; `watch` is the Watch, once training began.
+    """Watches a LightningModule with one Adam and automatic optimization; `watch` is set when training begins.
 
-    folder, labels, bias_correction, every, figures, thresholds: as for Watch. training_step has to return the mean
+    folder, labels, bias_correction, every, figures, thresholds: as for Watch. training_step must return the mean
     cross-entropy of the batch's texts.
-    logits: the logits [B, C] of a batch. None: those of the transformers classifier that is the module's only part.
-    on_doomed: "warn", or "stop": training ends at the first doomed verdict.
-    report: whether headline signals also go to the loggers of the Trainer.
-    on_error: "log": whatever goes wrong in watching is logged once, watching stops, and training continues; "raise".
+    logits: a function that returns the logits [B, C] of a batch. None: call the transformers classifier that is the
+    module's only child.
+    on_doomed: "warn", or "stop" to end training at the first doomed verdict.
+    report: whether to send headline signals to the Trainer's loggers as well.
+    on_error: "log": an error in monitoring is logged once, monitoring stops, and training continues; or "raise".
 
-    A training that Lightning resumes is continued where its checkpoint was saved; any other gets a folder of its own:
-    folder-2, folder-3, ... Of several processes (ddp) the first one watches, and losses are those of its texts. Raises
-    InputError for an argument that does not fit.
+    If Lightning resumes from a checkpoint, the history continues from there; any other training gets a new folder
+    (folder-2, folder-3, ...) if `folder` already contains a run. With several processes (DDP), only the first one
+    watches, and losses are those of its own texts. Raises InputError for an invalid argument.
     """
 
     def __init__(
@@ -62,12 +63,12 @@ class WatchCallback(TrainerWatch, pl.Callback):
             on_doomed=on_doomed,
             on_error=on_error,
         )
-        self._reports_wanted = report
-        self._updating = False  # an update is between its gradients and its end
-        self._losses: list[Tensor] = []  # of the update's batches
+        self._report_to_loggers = report
+        self._updating = False  # between before_update and after_update
+        self._losses: list[Tensor] = []  # one per batch of the current update
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._end()  # a training before, if it is not over yet
+        self._end()  # a previous training that was not closed
         self._failed = False
         if trainer.is_global_zero:
             self._begin(trainer, pl_module)
@@ -85,7 +86,7 @@ class WatchCallback(TrainerWatch, pl.Callback):
     ) -> None:
         self._after_batch(trainer, outputs)
         due = self._may_stop(trainer.global_step, trainer.world_size)
-        # outside of what is guarded: the other processes wait for the first one's answer
+        # not guarded, because all other processes wait for this broadcast
         if due and trainer.strategy.broadcast(self._doomed):
             trainer.should_stop = True
 
@@ -111,13 +112,13 @@ class WatchCallback(TrainerWatch, pl.Callback):
                 f"got {len(trainer.optimizers)} and automatic_optimization={pl_module.automatic_optimization}."
             )
         if math.isinf(trainer.estimated_stepping_batches):
-            raise InputError("Trainer: expected max_steps, or max_epochs with batches of a known number, got neither.")
+            raise InputError("Trainer: expected max_steps, or max_epochs with a known number of batches, got neither.")
         scheduler, scheduler_every = _scheduler(trainer)
         self._open(
             _classifier(pl_module),
             trainer.optimizers[0],
             first_step=trainer.global_step,
-            reports=self._reports_wanted,
+            reports=self._report_to_loggers,
             context=LoopContext(),
             total_steps=int(trainer.estimated_stepping_batches),
             scheduler=scheduler,
@@ -129,7 +130,7 @@ class WatchCallback(TrainerWatch, pl.Callback):
     @guarded
     def _before_update(self) -> None:
         gradients = (parameter.grad for parameter in self.watch.model.parameters()) if self._watching else ()
-        if any(gradient is not None for gradient in gradients):  # none: training_step has skipped the batch
+        if any(gradient is not None for gradient in gradients):  # else training_step skipped the batch
             self.watch.measure_gradients()
             self.watch.before_update(self._batch)
             self._updating = True
@@ -139,7 +140,7 @@ class WatchCallback(TrainerWatch, pl.Callback):
         if not self._watching:
             return
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor):  # Lightning has divided it by their planned number
+        if isinstance(loss, Tensor):  # Lightning has divided it by accumulate_grad_batches
             self._losses.append(loss.detach() * trainer.accumulate_grad_batches)
         if self._updating:
             self.watch.after_update(torch.stack(self._losses).mean() if self._losses else None)
@@ -153,7 +154,7 @@ def _log(trainer: pl.Trainer, signals: dict[str, float]) -> None:
 
 
 def _scheduler(trainer: pl.Trainer) -> tuple[Any, int]:
-    """The scheduler, if there is one, and the updates between two of its steps (all, in an epoch of unknown length)."""
+    """The scheduler, if any, and the number of updates per scheduler step (all if the epoch length is unknown)."""
     configs = trainer.lr_scheduler_configs
     if not configs:
         return None, 1
@@ -165,7 +166,7 @@ def _scheduler(trainer: pl.Trainer) -> tuple[Any, int]:
 
 
 def _classifier(pl_module: pl.LightningModule) -> nn.Module:
-    """The module's only part that has parameters, for names without its own; else the module itself."""
-    parts = [part for part in pl_module.children() if next(part.parameters(), None) is not None]
-    own = next(pl_module.parameters(recurse=False), None)
-    return parts[0] if len(parts) == 1 and own is None else pl_module
+    """The only child with parameters, so that weight names lack its prefix; otherwise the module itself."""
+    children = [child for child in pl_module.children() if next(child.parameters(), None) is not None]
+    own_parameter = next(pl_module.parameters(recurse=False), None)
+    return children[0] if len(children) == 1 and own_parameter is None else pl_module

@@ -1,4 +1,4 @@
-"""The logits of a few texts of a batch, from whatever model and batch a training loop has.
+"""Logits of the first texts of a batch, for any model and batch format of a training loop.
 
 Shapes: n texts, T tokens, C classes.
 """
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class ModelLogits:
-    """Takes a batch, gives the logits [n, C] of its first texts; None, with one warning, where there are none of texts.
+    """Returns the logits [n, C] of a batch's first texts; None, with one warning, if there is no row for each text.
 
-    forward: the user's own function of a batch. None: the model is called with the batch's first texts, without their
-    labels. may_fail: a model that cannot be called so turns this off instead of raising.
+    forward: the user's function from a batch to its logits. None: call the model on the batch's first texts, without
+    labels. may_fail: if the model cannot be called this way, disable this object instead of raising.
     """
 
     def __init__(
@@ -29,26 +29,24 @@ class ModelLogits:
         self._model = model
         self._forward = forward
         self._may_fail = may_fail
-        self._off = False
+        self._disabled = False
         self._warned = False
 
     def __call__(self, batch: Any) -> Tensor | None:
-        if self._off:
+        if self._disabled:
             return None
         if self._forward is None and not isinstance(batch, Mapping):
-            self._turn_off(
-                f"batch: expected a mapping of the model's inputs, or logits=..., got {type(batch).__name__}"
-            )
+            self._disable(f"batch: expected a mapping of the model's inputs, or logits=..., got {type(batch).__name__}")
             return None
         try:
             scores = self._forward(batch) if self._forward else self._model_logits(first_texts(batch))
         except Exception as error:
             if isinstance(error, InputError) or not self._may_fail:
                 raise
-            self._turn_off(f"the logits of a batch could not be computed in float32 ({first_line(error)})")
+            self._disable(f"the logits of a batch could not be computed in float32 ({first_line(error)})")
             return None
         if isinstance(scores, Tensor) and scores.ndim > 2:
-            self._turn_off(f"logits of shape {list(scores.shape)} are not one row for each text")
+            self._disable(f"logits of shape {list(scores.shape)} are not one row for each text")
             return None
         shape = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         ok = isinstance(scores, Tensor) and scores.ndim == 2
@@ -60,15 +58,15 @@ class ModelLogits:
             )
         return scores[:MAX_TEXTS]
 
-    def _turn_off(self, why: str) -> None:
-        self._off = True
-        log.warning(f"{why}: no verdict on collapse for this model, gradients and updates only.")
+    def _disable(self, reason: str) -> None:
+        self._disabled = True
+        log.warning(f"{reason}: no verdict on collapse for this model, gradients and updates only.")
 
     def _model_logits(self, batch: Mapping[str, Any]) -> Tensor:
-        # an encoder-decoder makes its decoder's inputs of the labels
-        from_labels = getattr(getattr(self._model, "config", None), "is_encoder_decoder", False)
-        inputs = {name: rows for name, rows in batch.items() if name != "labels" or from_labels}
-        # not through the object: accelerate wraps its forward in an autocast of its own
+        # an encoder-decoder derives its decoder's inputs from the labels
+        needs_labels = getattr(getattr(self._model, "config", None), "is_encoder_decoder", False)
+        inputs = {name: rows for name, rows in batch.items() if name != "labels" or needs_labels}
+        # the class's forward: accelerate wraps the instance's in autocast
         output = type(self._model).forward(self._model, **inputs)
         scores = getattr(output, "logits", None)
         if scores is None:

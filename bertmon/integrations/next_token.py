@@ -1,4 +1,4 @@
-"""Labels of causal language models, which the model itself shifts: the logits at token t are scored with label t + 1.
+"""Labels of causal language models, which shift them internally: logits at token t are scored against label t + 1.
 
 Shapes: B texts, T tokens.
 """
@@ -13,17 +13,17 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from bertmon.integrations.labels import IGNORED
 
 _NOT_SHIFTED = {"CpmAntForCausalLM", "ProphetNetForCausalLM", "XLNetLMHeadModel"}
-"""transformers' language models whose loss takes the labels as they are."""
+"""Language models of transformers whose loss does not shift the labels."""
 
 
 def shifts_labels(model: nn.Module) -> bool:
-    """Whether a model of transformers', or peft's around it, scores the logits of each token with the next one's label.
+    """Whether a transformers model, or one wrapped by peft, scores each token's logits against the next token's label.
 
-    Those that generate from their input alone do; an encoder-decoder has its labels as they are.
+    Decoder-only models do; encoder-decoders do not shift their labels.
     """
-    inside: Any = getattr(model, "get_base_model", None)  # of peft's models
-    if inside is not None:
-        model = inside()
+    get_base_model: Any = getattr(model, "get_base_model", None)  # peft
+    if get_base_model is not None:
+        model = get_base_model()
     kind = type(model).__name__
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False) or kind in _NOT_SHIFTED:
         return False
@@ -32,9 +32,9 @@ def shifts_labels(model: nn.Module) -> bool:
 
 
 def scored_labels(inputs: Any, shifted: bool) -> Any:
-    """The labels that belong to the logits [B, T, C] of the same position; None if the inputs have none.
+    """The labels aligned with the logits [B, T, C]; None if the inputs have none.
 
-    shifted: as `shifts_labels` says. A collator may have shifted them itself, as `shift_labels`.
+    shifted: the result of `shifts_labels`. A collator may have shifted the labels already, as `shift_labels`.
     """
     if not isinstance(inputs, Mapping):
         return None

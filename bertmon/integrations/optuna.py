@@ -1,4 +1,4 @@
-"""Prune Optuna trials by what is known of their training: doomed ones at once, plateaus that can end never.
+"""Prune Optuna trials by training state: doomed ones at once, but never those on a plateau that can still end.
 
     study = optuna.create_study(direction="maximize", pruner=LearnedPruner(BehindPruner()))
     ...
@@ -6,8 +6,9 @@
     if trial.should_prune():
         raise optuna.TrialPruned
 
-A pruner that compares losses or accuracies stops runs on their first plateau, which learn later. LearnedPruner asks it
-only about runs that have learned. What each composition saves and loses: benchmarks/compute_saved.py.
+A pruner that compares losses or accuracies stops runs on their first plateau, even if they would learn later.
+LearnedPruner consults it only about runs that have learned. What each combination saves and loses:
+benchmarks/compute_saved.py.
 """
 
 import math
@@ -25,15 +26,15 @@ from bertmon.monitor.history import History
 VERDICT = "bertmon:verdict"
 """User attribute of a trial: the verdict at its last report."""
 PROGRESS = "bertmon:progress"
-"""User attribute: loss reduction now, and in the best case at the end; see bertmon.monitor.behind."""
+"""User attribute of a trial: its loss reduction now, and at best at the end; see bertmon.monitor.behind."""
 
 
 def report(
     trial: Trial, diagnosis: Diagnosis | None, step: int, value: float, *, history: History | None = None
 ) -> None:
-    """trial.report(value, step), with what bertmon knows of the run, which its pruners read.
+    """Call trial.report(value, step) and store the state of the run that the pruners below read.
 
-    diagnosis: that of Watch, Monitor or RunResult; None before the first one. history: only BehindPruner needs it.
+    diagnosis: from Watch, Monitor or RunResult; None before the first one. history: needed by BehindPruner only.
     """
     for name, attribute in trial_attributes(diagnosis, history).items():
         trial.set_user_attr(name, attribute)
@@ -41,7 +42,7 @@ def report(
 
 
 def trial_attributes(diagnosis: Diagnosis | None, history: History | None = None) -> dict[str, Any]:
-    """What `report` stores in a trial, as JSON can hold it."""
+    """The user attributes that `report` stores in a trial, as JSON-compatible values."""
     attributes: dict[str, Any] = {VERDICT: (diagnosis.verdict if diagnosis else Verdict.undecided).value}
     if history is not None and history.losses:
         reachable = best_case(history)
@@ -50,9 +51,9 @@ def trial_attributes(diagnosis: Diagnosis | None, history: History | None = None
 
 
 class LearnedPruner(BasePruner):
-    """Prunes a doomed trial at once; asks `inner` about a trial once its run has learned; leaves all others alone.
+    """Prunes doomed trials at once, consults `inner` once a run has learned, and leaves all others alone.
 
-    inner: any pruner of Optuna's; None prunes doomed trials alone.
+    inner: any Optuna pruner; None: prune doomed trials only.
     Raises InputError for a trial whose values were not reported by `report`.
     """
 
@@ -70,10 +71,10 @@ class LearnedPruner(BasePruner):
 
 
 class BehindPruner(BasePruner):
-    """Prunes a trial that, even if its pace doubled, would end with half the loss reduction of the best trial so far.
+    """Prunes a trial that, even at twice its pace, would not reach half the loss reduction of the best trial so far.
 
-    For the inside of a LearnedPruner; it compares training losses, whatever is reported as value. Trials of a study
-    should train on the same data. min_share_of_best: what "half" is, in (0, 1).
+    Meant to be the `inner` of a LearnedPruner. It compares training losses, whatever value is reported, so all trials
+    of a study should train on the same data. min_share_of_best: the share called "half" above, in (0, 1).
     Raises InputError for a trial that was reported without its history.
     """
 
@@ -91,12 +92,12 @@ class BehindPruner(BasePruner):
             return False
         others = (other for other in study.get_trials(deepcopy=False) if other.number != trial.number)
         reductions = (other.user_attrs[PROGRESS][0] for other in others if PROGRESS in other.user_attrs)
-        known = [reduction for reduction in reductions if math.isfinite(reduction)]  # nan: that trial diverged
-        return bool(known) and reachable < self._share * max(known)
+        finite = [reduction for reduction in reductions if math.isfinite(reduction)]  # nan: that trial diverged
+        return bool(finite) and reachable < self._share * max(finite)
 
 
 def _attribute(trial: FrozenTrial, name: str, pruner: str) -> Any:
     if name not in trial.user_attrs:
-        how = "report(trial, diagnosis, step, value, history=...)" if name == PROGRESS else "report(trial, ...)"
-        raise InputError(f"{pruner}: expected values reported by bertmon.integrations.optuna.{how}, got trial.report.")
+        call = "report(trial, diagnosis, step, value, history=...)" if name == PROGRESS else "report(trial, ...)"
+        raise InputError(f"{pruner}: expected values reported by bertmon.integrations.optuna.{call}, got trial.report.")
     return trial.user_attrs[name]

@@ -10,7 +10,7 @@
             scheduler.step()
             optimizer.zero_grad()
 
-Knows how to derive from such a loop what a run of bertmon knows from its config: weights, rates, steps, inputs.
+Derives from such a loop what a bertmon run takes from its config: weights, learning rates, steps, inputs.
 Shapes: N steps planned, B texts, C classes.
 """
 
@@ -59,10 +59,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoopContext:
-    """What a callback knows of its trainer's loop; a loop of your own has the defaults.
+    """What a callback knows about its trainer's loop; the defaults are for a loop of your own.
 
-    setting_names: what advice calls the settings. single_process: no other process watches, so that none is waited for.
-    on_figure: also gets each figure, as step, tag and PNG file.
+    setting_names: names of the settings in advice. single_process: only this process watches, so it waits for no other.
+    on_figure: called with each figure's step, tag and PNG file.
     """
 
     setting_names: SettingNames = OWN_LOOP
@@ -73,32 +73,32 @@ class LoopContext:
 class Watch(Guarded):
     """Measures a model while your own loop trains it, judges the run, and writes TensorBoard logs and history.npz.
 
-    model: one of transformers' classifiers, or any other whose logits `logits` gives; trained in float32, or in
-    bfloat16 or float16 under autocast. Its weights are watched, not its biases.
+    model: a transformers classifier, or any model whose logits `logits` returns; trained in float32, or in bfloat16 or
+    float16 under autocast. Its weights are watched, its biases are not.
     optimizer: an Adam variant; verdict thresholds are calibrated for Adam only.
-    folder: where to write. One that contains a run is refused, unless the training resumes there.
-    total_steps: updates that are planned.
-    labels: those of the training texts, or of their tokens, in rows, for a head for each token; their entropy is the
-    loss of a model that ignores the texts.
-    scheduler: the one that sets the rates; a copy of it is stepped to the end in advance, because the verdict depends
+    folder: the output folder. It must not contain a run, unless training resumes from that run.
+    total_steps: number of planned updates.
+    labels: class numbers of the training texts or, for token classification, one row of them per text; their entropy is
+    the loss of a model that ignores the texts.
+    scheduler: the learning rate scheduler; a copy of it is stepped to the end in advance, because the verdict depends
     on the remaining learning rates. None: the rate is constant.
-    scheduler_every: updates between two calls of scheduler.step(): 1, or those of an epoch.
-    bias_correction: false for an Adam that does not correct its moments.
-    every: updates between two measurements, at least 1.
-    figures: whether to draw their figures, in another process.
-    thresholds: of the verdicts; None: those of VerdictThresholds().
-    logits: the logits [B, C] of a batch that is given to `step`. None: `model(**batch).logits` of its first texts,
-    without labels.
-    scaler: the GradScaler of a loop in float16; updates that it skips are not counted.
-    first_step: updates that the model has had. The folder's history is continued if `checkpoint` was called then;
-    otherwise the steps before stay unknown.
-    on_error: "log": what goes wrong in measuring is logged, monitoring ends, and training continues; "raise". A mistake
-    in the calls raises InputError in any case, and so does everything in a training of several processes.
-    context: for the callbacks of this package.
+    scheduler_every: updates per call of scheduler.step(): 1, or the updates of an epoch.
+    bias_correction: False for an Adam without bias correction.
+    every: updates between measurements, at least 1.
+    figures: whether to draw figures of the measurements, in a separate process.
+    thresholds: verdict thresholds; None: VerdictThresholds().
+    logits: a function that returns the logits [B, C] of a batch passed to `step`. None: use `model(**batch).logits` of
+    its first texts, without labels.
+    scaler: the GradScaler of a float16 loop; updates that it skips are not counted.
+    first_step: updates done before. The folder's history is continued if `checkpoint` was called at that step; in a
+    folder without a run, earlier steps stay unknown.
+    on_error: "log": an error in measuring is logged, monitoring stops, and training continues; or "raise". Incorrect
+    calls always raise InputError, and with several processes all errors are raised.
+    context: used by the callbacks of this package.
 
-    Objects that accelerate has prepared, and models in DataParallel or DistributedDataParallel, are taken as they are;
-    of several processes the first one writes. Use it as a context manager, or call `close` at the end. Raises
-    InputError for an argument that does not fit.
+    Objects prepared by accelerate and models wrapped in DataParallel or DistributedDataParallel can be passed directly;
+    with several processes, the first one writes. Use it as a context manager, or call `close` at the end. Raises
+    InputError for an invalid argument.
     """
 
     def __init__(
@@ -140,12 +140,12 @@ class Watch(Guarded):
         history = self._history(point, chance, first_step)
         self._writer = self._open_writer(point, first_step, figures, context)
         self._monitor = self._build_monitor(history, config, logits, context)
-        self._step = len(history.losses)  # the one in progress
-        started = {"diagnosis": None, "logged_steps": self._step, "next_probe_step": 0}
-        self._monitor.load_state_dict(point.monitor if point else started)
+        self._step = len(history.losses)  # index of the step in progress
+        initial_state = {"diagnosis": None, "logged_steps": self._step, "next_probe_step": 0}
+        self._monitor.load_state_dict(point.monitor if point else initial_state)
         self._trainable = _trainable(self.model, self._optimizer)
-        self._ended = False  # diverged, or longer than planned: nothing is measured any more
-        self._measuring = self._closed = False  # measuring: the step in progress
+        self._ended = False  # diverged, or past total_steps: nothing more is measured
+        self._measuring = self._closed = False  # _measuring: whether the step in progress is measured
 
     def _build_monitor(
         self, history: History, config: MonitorConfig, logits: Callable[[Any], Tensor] | None, context: LoopContext
@@ -167,12 +167,12 @@ class Watch(Guarded):
 
     @property
     def folder(self) -> Path:
-        """Where it writes."""
+        """The output folder."""
         return self._folder
 
     @property
     def history(self) -> History:
-        """Everything that was measured so far."""
+        """Everything measured so far."""
         return self._monitor.history
 
     @property
@@ -183,15 +183,15 @@ class Watch(Guarded):
 
     @property
     def doomed(self) -> bool:
-        """Whether the run is not expected to learn any more: a reason to end it."""
+        """Whether the run is no longer expected to learn, so that it can be stopped."""
         return self._monitor.doomed
 
     @contextmanager
     def step(self, loss: Tensor | float, batch: Any) -> Iterator[None]:
-        """Put around clipping and the optimizer's step; the scheduler's step and zero_grad come after it.
+        """Context manager for clipping and optimizer.step(); call scheduler.step() and zero_grad() after it.
 
         loss: mean cross-entropy of the update's texts [].
-        batch: what the model was called with.
+        batch: the batch that the model was called with.
         """
         self.measure_gradients()
         self.before_update(batch)
@@ -200,7 +200,7 @@ class Watch(Guarded):
 
     @guarded
     def measure_gradients(self) -> None:
-        """The first part of a step: measure the accumulated gradients before they are clipped. Can be repeated."""
+        """First part of `step`: measure the accumulated gradients before clipping. Can be called repeatedly."""
         updating = self._gradient_state is None or bool(self._gradient_state.sync_gradients)
         self._measuring = updating and not self._ended
         if not self._measuring:
@@ -219,7 +219,7 @@ class Watch(Guarded):
 
     @guarded
     def before_update(self, batch: Any) -> None:
-        """The second part: whatever must be known before the weights change. batch: as for `step`."""
+        """Second part of `step`: measure what is needed before the weights change. batch: as for `step`."""
         if self._measuring and self._step == len(self.history.plan):
             log.warning(f"Step {self._step + 1} exceeds total_steps={self._step}; monitoring stops here.")
             self._ended, self._measuring = True, False
@@ -229,9 +229,9 @@ class Watch(Guarded):
 
     @guarded
     def after_update(self, loss: Tensor | float | None) -> None:
-        """The third part: measure what has changed, and judge.
+        """Third part of `step`: measure the update and judge the run.
 
-        loss: as for `step`; None: it is not known, and verdicts rest on gradients, updates and logits from now on.
+        loss: as for `step`; None: unknown, so that verdicts rest on gradients, updates and logits from now on.
         """
         if not self._measuring:
             return
@@ -244,15 +244,15 @@ class Watch(Guarded):
         self._monitor.record(mean, self._grad_norm.float())
         self._monitor.after_update(self._step)
         self._step += 1
-        last = self._processes > 1 and self._step == len(self.history.plan)  # `close` waits for no other process
+        last = self._processes > 1 and self._step == len(self.history.plan)  # `close` does not wait for other processes
         if last or self._monitor.due(self._step - 1):
             self._flush()
 
     @guarded
     def checkpoint(self, steps: int | None = None) -> None:
-        """Call it, in every process, where the loop saves one: a Watch with first_step=steps continues from here.
+        """Call when the loop saves a checkpoint, in every process: a Watch with first_step=steps continues from here.
 
-        steps: updates that the loop counts; None: those that were watched.
+        steps: the loop's count of updates; None: the number of watched updates.
         """
         if self._closed:
             return
@@ -261,12 +261,12 @@ class Watch(Guarded):
             resume.save_resume_point(self._folder, self._step if steps is None else steps, self._monitor, self._writer)
 
     def wait_for_figures(self) -> None:
-        """Until the figures of everything measured so far are written."""
+        """Wait until the figures of everything measured so far are written."""
         if isinstance(self._writer, RunWriter) and not self._closed:
             self._writer.wait_for_figures()
 
     def close(self) -> None:
-        """Write what is not written yet, history.npz among it."""
+        """Write all remaining output, including history.npz."""
         if self._closed:
             return
         if self._processes == 1:
@@ -304,7 +304,7 @@ class Watch(Guarded):
         self._monitor.log_means()
 
     def _history(self, point: resume.ResumePoint | None, chance: float, first_step: int) -> History:
-        """The history so far, with the plan of what is to come."""
+        """The history so far, with the current plan."""
         plan = self._schedule.plan(chance if point is None or point.history.plan.loss_known else math.nan)
         if point:
             return replace(point.history, plan=plan)
@@ -313,7 +313,7 @@ class Watch(Guarded):
     def _open_writer(
         self, point: resume.ResumePoint | None, first_step: int, draw: bool, context: LoopContext
     ) -> "RunWriter | NullLog":
-        """The first process's writer; nothing in the others."""
+        """The event file writer in the first process; a NullLog in the others."""
         if not context.single_process and distributed.rank() > 0:
             return NullLog()
         writer = RunWriter(
@@ -325,11 +325,11 @@ class Watch(Guarded):
         return writer
 
     def _watch_unfrozen(self) -> None:
-        """Watch the weights that train since a while ago, in addition to those that did so before."""
+        """Watch newly unfrozen weights, in addition to those watched before."""
         self._monitor.watch_more(self._weights(self._monitor.labels), group_lr_scales(self._optimizer))
 
     def _weights(self, watched: Sequence[str]) -> dict[str, NamedWeight]:
-        """Those that train, and those with the labels."""
+        """The trainable weights, and those whose labels are in `watched`."""
         return {
             label: weight
             for label, weight in named_weights(self.model, frozen=True).items()
@@ -346,7 +346,7 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _resume_point(folder: Path, first_step: int) -> resume.ResumePoint | None:
-    """Where to continue in the folder; None: it is free. Raises InputError if it contains a run that does not fit."""
+    """The point to resume from; None if the folder is free. Raises InputError if it has a run without that point."""
     if not resume.contains_run(folder):
         return None
     point = resume.load_resume_point(folder, first_step) if first_step else None
@@ -356,7 +356,7 @@ def _resume_point(folder: Path, first_step: int) -> resume.ResumePoint | None:
 
 
 def _same_everywhere(find: Callable[[], resume.ResumePoint | None], processes: int) -> resume.ResumePoint | None:
-    """What the first process finds, or the InputError that it raises."""
+    """The result of the first process, or its InputError, in every process."""
     if processes == 1:
         return find()
     point, error = None, None
@@ -376,6 +376,6 @@ def _mean_over_processes(values: Tensor) -> Tensor:
 
 
 def _trainable(model: nn.Module, optimizer: Optimizer) -> tuple[frozenset[int], int]:
-    """Which parameters train, and in how many groups: what is watched, and by which rates, depends on it."""
+    """The trainable parameters and the number of groups, which determine what is watched and at which rates."""
     parameters = frozenset(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
     return parameters, len(optimizer.param_groups)

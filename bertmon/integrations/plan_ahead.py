@@ -1,4 +1,4 @@
-"""What an optimizer and its scheduler will do, found without training: learning rates to come, and Adam's constants."""
+"""Future learning rates of an optimizer and its scheduler, computed without training, and Adam's constants."""
 
 import copy
 import logging
@@ -25,33 +25,33 @@ def planned_learning_rates(
     calls_per_step: int = 1,
     every: int = 1,
 ) -> FloatArray | None:
-    """The learning rate of every step to come [N], that of the group with the largest; neither argument is changed.
+    """The largest learning rate of all groups at each remaining step [N]; optimizer and scheduler are not modified.
 
-    first_step: updates done. every, calls_per_step: the scheduler is stepped after every so many updates, so often.
-    None: the rates depend on what happens, as those of ReduceLROnPlateau do.
+    first_step: updates done so far. After every `every` updates the scheduler is called `calls_per_step` times.
+    Returns None if the rates depend on the course of training, as for ReduceLROnPlateau.
     """
     if scheduler is None:
         return np.full(total_steps, current_lr(optimizer))
     options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     stand_in = torch.optim.SGD([option | {"params": [nn.Parameter(torch.zeros(()))]} for option in options], lr=0.0)
-    ahead = copy.deepcopy(scheduler, {id(optimizer): stand_in, id(scheduler.optimizer): stand_in})
+    scheduler_copy = copy.deepcopy(scheduler, {id(optimizer): stand_in, id(scheduler.optimizer): stand_in})
     rates = np.empty(total_steps)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the stand-in has not been stepped: it has nothing to learn
+        warnings.simplefilter("ignore")  # torch's, because the stand-in optimizer is never stepped
         for step in range(total_steps):
             rates[step] = current_lr(stand_in)
             for _ in range(calls_per_step if (first_step + step + 1) % every == 0 else 0):
                 try:
-                    ahead.step()
-                except TypeError:  # it needs to know a metric
+                    scheduler_copy.step()
+                except TypeError:  # it requires a metric
                     return None
     return rates
 
 
 def past_learning_rates(scheduler: Any, steps: int) -> FloatArray:
-    """The learning rates of the steps that were done before anything was watched [steps]; 0 where they are unknown.
+    """The learning rates of the steps before watching began [steps]; 0 where they are unknown.
 
-    A LambdaLR's, which transformers' schedules are, can be computed.
+    They can be computed for a LambdaLR, which transformers' schedules are.
     """
     rates = np.zeros(steps)
     if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
@@ -67,7 +67,7 @@ def current_lr(optimizer: Optimizer) -> float:
 
 
 def group_lr_scales(optimizer: Optimizer) -> dict[nn.Parameter, float]:
-    """Of each parameter its group's share of the largest learning rate, where groups have different ones."""
+    """Each parameter's learning rate relative to the largest group's; empty if all groups have the same rate."""
     rates = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
     if len(set(rates)) == 1:
         return {}
@@ -79,7 +79,7 @@ def group_lr_scales(optimizer: Optimizer) -> dict[nn.Parameter, float]:
 
 
 def adam_config(optimizer: Optimizer, bias_correction: bool) -> OptimizerConfig:
-    """Adam's constants; those of the default, with a warning, for another optimizer."""
+    """Adam's constants; the defaults, with a warning, for any other optimizer."""
     group = optimizer.param_groups[0]
     if "betas" not in group:
         log.warning(f"Verdict thresholds were calibrated for Adam, not {type(optimizer).__name__}.")

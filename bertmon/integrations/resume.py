@@ -1,4 +1,4 @@
-"""Folders of watched trainings: which are taken, and the points that a training can resume its history from."""
+"""Folders of watched trainings: finding free ones, and saving the points from which a history can be resumed."""
 
 import json
 from itertools import count
@@ -12,11 +12,11 @@ from bertmon.monitor.tensorboard import Positions, RunWriter
 from bertmon.storage import atomic_write, read_json
 
 RESUME_FILE = "resume_points.json"
-"""For each checkpoint of the training: what is not in history.npz, by the number of updates done."""
+"""The state at each checkpoint of the training that is not in history.npz, by the number of updates done."""
 
 
 class ResumePoint(NamedTuple):
-    """A training as it was when a checkpoint was saved."""
+    """The state of a watched training when a checkpoint was saved."""
 
     history: History
     monitor: dict[str, Any]  # Monitor.state_dict()
@@ -29,7 +29,7 @@ def contains_run(folder: Path) -> bool:
 
 
 def free_folder(folder: Path) -> Path:
-    """The folder, or folder-2, folder-3, ...: the first that contains no run."""
+    """The first of folder, folder-2, folder-3, ... that contains no run."""
     names = (folder if number == 1 else folder.with_name(f"{folder.name}-{number}") for number in count(1))
     return next(candidate for candidate in names if not contains_run(candidate))
 
@@ -48,7 +48,7 @@ def save_resume_point(folder: Path, steps: int, monitor: Monitor, writer: RunWri
 
 
 def load_resume_point(folder: Path, steps: int) -> ResumePoint | None:
-    """The training after `steps` updates, if it was saved then and everything is there."""
+    """The state after `steps` updates; None if it was not saved or is incomplete."""
     point = _read(folder).get(str(steps))
     if point is None:
         return None
@@ -64,7 +64,7 @@ def load_resume_point(folder: Path, steps: int) -> ResumePoint | None:
 
 
 def forget_later_points(folder: Path, steps: int) -> None:
-    """Remove the points after `steps` updates: the training that resumes there will come to others."""
+    """Remove the points after `steps` updates, which the resumed training will replace."""
     points = {key: point for key, point in _read(folder).items() if key.isdecimal() and int(key) <= steps}
     with storage_errors(folder):
         atomic_write(folder / RESUME_FILE, json.dumps(points).encode())

@@ -1,4 +1,4 @@
-"""The planned learning rates of a loop whose scheduler is somebody else's: made in advance, corrected on the way.
+"""The planned learning rates of a loop with its own scheduler: computed in advance, corrected during training.
 
 Shapes: N steps planned.
 """
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class ScheduleTracker:
-    """Plans the learning rates, and compares them with those that the optimizer really has.
+    """Plans the learning rates and compares them with the optimizer's actual ones.
 
-    every: updates between two calls of scheduler.step(). first_step: updates done. past: the learning rates of the
-    steps in the history; None: of those that were done, as far as they can be known. Raises InputError for a number of
-    steps that is none.
+    every: updates per call of scheduler.step(). first_step: updates done so far. past: the learning rates of the steps
+    in the history; None: computed for the updates done so far, where possible. Raises InputError if `total_steps` or
+    `every` is below 1.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ScheduleTracker:
         self._unwatched = first_step - len(past)  # updates that are not in the history
         self._skipped = False
         self._warned = False
-        self._constant = False  # the rates to come are unknown: the current one stays
+        self._constant = False  # future rates are unknown: assume the current one
         ahead = self._rates_ahead(first_step, max(total_steps - first_step, 0))
         if ahead is None:
             log.warning(
@@ -62,7 +62,7 @@ class ScheduleTracker:
         self._gains = np.array([bias_correction_gain(adam, step) for step in range(len(self._lr))])
 
     def plan(self, chance_loss: float) -> RunPlan:
-        """The plan of all steps. It is confirmed once the scheduler has been seen to be stepped so."""
+        """The plan of all steps. It is confirmed once the scheduler has been observed to be stepped as planned."""
         return RunPlan(
             lr=self._lr,
             effective_lr=self._lr * self._gains,
@@ -73,11 +73,11 @@ class ScheduleTracker:
         )
 
     def note_skipped_update(self) -> None:
-        """A GradScaler skipped the last update; whether the scheduler was stepped all the same is up to the loop."""
+        """Record that a GradScaler skipped the last update; the loop may or may not have stepped the scheduler."""
         self._skipped = True
 
     def check(self, history: History, step: int) -> None:
-        """Before the update of `step`: correct the history's plan by the rate that the optimizer really has."""
+        """Correct the history's plan to the optimizer's actual rate; call before the update of `step`."""
         updates = step + self._unwatched
         if self._skipped and not self._constant:
             ahead = self._rates_ahead(updates, len(history.plan) - step)
@@ -88,16 +88,16 @@ class ScheduleTracker:
         self._check_rate(history.plan, step)
 
     def _check_calls(self, history: History, updates: int) -> None:
-        """Whether the scheduler is stepped as often as planned: of an epoch's steps the rates say so too late."""
+        """Check that the scheduler is called as often as planned; rates that change once an epoch show it too late."""
         calls, planned = self._calls(), self._planned_calls(updates)
         if calls is None or self._constant or updates == self._first_update:
             return
-        done = calls - self._first_calls
-        if done == planned:
+        made = calls - self._first_calls
+        if made == planned:
             history.plan = replace(history.plan, lr_confirmed=True)
             return
         log.warning(
-            f"step {updates}: scheduler.step() was called {done} times since step {self._first_update}, but {planned} "
+            f"step {updates}: scheduler.step() was called {made} times since step {self._first_update}, but {planned} "
             "calls were planned: no verdict rests on the remaining learning rates. Pass scheduler_every=..., the "
             "updates between two calls."
         )
@@ -108,10 +108,10 @@ class ScheduleTracker:
         rate, planned = current_lr(self._optimizer), plan.lr[step]
         if not (self._constant or self._warned) and not np.isclose(rate, planned, rtol=1e-6, atol=1e-12):
             self._warned = True
-            missing = "Pass scheduler=... to Watch: " if self._scheduler is None else ""
+            hint = "Pass scheduler=... to Watch: " if self._scheduler is None else ""
             log.warning(
                 f"step {step}: the learning rate is {rate:g}, but {planned:g} was planned. "
-                f"{missing}verdicts need the remaining learning rates."
+                f"{hint}verdicts need the remaining learning rates."
             )
         self._set_rates(plan, slice(step, None if self._constant else step + 1), rate)
 
@@ -120,7 +120,7 @@ class ScheduleTracker:
         plan.effective_lr[steps] = rates * self._gains[steps]
 
     def _rates_ahead(self, updates: int, steps: int) -> FloatArray | None:
-        """From the scheduler's present state on; its calls are counted from here."""
+        """Planned rates from the scheduler's current state on; its calls are counted from here."""
         self._first_update, self._first_calls = updates, self._calls() or 0
         return planned_learning_rates(
             self._optimizer,
@@ -132,10 +132,10 @@ class ScheduleTracker:
         )
 
     def _calls(self) -> int | None:
-        """The counter that torch's schedulers have."""
+        """The call counter that torch's schedulers have; None for other schedulers."""
         count = getattr(self._scheduler, "last_epoch", None)
         return count if isinstance(count, int) else None
 
     def _planned_calls(self, updates: int) -> int:
-        """Since _first_update."""
+        """The planned number of scheduler calls since _first_update."""
         return self._calls_per_step * (updates // self._every - self._first_update // self._every)

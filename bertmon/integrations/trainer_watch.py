@@ -1,4 +1,4 @@
-"""What the callbacks for transformers and Lightning share: arguments, the folder, the Watch, what dashboards get."""
+"""Shared base of the transformers and Lightning callbacks: arguments, folder, Watch and reports to dashboards."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 
 
 class TrainerWatch(Guarded):
-    """The base of callbacks that hold a Watch while another library's trainer trains.
+    """Base class of callbacks that run a Watch inside another library's trainer.
 
-    Arguments as for the callbacks. Raises InputError for one that does not fit.
+    Arguments as for the callbacks. Raises InputError for an invalid one.
     """
 
     watch: Watch
-    """Once training has begun."""
+    """Set when training begins."""
 
     def __init__(
         self,
@@ -69,9 +69,9 @@ class TrainerWatch(Guarded):
         context: LoopContext,
         **options: Any,
     ) -> None:
-        """Begin to watch: in the folder if the training resumes there or nothing is in it, else in a new one.
+        """Start watching: in the folder if it is free or training resumes from it, otherwise in a new one.
 
-        reports: whether dashboards get figures, signals and verdicts. options: more of Watch's arguments.
+        reports: whether to send figures, signals and verdicts to dashboards. options: further arguments of Watch.
         """
         folder = self._folder
         if resume.contains_run(folder) and not (first_step and resume.load_resume_point(folder, first_step)):
@@ -85,7 +85,7 @@ class TrainerWatch(Guarded):
         self._watching = True
 
     def _may_stop(self, steps: int, processes: int) -> bool:
-        """Whether the processes have to agree, after so many steps, on whether the run is doomed."""
+        """Whether the processes must agree, after this number of steps, on whether to stop a doomed run."""
         return self._stop_doomed and (processes == 1 or (steps - 1) % self._every == 0)
 
     @property
@@ -93,9 +93,9 @@ class TrainerWatch(Guarded):
         return self._watching and self.watch.doomed
 
     def _report(self, send: Callable[[dict[str, float]], None]) -> None:
-        """Send what is new: signals of a snapshot, whether the run is doomed, and the verdict.
+        """Send the signals of a new snapshot, whether the run is doomed, and a changed verdict.
 
-        A run that diverges between two snapshots has a new verdict without a new snapshot.
+        A run that diverges between two snapshots gets a new verdict without a new snapshot.
         """
         if not (self._watching and self._reports):
             return
@@ -110,7 +110,7 @@ class TrainerWatch(Guarded):
 
     @guarded
     def _on_figure(self, step: int, tag: str, png: bytes) -> None:
-        log_figure(step + 1, tag, png)  # a trainer counts the updates that are done
+        log_figure(step + 1, tag, png)  # trainers count completed updates
 
     @guarded
     def _checkpoint(self, steps: int) -> None:

@@ -2,9 +2,9 @@
 
     Trainer(..., callbacks=[WatchCallback("runs/mine", labels=labels)])
 
-The Trainer clips gradients before any callback runs and does not pass on a step's loss and inputs. So, while it trains,
-two of the Trainer's own methods are wrapped: compute_loss, which has inputs and outputs, and training_step, after which
-gradients are whole, whatever the loss, the accumulation and the devices. Nothing is put on the model.
+The Trainer clips gradients before any callback runs and does not pass a step's loss and inputs to callbacks. During
+training, two of its methods are therefore wrapped: compute_loss, which sees inputs and outputs, and training_step,
+after which gradients are complete, for any loss, gradient accumulation and devices. The model is not modified.
 """
 
 import atexit
@@ -37,26 +37,25 @@ _SETTING_NAMES = SettingNames(
     "warmup_steps={steps}",
     "an optimizer with bias correction, as the Trainer's default",
 )
-_WHOLE = {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_HPU", "MULTI_MLU", "MULTI_MUSA"}
-"""accelerate's kinds of devices, each with the whole model."""
+_UNSHARDED = {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_HPU", "MULTI_MLU", "MULTI_MUSA"}
+"""accelerate's distributed types in which every device holds the whole model."""
 
 
 class WatchCallback(TrainerWatch, TrainerCallback):
-    """Watches a classifier that a Trainer trains; `watch` is the Watch, once training has begun.
+    """Watches a classifier that a Trainer trains; `watch` is set when training begins.
 
-    folder: where to write. A training that the Trainer resumes is continued where its checkpoint was saved; any other
-    gets a folder of its own: folder-2, folder-3, ...
+    folder: the output folder. If the Trainer resumes from a checkpoint, the history continues from there; any other
+    training gets a new folder (folder-2, folder-3, ...) if this one already contains a run.
     labels, bias_correction, every, figures, thresholds, logits: as for Watch.
-    on_doomed: "warn", or "stop": the Trainer ends training at the first doomed verdict.
-    report_to: "trainer": headline signals and the verdict also go through the Trainer's own log, and figures to the
-    active W&B or MLflow run; "none"; "auto": as "trainer" if the Trainer reports anywhere.
-    on_error: "log": whatever goes wrong in watching is logged once, watching stops, and training continues; "raise".
+    on_doomed: "warn", or "stop" to end training at the first doomed verdict.
+    report_to: "trainer": also send headline signals and the verdict through the Trainer's own log, and figures to the
+    active W&B or MLflow run; "none"; "auto": like "trainer" if the Trainer reports anywhere.
+    on_error: "log": an error in monitoring is logged once, monitoring stops, and training continues; or "raise".
 
-    Gradients are measured before clipping, after the last backward pass of a step. Losses are the cross-entropy,
-    whatever loss is trained, with the labels shifted by one token where the model does so (causal language models);
-    they stay unknown where no labels fit the model's logits. Of several processes
-    (DistributedDataParallel) the first one watches, and losses are those of its texts. Raises InputError for an
-    argument that does not fit.
+    Gradients are measured after the last backward pass of a step, before clipping. Losses are cross-entropies, whatever
+    the training loss, with labels shifted by one token if the model shifts them (causal language models); they are
+    unknown if the labels do not match the model's logits. With several processes (DistributedDataParallel), only the
+    first one watches, and losses are those of its own texts. Raises InputError for an invalid argument.
     """
 
     def __init__(
@@ -86,16 +85,16 @@ class WatchCallback(TrainerWatch, TrainerCallback):
         )
         require(report_to in ("auto", "trainer", "none"), "report_to", report_to, "auto, trainer or none")
         self._report_to = report_to
-        self._trainer: Trainer | None = None  # while it trains, in the first process
-        self._replaced: dict[str, Any] = {}  # attributes of the Trainer's own, before they were wrapped
+        self._trainer: Trainer | None = None  # set during training, in the first process
+        self._replaced: dict[str, Any] = {}  # instance attributes of the Trainer that the wrappers replace
         self._in_step = False
         self._inputs: Any = None
-        self._passes: list[tuple[Tensor, Tensor] | None] = []  # sum of cross-entropies and count of texts, of each
+        self._passes: list[tuple[Tensor, Tensor] | None] = []  # of each: sum and number of cross-entropies
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._end()  # a training before, which an exception has ended
+        self._end()  # a previous training that an exception ended
         self._failed = False
         if state.is_world_process_zero:
             self._begin(args, state, kwargs["optimizer"], kwargs["lr_scheduler"])
@@ -120,7 +119,7 @@ class WatchCallback(TrainerWatch, TrainerCallback):
     ) -> TrainerControl:
         self._report_step()
         due = self._may_stop(state.global_step, distributed.world_size())
-        # outside of what is guarded: the other processes wait for the first one's answer
+        # not guarded, because all other processes wait for this broadcast
         if due and distributed.broadcast(self._doomed):
             control.should_training_stop = True
         return control
@@ -132,7 +131,7 @@ class WatchCallback(TrainerWatch, TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if control.should_training_stop or state.global_step >= state.max_steps:
-            self._finish_figures()  # other callbacks end their runs before on_train_end comes here
+            self._finish_figures()  # other callbacks close their runs before on_train_end of this one
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -144,7 +143,7 @@ class WatchCallback(TrainerWatch, TrainerCallback):
         trainer = _calling_trainer()
         accelerator = trainer.accelerator
         kind = accelerator.distributed_type.name
-        if kind not in _WHOLE:
+        if kind not in _UNSHARDED:
             refuse_shards(kind)
         self._open(
             accelerator.unwrap_model(trainer.model, keep_torch_compile=False),
@@ -162,23 +161,23 @@ class WatchCallback(TrainerWatch, TrainerCallback):
         atexit.register(self._end)
 
     def _wrap(self, trainer: Trainer) -> None:
-        """Put this callback's versions of the two methods into the Trainer itself, not its class."""
+        """Override the two methods on the Trainer instance, not on its class."""
         for name in ("compute_loss", "training_step"):
             if name in vars(trainer):
                 self._replaced[name] = vars(trainer)[name]
-        self._compute, self._train = trainer.compute_loss, trainer.training_step
-        parameters = inspect.signature(self._compute).parameters.values()
-        self._gives_outputs = any(
+        self._original_compute_loss, self._original_training_step = trainer.compute_loss, trainer.training_step
+        parameters = inspect.signature(self._original_compute_loss).parameters.values()
+        self._can_return_outputs = any(
             parameter.name == "return_outputs" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters
         )
         vars(trainer).update(compute_loss=self._compute_loss, training_step=self._training_step)
 
     def _training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, which ends with the backward pass."""
+        """The Trainer's training_step, which ends with the backward pass."""
         self._in_step = True
         try:
-            loss = self._train(*args, **kwargs)
-        except BaseException:  # Ctrl-C among them: no callback is called
+            loss = self._original_training_step(*args, **kwargs)
+        except BaseException:  # including Ctrl-C: no callback is called
             self._end()
             raise
         finally:
@@ -187,20 +186,20 @@ class WatchCallback(TrainerWatch, TrainerCallback):
         return loss
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        """The Trainer's, and what it has seen."""
-        if return_outputs or not (self._in_step and self._watching and self._gives_outputs):
+        """The Trainer's compute_loss, with its inputs and outputs recorded."""
+        if return_outputs or not (self._in_step and self._watching and self._can_return_outputs):
             kwargs |= {"return_outputs": True} if return_outputs else {}
-            return self._compute(model, inputs, **kwargs)
-        before = dict(inputs) if isinstance(inputs, Mapping) else inputs  # a loss of one's own takes the labels out
-        result = self._compute(model, inputs, return_outputs=True, **kwargs)
+            return self._original_compute_loss(model, inputs, **kwargs)
+        original = dict(inputs) if isinstance(inputs, Mapping) else inputs  # a custom loss may remove the labels
+        result = self._original_compute_loss(model, inputs, return_outputs=True, **kwargs)
         if not isinstance(result, tuple):
             return result
-        self._note_pass(before, result[1])
+        self._record_pass(original, result[1])
         return result[0]
 
     @guarded
-    def _note_pass(self, inputs: Any, outputs: Any) -> None:
-        """After each forward pass of a step."""
+    def _record_pass(self, inputs: Any, outputs: Any) -> None:
+        """Record a forward pass of the step."""
         self._inputs = inputs
         logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
         if not isinstance(logits, Tensor):
@@ -233,8 +232,8 @@ class WatchCallback(TrainerWatch, TrainerCallback):
             self.watch.after_update(loss)
 
     def _loss(self) -> Tensor | None:
-        """Mean cross-entropy of the step's texts []; None if it is not known of all."""
-        pairs = [one for one in self._passes if one is not None]
+        """Mean cross-entropy over the step []; None if it is unknown for any forward pass."""
+        pairs = [pair for pair in self._passes if pair is not None]
         if not pairs or len(pairs) < len(self._passes):
             return None
         sums, counts = zip(*pairs, strict=True)
@@ -251,7 +250,7 @@ class WatchCallback(TrainerWatch, TrainerCallback):
             self.watch.wait_for_figures()
 
     def _release(self) -> None:
-        """Take the wrapped methods out of the Trainer, and close the Watch."""
+        """Restore the Trainer's methods and close the Watch."""
         atexit.unregister(self._end)
         trainer, self._trainer = self._trainer, None
         if trainer is not None:
@@ -262,12 +261,12 @@ class WatchCallback(TrainerWatch, TrainerCallback):
         super()._release()
 
     def _reset_step(self) -> None:
-        """A step begins: none of its forward passes is done yet."""
+        """Clear the records of the previous step."""
         self._in_step, self._inputs, self._passes = False, None, []
 
 
 def _calling_trainer() -> Trainer:
-    """The Trainer that called this callback; it does not hand itself over. Raises InputError if there is none."""
+    """The Trainer that called this callback, found on the call stack. Raises InputError if there is none."""
     frame = sys._getframe(1)
     while frame is not None:
         caller = frame.f_locals.get("self")

@@ -1,6 +1,6 @@
-"""What is inside the wrappers that torch, accelerate and peft put around models, optimizers and schedulers.
+"""Unwrap models, optimizers and schedulers that torch, accelerate or Lightning has wrapped.
 
-Knows them by their attributes, so that none of these libraries has to be installed.
+Wrappers are recognized by their attributes, so that accelerate and Lightning need not be installed.
 """
 
 import sys
@@ -17,9 +17,9 @@ _SHARDED = {"FullyShardedDataParallel", "DeepSpeedEngine", "FSDPModule"}
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """The module that torch.compile, DataParallel and DistributedDataParallel have wrapped.
+    """The module inside the wrappers of torch.compile, DataParallel and DistributedDataParallel.
 
-    Raises InputError for a model whose weights are split over devices.
+    Raises InputError for a model whose weights are split across devices.
     """
     while True:
         if any(kind.__name__ in _SHARDED for kind in type(model).__mro__):
@@ -40,7 +40,7 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 
 
 def refuse_shards(value: str) -> None:
-    """Raise the InputError of a model whose weights are split over devices."""
+    """Raise the InputError for a model whose weights are split across devices."""
     raise InputError(
         "model: expected one with whole weights on each device (a single device, DataParallel, or "
         f"DistributedDataParallel), got {value}: FSDP, DeepSpeed and tensor parallelism are not watched."
@@ -48,23 +48,23 @@ def refuse_shards(value: str) -> None:
 
 
 def unwrap_optimizer(optimizer: Any) -> Optimizer:
-    """The optimizer inside of accelerate's or Lightning's."""
+    """The optimizer inside accelerate's or Lightning's wrapper."""
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
-    plain: Optimizer = optimizer
-    return plain
+    unwrapped: Optimizer = optimizer
+    return unwrapped
 
 
 def gradient_state(model: nn.Module, optimizer: Any) -> Any:
-    """Accelerate's, of the loop that the two are in; None in another loop, which it may have outlived."""
+    """accelerate's GradientState if the loop uses accelerate; None otherwise, even if an earlier loop left one."""
     state = getattr(optimizer, "gradient_state", None)
-    if state is None and hasattr(model, "_is_accelerate_prepared"):  # a plain optimizer in accelerate's loop
+    if state is None and hasattr(model, "_is_accelerate_prepared"):  # a plain optimizer in an accelerate loop
         state = sys.modules["accelerate.state"].GradientState()
     return state
 
 
 def unwrap_scheduler(scheduler: Any) -> tuple[Any, int]:
-    """The scheduler inside of accelerate's, and how often it is stepped for each update."""
+    """The scheduler inside accelerate's wrapper, and how often it is stepped per update."""
     inner = getattr(scheduler, "scheduler", None)
     if inner is None or not hasattr(scheduler, "split_batches"):
         return scheduler, 1
@@ -74,7 +74,7 @@ def unwrap_scheduler(scheduler: Any) -> tuple[Any, int]:
 
 
 def loss_scale(scaler: Any, optimizer: Optimizer) -> Tensor | None:
-    """What a GradScaler has multiplied the gradients of the optimizer by [], if they still are; None: by nothing."""
+    """The factor [] by which the optimizer's gradients are scaled by a GradScaler; None if they are not scaled."""
     if scaler is None or not scaler.is_enabled():
         return None
     state = scaler._per_optimizer_states.get(id(optimizer), {})
@@ -84,11 +84,11 @@ def loss_scale(scaler: Any, optimizer: Optimizer) -> Tensor | None:
 
 
 def overflowed(scaler: Any, grad_norm: Tensor, loss: Tensor | None, processes: int) -> bool:
-    """Whether the scaler skips this update, since scaled gradients do not fit float16 while the loss is finite.
+    """Whether the scaler skips this update because scaled gradients overflow float16 while the loss is finite.
 
-    The same in all of `processes`: each has the norm of all gradients, and the loss of its own texts.
+    All processes return the same: each has the norm of all gradients, and the losses of their own texts are summed.
     """
-    if scaler is None or not scaler.is_enabled() or bool(torch.isfinite(grad_norm)):  # the scaler waits for it as well
+    if scaler is None or not scaler.is_enabled() or bool(torch.isfinite(grad_norm)):  # the scaler synchronizes, too
         return False
     if loss is None:
         return True

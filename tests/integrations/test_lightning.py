@@ -230,7 +230,7 @@ def test_lightning_training_of_unknown_length_is_refused_with_one_message(tmp_pa
     fit(tmp_path, watching(tmp_path / "watched", on_error="log"), max_epochs=-1, max_time="00:00:00:01")
     assert [message for message in caplog.messages if "stopped after an error" in message] == [
         "Monitoring stopped after an error; training continues: Trainer: expected max_steps, or max_epochs with "
-        "batches of a known number, got neither."
+        "a known number of batches, got neither."
     ]
 
 
