@@ -511,6 +511,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_class_weights(self.class_weights)
+        if isinstance(self.class_weights, Mapping):
+            self.class_weights = {str(label): weight for label, weight in self.class_weights.items()}
         for key in (
             "epochs",
             "batch_size",
@@ -706,7 +708,7 @@ def _flattened(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, Mapping):
             yield from _flattened(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, value
+            yield f"{prefix}{key}", value
 
 
 def require_same_run(current: Mapping[str, Any], stored: Mapping[str, Any], folder: Path) -> None:

@@ -7,6 +7,7 @@ Shapes: B texts, T tokens, C classes.
 import inspect
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ def build_model(
     else:
         model = _load_pretrained(str(config.name), model_config)
     classifier: nn.Module = model.train()
+    _require_positions(classifier, max_length)
     if config.frozen_layers is not None:
         _freeze_lowest(classifier, config.frozen_layers)
     return classifier
@@ -85,9 +87,7 @@ def check_model(
             f"model: cannot build {family}: its weights take {n_bytes / 1e9:,.0f} GB, "
             f"and this machine has {memory / 1e9:,.0f} GB of memory."
         )
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            _require_positions(max_length, module.num_embeddings - module.padding_idx - 1)  # RoBERTa starts after it
+    _require_positions(model, max_length)
     if config.init is Init.pretrained and os.path.isdir(str(config.name)):
         _check_weights(Path(str(config.name)))
     return model
@@ -121,7 +121,11 @@ def build_model_config(
     from transformers import AutoModelForSequenceClassification
 
     architecture: dict[str, Any] = dict(config.architecture())
-    labels = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
+    labels = {
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: i for i, name in enumerate(label_names)},
+        "problem_type": "single_label_classification",  # whatever the checkpoint has: pipeline() chooses by it
+    }
     if config.name is None:
         model_config = _config_of_family(
             config.model_type or "bert", vocab_size=vocab_size, pad_token_id=pad_id, **architecture, **labels
@@ -137,14 +141,12 @@ def build_model_config(
             raise InputError(
                 f"model.{key}: expected no value, because {model_config.model_type} has no such key, got {value}."
             )
-    require(
-        vocab_size <= model_config.vocab_size,
-        "model.tokenizer",
-        f"{vocab_size}; leave model.tokenizer out",
-        f"at most {model_config.vocab_size} entries, the embeddings of model.name={config.name}",
-    )
-    if (positions := getattr(model_config, "max_position_embeddings", None)) is not None:
-        _require_positions(max_length, positions)
+    if vocab_size > model_config.vocab_size:
+        remedy = "; remove model.tokenizer" if config.tokenizer else f": that of {config.name} has tokens without one"
+        raise InputError(
+            f"model.tokenizer: expected at most {model_config.vocab_size} entries, the embeddings of "
+            f"model.name={config.name}, got {vocab_size}{remedy}."
+        )
     return model_config
 
 
@@ -176,7 +178,18 @@ def _config_of_checkpoint(name: str, architecture: dict[str, Any], labels: dict[
     return model_config
 
 
-def _require_positions(max_length: int, positions: int) -> None:
+def max_positions(model: nn.Module) -> int:
+    """The length in tokens of the longest text that the model can read; sys.maxsize without a limit, as in XLNet."""
+    limit = getattr(model.config, "max_position_embeddings", None) or -1
+    limits = [limit if limit > 0 else sys.maxsize]
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)  # RoBERTa's positions start after it
+    return min(limits)
+
+
+def _require_positions(model: nn.Module, max_length: int) -> None:
+    positions = max_positions(model)
     require(max_length <= positions, "data.max_length", max_length, f"at most the model's {positions} positions")
 
 
@@ -204,7 +217,10 @@ def _check_weights(folder: Path) -> None:
 
 
 def _load_pretrained(name: str, model_config: "PretrainedConfig") -> nn.Module:
-    """Pretrained weights in float32 under a new head; raises InputError if encoder weights are missing."""
+    """Pretrained weights in float32, under a new head unless the checkpoint's is for the same labels in the same order.
+
+    Raises InputError if encoder weights are missing.
+    """
     from transformers import AutoModelForSequenceClassification
 
     try:
@@ -226,7 +242,30 @@ def _load_pretrained(name: str, model_config: "PretrainedConfig") -> nn.Module:
         if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key:
             raise InputError(f"model.name: the weights of {name} lack {key} or have it with a different shape.")
     classifier: nn.Module = model
+    weights = classifier.state_dict()
+    head = [key for key in weights if not key.startswith(f"{model.base_model_prefix}.")]
+    has_loaded_head = len(head) < len(weights) and not incomplete.issuperset(head)
+    if has_loaded_head and _checkpoint_labels(name) != [*(model_config.id2label or {}).values()]:
+        _initialize(classifier, head)
     return classifier
+
+
+def _checkpoint_labels(name: str) -> list[str]:
+    """The label names of the checkpoint's own head."""
+    from transformers import AutoConfig
+
+    local = local_files_only("model.name", name)
+    stored: Any = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=local)
+    return [str(label) for label in stored.id2label.values()]
+
+
+def _initialize(model: Any, names: Sequence[str]) -> None:
+    """Draw these parameters again, as for a model without a checkpoint."""
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in names)
+    for module in map(model.get_submodule, owners):
+        for parameter in module.parameters(recurse=False):
+            vars(parameter).pop("_is_hf_initialized", None)  # transformers 5 skips parameters that have been loaded
+        model._init_weights(module)
 
 
 def has_token_types(model: nn.Module) -> bool:
@@ -329,8 +368,11 @@ def _kind(module: nn.Module, parameter: nn.Parameter) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """The first line of the message: libraries append their own advice or a source location."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    """The first line of the message, and the second after a colon: libraries append advice or a source location."""
+    first, _, rest = str(error).strip().partition("\n")
+    if first.endswith(":"):
+        first += f" {rest.strip().partition(chr(10))[0]}"
+    return first or type(error).__name__
 
 
 def _load_error(name: str, error: Exception) -> str:

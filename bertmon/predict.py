@@ -22,9 +22,11 @@ from tqdm.auto import tqdm
 from bertmon.config import Device, require_table_format
 from bertmon.data import table_rows
 from bertmon.data.examples import is_empty, label_name, text_value
-from bertmon.data.table_rows import Row, TableFormat
+from bertmon.data.table_rows import BadRowError, MissingColumnsError, Row, TableFormat
+from bertmon.data.tokenize import has_vocabulary
 from bertmon.errors import InputError, exit_after_closed_pipe, require, storage_errors
 from bertmon.metrics import EvalResult, precision_recall
+from bertmon.model import max_positions
 from bertmon.notation import format_percent
 from bertmon.result import MODEL_DIR, RunResult
 from bertmon.storage import atomic_path
@@ -103,22 +105,32 @@ def load_classifier(model: Path, device: torch.device) -> Classifier:
     except Exception as error:  # transformers can raise anything for a corrupt file
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"MODEL: could not load {folder} ({type(error).__name__}: {reason}).") from None
-    limit = min(tokenizer.model_max_length, getattr(classifier.config, "max_position_embeddings", sys.maxsize))
+    require(has_vocabulary(tokenizer), "MODEL", folder, "a folder with tokenizer files, such as tokenizer.json")
+    limit = min(tokenizer.model_max_length, max_positions(classifier))
     return Classifier(classifier.to(device).eval(), tokenizer, limit)
 
 
 def read_examples(
-    path: Path, text_columns: Sequence[str], label_column: str, table_format: TableFormat
+    path: Path, text_columns: Sequence[str], label_column: str | None, table_format: TableFormat, labels: Sequence[str]
 ) -> Iterator[Example]:
-    """The rows of a file in any format that training reads. Raises InputError with the file and the line."""
+    """The rows of a file in any format that training reads. Raises InputError with the file and the line.
+
+    label_column: optional in the file; None: ignore labels. labels: the label names to expect.
+    """
     require(
         path.is_file() and table_rows.is_readable(path), "FILE", path, f"a file of {', '.join(table_rows.SUFFIXES)}"
     )
     where, unit = f"FILE: {path}", table_rows.row_unit(path)
-    with table_rows.located_errors(where, unit, lambda _: " Name the column with --text-column.", reword=_with_options):
-        for row in table_rows.read_rows(path, text_columns, table_format, optional=[label_column]):
+
+    def hint(missing: MissingColumnsError) -> str:
+        options = dict(zip(text_columns, ("--text-column", "--text-pair-column"), strict=False))
+        return f" Name the column with {' and '.join(options[name] for name in missing.missing)}."
+
+    with table_rows.located_errors(where, unit, hint, reword=_with_options):
+        for row in table_rows.read_rows(path, text_columns, table_format, optional=[label_column or ""]):
             texts = tuple(_text(row, name) for name in text_columns)
-            yield Example(texts, _label(row, label_column) if label_column in row.values else None)
+            label = _label(row, label_column, labels) if label_column and label_column in row.values else None
+            yield Example(texts, label)
 
 
 def _text(row: Row, column: str) -> str:
@@ -126,9 +138,15 @@ def _text(row: Row, column: str) -> str:
     return "" if not isinstance(value, str) and is_empty(value) else text_value(row.number, column, value)
 
 
-def _label(row: Row, column: str) -> str:
+def _label(row: Row, column: str, labels: Sequence[str]) -> str:
     value = row.values[column]
-    return "" if is_empty(value) else label_name(row.number, column, value)
+    if is_empty(value):
+        return ""
+    label = label_name(row.number, column, value)
+    if label not in labels:
+        expected = f"{', '.join(labels[:10])} or an empty field; --ignore-labels predicts without comparing"
+        raise BadRowError(row.number, f"has {label!r} as {column!r}: expected {expected}")
+    return label
 
 
 def _with_options(reason: str) -> str:
@@ -141,23 +159,22 @@ def write_predictions(
 ) -> np.ndarray[Any, np.dtype[np.int64]] | None:
     """Write a CSV row per text; returns the confusion matrix [C, C] of the labeled texts, None without any.
 
-    The output has a label column if the first example has a label field. Raises InputError for labels that the model
-    does not have.
+    The output has a label column if the first example has a label field.
     """
     names = classifier.label_names
     index = {name: label for label, name in enumerate(names)}
     confusion = np.zeros((len(names), len(names)), dtype=np.int64)
-    writer, labeled = csv.writer(out), None
+    first = next(examples, None)
+    labeled = first is not None and first.label is not None
+    examples = itertools.chain([first] if first else [], examples)
+    writer = csv.writer(out)
+    writer.writerow([*text_columns, "prediction", "probability", *(["label"] if labeled else [])])
     with tqdm(unit="text", desc="predicting", disable=None) as bar:
         while chunk := list(itertools.islice(examples, batch_size * _CHUNK_BATCHES)):
-            if labeled is None:
-                labeled = chunk[0].label is not None
-                writer.writerow([*text_columns, "prediction", "probability", *(["label"] if labeled else [])])
             for example, prediction in zip(chunk, classifier.predict(chunk, batch_size), strict=True):
                 label = [example.label or ""] if labeled else []
                 writer.writerow([*example.texts, prediction.label, f"{prediction.probability:.4f}", *label])
                 if example.label:
-                    require(example.label in index, "FILE", example.label, f"labels among {', '.join(names[:10])}")
                     confusion[index[example.label], index[prediction.label]] += 1
                 bar.update()
     return confusion if confusion.any() else None
@@ -187,10 +204,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="CSV file to write (default: standard output)")
     parser.add_argument("--text-column", help="column of the text (default: the run's, or text)")
     parser.add_argument("--text-pair-column", help="column of the second text of a pair (default: the run's)")
-    parser.add_argument("--label-column", help="column of the label, if any (default: the run's, or label)")
-    parser.add_argument("--delimiter", help="column separator of .csv and .tsv (default: from the header)")
+    labels = parser.add_mutually_exclusive_group()
+    labels.add_argument("--label-column", help="column of the label, if any (default: the run's, or label)")
+    labels.add_argument("--ignore-labels", action="store_true", help="read texts only, and print no metrics")
+    parser.add_argument("--delimiter", help="column separator of .csv and .tsv (default: the run's, or by the header)")
     parser.add_argument("--encoding", help="encoding of the file (default: from its byte order mark, or UTF-8)")
-    parser.add_argument("--quoted", choices=["true", "false"], help="whether fields can be quoted (default: in .csv)")
+    parser.add_argument(
+        "--quoted", choices=["true", "false"], help="can fields be quoted? (default: the run's, or .csv)"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="texts per batch (default: 32)")
     parser.add_argument("--device", choices=[each.value for each in Device], default="auto")
     return parser
@@ -207,6 +228,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         exit_after_closed_pipe()
 
 
+def _table_format(args: argparse.Namespace, data: Mapping[str, Any]) -> TableFormat:
+    """The options; without them, delimiter and quotes of the training file for a file with the same suffix.
+
+    data: the part of the run's config. An encoding is not inherited: that of one file is often wrong for another.
+    """
+    trained = data if table_rows.suffix_of(Path(data.get("train") or "")) == table_rows.suffix_of(args.file) else {}
+    quoted = trained.get("quoted") if args.quoted is None else args.quoted == "true"
+    return TableFormat(args.delimiter or trained.get("delimiter"), args.encoding, quoted)
+
+
 def _predict(args: argparse.Namespace) -> None:
     require(args.batch_size >= 1, "--batch-size", args.batch_size, "an integer of at least 1")
     result = RunResult.read(args.model) or RunResult.read(args.model.resolve().parent)
@@ -214,11 +245,11 @@ def _predict(args: argparse.Namespace) -> None:
     first = args.text_column or data.get("text_column") or "text"
     second = args.text_pair_column or data.get("text_pair_column")
     text_columns = (first, second) if second else (first,)
-    label_column = args.label_column or data.get("label_column") or "label"
-    table_format = TableFormat(args.delimiter, args.encoding, None if args.quoted is None else args.quoted == "true")
+    label_column = None if args.ignore_labels else args.label_column or data.get("label_column") or "label"
+    table_format = _table_format(args, data)
     require_table_format(table_format.delimiter, table_format.encoding, prefix="--")
     classifier = load_classifier(args.model, resolve_device(Device(args.device)))
-    examples = read_examples(args.file, text_columns, label_column, table_format)
+    examples = read_examples(args.file, text_columns, label_column, table_format, classifier.label_names)
     with ExitStack() as stack:
         out: IO[str] = sys.stdout
         if args.out:

@@ -1,10 +1,12 @@
 import dataclasses
+import sys
 import warnings
 
 import pytest
 import torch
 import transformers
 from conftest import BUILD_MODEL, TINY, save_pretrained_bert
+from safetensors.torch import load_file
 
 from bertmon import model
 from bertmon.config import Init, ModelConfig
@@ -182,6 +184,35 @@ def test_build_model_tuned_for_other_classes_gets_a_fresh_classifier(tmp_path):
     built = model.build_model(ModelConfig(init=Init.pretrained, name=str(tmp_path / "three")), **BUILD_MODEL)
     assert built.classifier.weight.shape == (2, 16)
     assert torch.equal(built.bert.pooler.dense.weight, tuned.bert.pooler.dense.weight)
+
+
+@pytest.mark.parametrize(("labels", "kept"), [(("no", "yes"), True), (("yes", "no"), False), (("sea", "sky"), False)])
+def test_build_model_keeps_a_head_for_the_same_labels_only(tmp_path, labels, kept):
+    save_checkpoint(
+        tmp_path,
+        "bert",
+        head="AutoModelForSequenceClassification",
+        id2label=dict(enumerate(labels)),
+        problem_type="multi_label_classification",
+    )
+    head = load_file(tmp_path / "model.safetensors")["classifier.weight"]
+    config = ModelConfig(init=Init.pretrained, name=str(tmp_path))
+    torch.manual_seed(0)
+    built = model.build_model(config, **BUILD_MODEL)
+    assert torch.equal(built.classifier.weight, head) == kept
+    assert 0.01 < built.classifier.weight.std() < 0.03  # initializer_range is 0.02
+    assert built.config.problem_type == "single_label_classification"
+    torch.manual_seed(1)
+    other = model.build_model(config, **BUILD_MODEL)
+    assert torch.equal(built.classifier.weight, other.classifier.weight) == kept
+    assert torch.equal(built.bert.pooler.dense.weight, other.bert.pooler.dense.weight)
+
+
+def test_build_model_of_xlnet_has_no_limit_of_positions():
+    small = ModelConfig(model_type="xlnet", num_hidden_layers=1, hidden_size=128, num_attention_heads=2)
+    built = model.build_model(small, **BUILD_MODEL | {"max_length": 5000})
+    assert model.max_positions(built) == sys.maxsize
+    assert model.max_positions(model.build_model(TINY, **BUILD_MODEL)) == 32
 
 
 @pytest.mark.parametrize(("key", "value"), [("intermediate_size", 8), ("hidden_dropout_prob", 0.5)])

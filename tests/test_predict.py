@@ -9,10 +9,12 @@ import sys
 import pytest
 import torch
 from conftest import completed, small_run, write_texts
-from transformers import pipeline
+from transformers import AutoTokenizer, pipeline
 
 from bertmon import predict
-from bertmon.config import SaveModel
+from bertmon.config import FilesConfig, ModelConfig, SaveModel
+from bertmon.data.tokenize import load_tokenizer, tokenize
+from bertmon.errors import InputError
 from bertmon.notation import format_percent
 from bertmon.training.run_training import run_training
 
@@ -139,7 +141,8 @@ def test_predict_with_wrong_input_says_what_was_expected(trained, tmp_path):
         ([tmp_path, test], "MODEL: expected the folder of a saved model, or of a run that saved one, got"),
         ([run_dir, tmp_path / "none.csv"], "FILE: expected a file of .csv"),
         ([run_dir, tmp_path / "other.csv"], "has no 'text'; it has 'Text'. Name the column with --text-column."),
-        ([run_dir, tmp_path / "label.csv"], "FILE: expected labels among sea, sky, got moon."),
+        ([run_dir, tmp_path / "label.csv"], "label.csv, line 2 has 'moon' as 'label': expected sea, sky or an empty"),
+        ([run_dir, tmp_path / "other.csv", "--text-column", "Text", "--text-pair-column", "b"], "with --text-pair-col"),
         ([run_dir, tmp_path / "pipes.csv"], "Set --delimiter=pipe if that separates the columns."),
         ([run_dir, tmp_path / "windows.csv"], "set --encoding, such as cp1252"),
         ([run_dir, tmp_path / "half.jsonl"], "line 1 has \"x\\ud800\" as 'text': expected a string"),
@@ -152,6 +155,64 @@ def test_predict_with_wrong_input_says_what_was_expected(trained, tmp_path):
             predict.main([*map(str, arguments), "--out", str(tmp_path / "out.csv")])
         assert message in str(end.value)
         assert not (tmp_path / "out.csv").exists()
+
+
+def test_predict_ignores_labels_that_the_model_does_not_have(trained, tmp_path, capsys):
+    run_dir, *_ = trained
+    (tmp_path / "stars.csv").write_text("text,label\nboat,4.5\ncloud,2\n")
+    predict.main([str(run_dir), str(tmp_path / "stars.csv"), "--ignore-labels"])
+    output = capsys.readouterr()
+    assert output.out.splitlines()[0] == "text,prediction,probability"
+    assert len(output.out.splitlines()) == 3
+    assert "accuracy" not in output.err
+
+
+def test_predict_for_no_texts_writes_the_header(trained, tmp_path):
+    run_dir, *_ = trained
+    (tmp_path / "empty.csv").write_text("text,label\n")
+    predict.main([str(run_dir), str(tmp_path / "empty.csv"), "--out", str(tmp_path / "out.csv")])
+    assert (tmp_path / "out.csv").read_text().splitlines() == ["text,prediction,probability"]
+
+
+def test_predict_reads_quotes_and_delimiter_like_the_run(settings, tmp_path):
+    quoted = [f'"a ""{word}"" | here"|{label}\n' for word, label in (("boat", "sea"), ("cloud", "sky")) * 8]
+    (tmp_path / "q.tsv").write_text("".join(["text|label\n", *quoted]))
+    settings.data = FilesConfig(train=str(tmp_path / "q.tsv"), delimiter="pipe", quoted=True, max_length=32)
+    settings.train.epochs, settings.train.save_model = 1, SaveModel.last
+    (tmp_path / "run").mkdir()
+    run_training(settings, tmp_path / "run", name="test")
+    predict.main([str(tmp_path / "run"), str(tmp_path / "q.tsv"), "--out", str(tmp_path / "out.csv")])
+    assert rows(tmp_path / "out.csv")[0]["text"] == 'a "boat" | here'
+    (tmp_path / "plain.csv").write_text("text\nboat | here\n")  # another format has its own delimiter
+    predict.main([str(tmp_path / "run"), str(tmp_path / "plain.csv"), "--out", str(tmp_path / "out.csv")])
+    assert rows(tmp_path / "out.csv")[0]["text"] == "boat | here"
+
+
+def test_predict_truncates_on_the_side_of_the_tokenizer(trained, tmp_path):
+    """A tokenizer that keeps the ends of texts does so in training, and in the saved model."""
+    run_dir, *_ = trained
+    source = tmp_path / "left"
+    shutil.copytree(run_dir / "model", source)
+    settings_file = source / "tokenizer_config.json"
+    settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | {"truncation_side": "left"}))
+    tokenizer = load_tokenizer(ModelConfig(name=str(source)), ["boat"], tmp_path)
+    tokenizer.to_transformers(4).save_pretrained(tmp_path / "saved")
+    text = "the boat a wave and the cloud"
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    trained_on = tokenize(tokenizer, [text], 4, tmp_path).ids.tolist()
+    assert trained_on == saved(text, truncation=True)["input_ids"]
+    assert trained_on[1:3] == saved("the cloud")["input_ids"][1:3]
+
+
+def test_model_without_tokenizer_files_is_refused(trained, tmp_path):
+    run_dir, _, test = trained
+    shutil.copytree(run_dir / "model", tmp_path / "bare")
+    for file in (tmp_path / "bare").glob("*token*"):
+        file.unlink()
+    with pytest.raises(SystemExit, match=r"MODEL: expected a folder with tokenizer files, such as tokenizer\.json"):
+        predict.main([str(tmp_path / "bare"), str(test)])
+    with pytest.raises(InputError, match=r"model\.name: expected a model with a vocabulary"):
+        load_tokenizer(ModelConfig(name=str(tmp_path / "bare")), ["boat"], tmp_path)
 
 
 def test_run_without_a_saved_model_says_how_to_keep_it(settings, tmp_path):

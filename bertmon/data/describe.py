@@ -115,13 +115,29 @@ def _warnings(corpus: Corpus, description: DataDescription, max_length: int | No
             f"{format_percent(description.truncated_share)} of the training texts reach data.max_length={max_length} "
             "tokens; a larger data.max_length truncates less"
         )
-    if description.overlap > _WARN_OVERLAP * len(corpus.test):
-        warnings.append(
-            f"{description.overlap} of {len(corpus.test)} test texts also occur in training, "
-            "which inflates the test accuracy. Remove them from one of the two"
-        )
+    warnings += _part_warnings("test", corpus.test, description.overlap, corpus.label_names)
+    if corpus.validation is not None:
+        overlap = _overlap(corpus.train, corpus.validation)
+        warnings += _part_warnings("validation", corpus.validation, overlap, corpus.label_names)
     if twins := _case_twins(corpus.label_names):
         warnings.append(f"labels that differ only in case are separate classes: {'; '.join(twins)}")
+    return warnings
+
+
+def _part_warnings(name: str, part: Split, overlap: int, label_names: Sequence[str]) -> list[str]:
+    """Warnings about the test or validation part. overlap: its texts that also occur in training."""
+    warnings = []
+    if overlap > _WARN_OVERLAP * len(part):
+        warnings.append(
+            f"{overlap} of {len(part)} {name} texts also occur in training, which inflates the {name} accuracy. Remove "
+            "the duplicates"
+        )
+    counts = part.class_counts(len(label_names))
+    missing = [label for label, count in zip(label_names, counts, strict=True) if not count]
+    if len(missing) == len(label_names) - 1:
+        warnings.append(f"all {name} texts have the same label, so that their accuracy does not show learning")
+    elif missing:
+        warnings.append(f"no {name} text has the label {join_names(missing)}")
     return warnings
 
 

@@ -28,10 +28,12 @@ def split_off(
 
     counts = split.class_counts(len(label_names))
     rarest = int(counts.argmin())
-    problem = (
-        f"{key}: expected a fraction that puts texts of every class into both parts, got {fraction}: "
-        f"class {label_names[rarest]} has {counts[rarest]} of the {len(split)} texts."
-    )
+    rare_class = f"class {label_names[rarest]} has {counts[rarest]} of the {len(split)} texts."
+    if counts[rarest] < 2:
+        raise InputError(
+            f"{key}: expected at least two texts of every class to split: {rare_class} Add texts of it, or remove it."
+        )
+    problem = f"{key}: expected a fraction that puts texts of every class into both parts, got {fraction}: {rare_class}"
     try:
         rest, part = train_test_split(
             np.arange(len(split)), test_size=fraction, random_state=seed, stratify=split.labels

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,10 +40,13 @@ def read(config: FilesConfig, cache: Path) -> Corpus:
     named = {"train": config.train, "test": config.test, "validation": config.validation}
     parts = {part: _read_file(f"data.{part}", name, config, cache) for part, name in named.items() if name is not None}
     corpus = build_corpus(parts, named, config, sorted(parts["train"].label_names, key=label_order))
-    if config.test is not None and os.path.samefile(*map(os.path.expanduser, (config.train, config.test))):
-        note = "data.train and data.test are the same file: the test accuracy says nothing about new texts"
-        return replace(corpus, notes=(*corpus.notes, note))
-    return corpus
+    return replace(corpus, notes=(*corpus.notes, *_same_file_notes(config)))
+
+
+def _same_file_notes(config: FilesConfig) -> Iterator[str]:
+    for part, name in (("test", config.test), ("validation", config.validation)):
+        if name is not None and os.path.samefile(*map(os.path.expanduser, (config.train, name))):
+            yield f"data.train and data.{part} are the same file: the {part} accuracy says nothing about new texts"
 
 
 def label_order(name: str) -> tuple[int, str]:

@@ -62,6 +62,7 @@ class TextTokenizer:
         if self.pretrained is not None:
             tokenizer = copy.deepcopy(self.pretrained)
             tokenizer.model_max_length = max_length
+            tokenizer.padding_side = "right"  # as in training
             return tokenizer
         names = {f"{name.strip('[]').lower()}_token": name for name in _SPECIAL_TOKENS}
         return PreTrainedTokenizerFast(tokenizer_object=self.tokenizer, model_max_length=max_length, **names)
@@ -154,7 +155,8 @@ def _evenly_spaced(texts: TextSequence, max_count: int) -> Iterator[Text]:
 def _truncating_encoder(tokenizer: TextTokenizer, max_length: int) -> Tokenizer:
     encoder = Tokenizer.from_str(tokenizer.tokenizer.to_str())  # a copy: truncation is a setting of the object
     encoder.no_padding()
-    encoder.enable_truncation(max_length)
+    side = "right" if tokenizer.pretrained is None else tokenizer.pretrained.truncation_side
+    encoder.enable_truncation(max_length, direction=side)
     return encoder
 
 
@@ -189,7 +191,13 @@ def _load_named(key: str, name: str) -> TextTokenizer:
         ) from None
     ok = getattr(loaded, "backend_tokenizer", None) is not None and loaded.pad_token_id is not None
     require(ok, key, name, "a model with a fast tokenizer that has a padding token")
+    require(has_vocabulary(loaded), key, name, "a model with a vocabulary, such as tokenizer.json or vocab.txt")
     return TextTokenizer(loaded.backend_tokenizer, loaded.pad_token_id, loaded.unk_token_id, loaded)
+
+
+def has_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether there are tokens beyond the special ones: transformers loads a folder without tokenizer files as well."""
+    return len(tokenizer) > len(tokenizer.added_tokens_decoder)
 
 
 def _train_wordpiece(texts: Sequence[str], vocab_size: int) -> bytes:

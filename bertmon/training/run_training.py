@@ -184,7 +184,7 @@ def _log_first_lines(config: RunConfig, task: Task) -> None:
     """Log a description of the data, features missing with this model, and notes on the plan before the first step."""
     lines = list(task.description.lines)
     if config.monitor.enabled:
-        adam, studied = config.optimizer, config.model.init is Init.random and _is_of_studied_size(task.classifier)
+        adam, studied = config.optimizer, config.model.init is Init.random and _is_like_studied_models(task.classifier)
         lines += missing_features(task.classifier)
         lines += check_plan(task.plan, beta2=adam.beta2, weight_decay=adam.weight_decay, studied=studied)
     for line in lines:
@@ -193,10 +193,10 @@ def _log_first_lines(config: RunConfig, task: Task) -> None:
         log.warning(warning, extra={"once": True})
 
 
-def _is_of_studied_size(classifier: nn.Module) -> bool:
+def _is_like_studied_models(classifier: nn.Module) -> bool:
     shape: Any = classifier.config
     layers, width = (getattr(shape, name, math.inf) for name in ("num_hidden_layers", "hidden_size"))
-    return bool(layers <= MAX_STUDIED_LAYERS and width <= MAX_STUDIED_WIDTH)
+    return bool(shape.model_type == "bert" and layers <= MAX_STUDIED_LAYERS and width <= MAX_STUDIED_WIDTH)
 
 
 def require_one_process(config: RunConfig) -> None:

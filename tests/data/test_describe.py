@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import TINY
@@ -87,6 +89,24 @@ def test_describe_corpus_with_test_texts_in_training_counts_them(trained):
     assert "2 of 3 test texts also occur in training" in description.warnings[0]
 
 
+def test_describe_corpus_with_validation_texts_in_training_warns(trained):
+    texts = ["a boat", "a bird", "a wave"]
+    split = Split(["a bird", "a fish"], [0, 1])
+    description = describe_corpus(replace(corpus(texts), validation=split), trained(texts), 32)
+    assert description.overlap == 0
+    assert "1 of 2 validation texts also occur in training" in description.warnings[0]
+
+
+def test_describe_corpus_whose_test_part_lacks_classes_warns(trained):
+    texts, names = ["a boat", "a bird", "a wave"], ("sea", "sky", "land")
+    one = replace(corpus(texts, names=names), test=Split(["x", "y"], [1, 1]))
+    two = replace(corpus(texts, names=names), test=Split(["x", "y"], [1, 0]))
+    assert describe_corpus(one, trained(texts), 32).warnings == [
+        "all test texts have the same label, so that their accuracy does not show learning"
+    ]
+    assert describe_corpus(two, trained(texts), 32).warnings == ["no test text has the label land"]
+
+
 def test_describe_corpus_with_pairs_compares_both_texts(trained):
     texts = [("a", "b"), ("ab", "c")]
     assert describe_corpus(corpus(texts, test=[("a", "c"), ("a", "bc")]), trained(texts), 32).overlap == 0
@@ -95,7 +115,7 @@ def test_describe_corpus_with_pairs_compares_both_texts(trained):
 
 def test_describe_corpus_with_labels_that_differ_by_case_warns(trained):
     names = ("Sea", "cloud", "sea", "SEA")
-    warning = describe_corpus(corpus(["a", "b"], names=names), trained(["a", "b"]), 32).warnings[0]
+    warning = describe_corpus(corpus(["a", "b"], names=names), trained(["a", "b"]), 32).warnings[-1]
     assert warning == "labels that differ only in case are separate classes: Sea, sea, SEA"
 
 

@@ -31,6 +31,11 @@ def test_split_off_that_leaves_a_class_without_texts_is_refused(fraction):
         split_off(WHOLE, fraction, 0, NAMES, key="data.test_frac")
 
 
+def test_split_off_of_a_class_with_one_text_is_refused_whatever_the_fraction():
+    with pytest.raises(InputError, match=r"at least two texts of every class to split: class c has 1 of the 5 texts"):
+        split_off(Split(list("vwxyz"), [0, 0, 1, 1, 2]), 0.5, 0, NAMES, key="data.test_frac")
+
+
 def test_with_validation_takes_it_from_the_training_texts():
     corpus = with_validation(Corpus(WHOLE, Split(["x"], [0]), NAMES), 0.2, 0)
     assert (len(corpus.train), len(corpus.validation), corpus.test.texts) == (48, 12, ["x"])

@@ -290,6 +290,9 @@ def test_text_files_given_as_both_parts_note_it(tmp_path):
     write_rows(tmp_path / "train.csv")
     assert "are the same file" in load(tmp_path / "train.csv").notes[0]
     assert load(tmp_path / "train.csv", write_rows(tmp_path / "test.csv")).notes == ()
+    train = str(tmp_path / "train.csv")
+    same = FilesConfig(train=train, validation=train, test=str(tmp_path / "test.csv"))
+    assert load_corpus(same, tmp_path).notes[0].startswith("data.train and data.validation are the same file")
 
 
 @pytest.mark.parametrize("name", ["train.json", "train.parquet", "train.csv.gz", "train.tsv.gz", "train.jsonl.gz"])

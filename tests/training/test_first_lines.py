@@ -34,8 +34,11 @@ def test_first_lines_of_an_albert_name_the_missing_depth_ratio(settings, first_l
     assert any(line.startswith("depth_ratio: albert shares one set of weights") for line in lines) == enabled
 
 
-@pytest.mark.parametrize(("width", "compared"), [(16, True), (132, False)])
-def test_first_lines_compare_the_peak_with_models_of_the_studied_size_alone(settings, first_lines, width, compared):
-    wide = dataclasses.replace(settings.model, hidden_size=width)
+@pytest.mark.parametrize(
+    ("changes", "compared"),
+    [({}, True), ({"hidden_size": 132}, False), ({"model_type": "roberta-prelayernorm", "max_position_embeddings": 40}, False)],
+)
+def test_first_lines_compare_the_peak_with_models_like_the_studied_ones_alone(settings, first_lines, changes, compared):
+    wide = dataclasses.replace(settings.model, **changes)
     lines = first_lines(model=wide, optimizer=dataclasses.replace(settings.optimizer, lr=1e-2))
     assert any("small BERTs from random weights" in line for line in lines) == compared
