@@ -1,4 +1,4 @@
-"""What several test modules need: tiny tasks, synthetic sweeps, and the program as a user starts it.
+"""Shared fixtures and helpers: tiny tasks, synthetic sweeps, and the program as a user starts it.
 
 Test modules import constants and functions with `from conftest import ...` and get fixtures by name.
 """
@@ -33,7 +33,7 @@ sys.modules.setdefault("conftest", sys.modules[__name__])  # `from conftest impo
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TIMEOUT = 600
-"""Seconds that a process or a condition may take at most; a loaded machine is many times slower than an idle one."""
+"""Maximum seconds for a process or a condition; a loaded machine is many times slower than an idle one."""
 
 needs_newsgroups = pytest.mark.skipif(
     not (SHARED / "scikit_learn_data").is_dir(), reason="20 newsgroups are not on this machine"
@@ -41,7 +41,7 @@ needs_newsgroups = pytest.mark.skipif(
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With several workers, files with slow tests come first, so that none works alone at the end."""
+    """With several workers, run files with slow tests first, so that no worker is left with one at the end."""
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in slow)
@@ -66,7 +66,7 @@ BUILD_MODEL = {"label_names": ("no", "yes"), "vocab_size": 120, "pad_id": 0, "ma
 
 
 def write_texts(path: Path, count: int, seed: int) -> Path:
-    """A .csv of `count` texts of 3 to 30 words; the label is the subject of most of them."""
+    """Write a .csv of `count` texts of 3 to 30 words, most of which are about the label."""
     words = {"sea": ["boat", "wave", "fish", "salt"], "sky": ["cloud", "bird", "wind", "star"]}
     rng = random.Random(seed)
     lines = ["text,label"]
@@ -110,12 +110,12 @@ def files(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def demo_files(files: list[str]) -> list[str]:
-    """`files`, with the demonstration's model and optimizer: data=files alone would be fine-tuned."""
+    """`files` with the quickstart's model and optimizer; data=files alone would fine-tune."""
     return ["experiment=quickstart", *files]
 
 
 def save_pretrained_bert(folder: Path, **changes: int) -> dict[str, Any]:
-    """Save a small pretrained BERT in `folder`, as transformers writes it. Returns its weights."""
+    """Save a small pretrained BERT in `folder` in the format of transformers. Returns its weights."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -140,7 +140,7 @@ def save_pretrained_bert(folder: Path, **changes: int) -> dict[str, Any]:
 def start_process(tmp_path: Path):
     """Start a command in tmp_path with no GPU; returns its Popen, with stdout and stderr as text pipes.
 
-    At the end of the test every process that it started, and every process those started, is killed.
+    At the end of the test, these processes and all their descendants are killed.
     """
     mark = f"BERTMON_TEST={uuid.uuid4()}"
 
@@ -162,9 +162,9 @@ def warm_python(tmp_path_factory):
 
 @pytest.fixture
 def start_warm(warm_python, start_process, tmp_path: Path):
-    """As `start_process`, for `python -m MODULE ARGUMENT...` in a process whose imports are made already.
+    """Like `start_process`, for `python -m MODULE ARGUMENT...` in a process with preloaded imports.
 
-    Where a changed PYTHONPATH or a variable of the test's own could matter to imports, a new Python is started.
+    If PYTHONPATH has changed or the test sets variables, which could affect imports, a new Python is started.
     """
     mark = f"BERTMON_TEST={uuid.uuid4()}"
     python_path, started = os.environ.get("PYTHONPATH"), []
@@ -187,10 +187,10 @@ def _variables(mark: str, environment: dict[str, str]) -> dict[str, str]:
 
 
 def _kill_marked(mark: str) -> None:
-    while left := [process for process in psutil.process_iter() if _has_mark(process, mark)]:
-        for process in left:
+    while remaining := [process for process in psutil.process_iter() if _has_mark(process, mark)]:
+        for process in remaining:
             process.kill()
-        psutil.wait_procs(left, timeout=5)
+        psutil.wait_procs(remaining, timeout=5)
 
 
 def _has_mark(process: psutil.Process, mark: str) -> bool:
@@ -209,9 +209,9 @@ def completed(process: subprocess.Popen | WarmProcess) -> subprocess.CompletedPr
 
 @pytest.fixture
 def bertmon(start_warm, tmp_path_factory):
-    """Run `python -m bertmon.run` in tmp_path, with a cache of the tests' own.
+    """Run `python -m bertmon.run` in tmp_path, with a cache that only tests use.
 
-    Returns the CompletedProcess, or with wait=False the process.
+    Returns the CompletedProcess, or the process with wait=False.
     """
     cache = str(tmp_path_factory.getbasetemp() / "cache")
 
@@ -223,7 +223,7 @@ def bertmon(start_warm, tmp_path_factory):
 
 
 def wait_until(condition: Callable[[], Any], process: subprocess.Popen | WarmProcess | None = None) -> Any:
-    """The first true value of `condition`. Fails when `process` ends before, or after TIMEOUT seconds."""
+    """The first true value of `condition`. Fails if `process` ends first, or after TIMEOUT seconds."""
     end = time.monotonic() + TIMEOUT
     while not (value := condition()):
         if process is not None and process.poll() is not None and not condition():
@@ -247,7 +247,7 @@ def results(folder: Path) -> dict[str, dict]:
     }
 
 
-# --- what runs and sweeps leave, without training -------------------------------------------------
+# --- files of runs and sweeps, without training ---------------------------------------------------
 
 STEPS = 100
 
@@ -262,7 +262,7 @@ def weight_table(depth: int) -> WeightTable:
 
 
 def synthetic_history(*, learns: bool, depth: int = 2, every: int = 20) -> History:
-    """A history of STEPS steps with random statistics: the loss falls, or stays where it was."""
+    """A history of STEPS steps with random statistics: the loss falls or stays constant."""
     rng = np.random.default_rng(0)
     lr = np.full(STEPS, 1e-3)
     history = History(RunPlan(lr, 2 * lr, chance_loss=1.4, warmup_frac=0.1, bias_correction=False))
@@ -295,8 +295,8 @@ def nested(overrides):
     return config
 
 
-def leave_run(folder, *, learns=True, accuracy=None, seed=0, overrides=None, measured=True, **changes):
-    """Write what a finished run leaves in `folder`; `changes` are fields of result.json."""
+def write_run(folder, *, learns=True, accuracy=None, seed=0, overrides=None, measured=True, **changes):
+    """Write the files of a finished run to `folder`; `changes` are fields of result.json."""
     folder.mkdir(parents=True)
     accuracy = (0.8 if learns else 0.25) if accuracy is None else accuracy
     evaluations = [{"step": step, "loss": 1.4 - accuracy, "accuracy": accuracy} for step in (50, 100)]
@@ -331,12 +331,12 @@ def leave_run(folder, *, learns=True, accuracy=None, seed=0, overrides=None, mea
 
 
 def comparison(folder, seeds=2, **changes):
-    """The runs of a sweep over two warm-ups, of which the shorter one does not learn."""
+    """Write a sweep over two warm-ups; runs with the shorter one do not learn."""
     for warmup, learns in ((0.1, False), (0.7, True)):
         for seed in range(seeds):
             overrides = {"schedule.warmup_frac": warmup}
             run_dir = folder / f"warmup_frac={warmup}/seed={seed}"
-            leave_run(run_dir, learns=learns, seed=seed, overrides=overrides, **changes)
+            write_run(run_dir, learns=learns, seed=seed, overrides=overrides, **changes)
     return folder
 
 
@@ -358,7 +358,7 @@ def bert_snapshot(layers: int, *, lr: float = 1e-4) -> Snapshot:
 
 
 def compose_config(*overrides):
-    """What Hydra composes from conf/ with these overrides, without Hydra's own part."""
+    """The config that Hydra composes from conf/ with these overrides, without Hydra's own keys."""
     from hydra import compose, initialize_config_module
 
     from bertmon.launch import hydra_setup
@@ -372,7 +372,7 @@ def compose_config(*overrides):
 
 
 class RecordingLog:
-    """A MetricLog that keeps what it gets."""
+    """A MetricLog that records what is logged."""
 
     def __init__(self) -> None:
         self.snapshots: list[Snapshot] = []
@@ -391,9 +391,9 @@ class RecordingLog:
 
 
 class PreparedRun:
-    """Everything that a run has before its first step, on the CPU and without a folder.
+    """A run that is ready for its first step, on the CPU and without a folder.
 
-    history: where to continue from. log: the RecordingLog to write to.
+    history: the history to continue. log: the RecordingLog to write to.
     """
 
     def __init__(self, settings: RunConfig, *, history: History | None = None, log: RecordingLog | None = None) -> None:
@@ -410,7 +410,7 @@ class PreparedRun:
         self.state = TrainState()
 
     def fit(self, save_checkpoint: Callable[[], None] | None = None) -> "PreparedRun":
-        """Train from where the state is to the end; returns the run itself."""
+        """Train from the current state to the end. Returns the run."""
         from bertmon.training.trainer import Trainer
 
         trainer = Trainer(
@@ -443,7 +443,7 @@ def without_monitor(settings: RunConfig) -> RunConfig:
 
 
 def interrupt_run(settings: RunConfig, run_dir: Path, monkeypatch, at: int) -> None:
-    """Run into a KeyboardInterrupt at the first evaluation from step `at` on, with a checkpoint every 5 steps."""
+    """Train until a KeyboardInterrupt at the first evaluation from step `at` on, with checkpoints every 5 steps."""
     from bertmon.training import trainer
     from bertmon.training.run_training import run_training
 
@@ -466,9 +466,9 @@ def interrupt_run(settings: RunConfig, run_dir: Path, monkeypatch, at: int) -> N
 
 @pytest.fixture
 def bertmon_here(tmp_path: Path, tmp_path_factory, monkeypatch: pytest.MonkeyPatch):
-    """Run `bertmon ARGUMENT...` in tmp_path in this process, which saves the seconds of a start.
+    """Run `bertmon ARGUMENT...` in tmp_path in this process, which saves the seconds of a start-up.
 
-    Returns a CompletedProcess. Log handlers and signal handlers are those of before afterwards.
+    Returns a CompletedProcess. Log handlers and signal handlers are restored afterwards.
     """
     from bertmon.cli import main
 

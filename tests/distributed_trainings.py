@@ -1,6 +1,6 @@
-"""The same small training by several loops, on one process or on two that share its batches.
+"""The same small training in several kinds of loops, on one process or on two that share the batches.
 
-torchrun --nproc-per-node=2 distributed_trainings.py FOLDER: one after another, in FOLDER/KIND/watched each.
+torchrun --nproc-per-node=2 distributed_trainings.py FOLDER: one after another, each in FOLDER/KIND/watched.
 """
 
 import sys

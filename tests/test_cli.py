@@ -23,7 +23,7 @@ def launch(folder, age):
     return folder
 
 
-def test_latest_sweep_is_the_one_started_last_whatever_its_name(tmp_path):
+def test_latest_sweep_is_the_one_started_last_regardless_of_its_name(tmp_path):
     assert cli.latest_sweep(tmp_path) is None
     assert cli.latest_sweep(tmp_path / "nowhere") is None
     (tmp_path / "zzz").mkdir()
@@ -46,14 +46,14 @@ def test_tensorboard_listens_on_this_machine_only(tmp_path, monkeypatch, capsys)
 
 
 def test_tensorboard_without_a_sweep_names_what_is_expected(start_process):
-    done = completed(start_process([sys.executable, "-m", "bertmon", "tensorboard"]))
+    process = completed(start_process([sys.executable, "-m", "bertmon", "tensorboard"]))
     message = "bertmon tensorboard: there is no sweep in ./multirun; give the folder of one.\n"
-    assert (done.returncode, done.stderr) == (1, message)
+    assert (process.returncode, process.stderr) == (1, message)
 
 
-def test_bertmon_alone_and_help_print_all_commands(capsys):
-    for words in ([], ["--help"], ["-h"]):
-        cli.main(words)
+def test_bertmon_without_arguments_and_help_print_all_commands(capsys):
+    for arguments in ([], ["--help"], ["-h"]):
+        cli.main(arguments)
         overview = capsys.readouterr().out
         for name in ("run", "resume", "rerun", "compare", "predict", "range", "tensorboard", "--version"):
             assert name in overview
@@ -76,7 +76,7 @@ def test_help_of_a_subcommand_names_its_arguments(capsys, command):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["tensorbord"], "bertmon tensorbord: no such command; did you mean tensorboard?"),
         (["comprae", "x"], "bertmon comprae: no such command; did you mean compare?"),
@@ -86,17 +86,17 @@ def test_help_of_a_subcommand_names_its_arguments(capsys, command):
         ),
     ],
 )
-def test_mistyped_subcommand_gets_a_suggestion(words, message):
+def test_mistyped_subcommand_gets_a_suggestion(arguments, message):
     with pytest.raises(SystemExit) as end:
-        cli.main(words)
+        cli.main(arguments)
     assert end.value.code == message
 
 
 def test_console_script_shows_configs_from_any_directory(start_process):
     script = Path(sys.executable).with_name("bertmon")
-    done = completed(start_process([str(script), "run", "--cfg", "job"]))
-    assert done.returncode == 0, done.stderr
-    assert "warmup_frac: 0.1" in done.stdout
+    process = completed(start_process([str(script), "run", "--cfg", "job"]))
+    assert process.returncode == 0, process.stderr
+    assert "warmup_frac: 0.1" in process.stdout
 
 
 def test_help_imports_neither_torch_nor_transformers_nor_sklearn(start_process):
@@ -107,12 +107,12 @@ def test_help_imports_neither_torch_nor_transformers_nor_sklearn(start_process):
         "except SystemExit: pass\n"
         "print('LOADED', sorted({'torch', 'transformers', 'sklearn', 'matplotlib'} & set(sys.modules)))\n"
     )
-    done = completed(start_process([sys.executable, "-c", code]))
-    assert done.stdout.splitlines()[-1] == "LOADED []", done.stderr
-    assert "bertmon resume multirun/<sweep>" in done.stdout
+    process = completed(start_process([sys.executable, "-c", code]))
+    assert process.stdout.splitlines()[-1] == "LOADED []", process.stderr
+    assert "bertmon resume multirun/<sweep>" in process.stdout
 
 
-def test_program_names_what_started_this_process(monkeypatch, tmp_path):
+def test_program_is_the_command_that_started_this_process(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["/x/bertmon/__main__.py"])
     monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-m", "bertmon"])
     assert program() == [sys.executable, "-m", "bertmon"]
@@ -133,18 +133,18 @@ def test_program_names_what_started_this_process(monkeypatch, tmp_path):
 
 def test_program_runs_when_pasted(start_process):
     command = shlex.join([*program(), "--version"])
-    done = completed(start_process(["sh", "-c", command], cwd=Path.cwd()))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("bertmon ")
+    process = completed(start_process(["sh", "-c", command], cwd=Path.cwd()))
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("bertmon ")
 
 
-def placed(folder):
+def folder_overrides(folder):
     """The overrides that place all runs of a launch in its folder."""
     folder, run_dir = quote_override(folder), quote_override(f"{folder}/${{hydra.sweep.subdir}}")
     return [f"hydra.sweep.dir={folder}", f"hydra.run.dir={run_dir}", f"resume={folder}"]
 
 
-def test_resume_from_another_folder_prints_paths_that_are_right_there(tmp_path, monkeypatch):
+def test_resume_from_another_folder_uses_paths_that_are_valid_there(tmp_path, monkeypatch):
     from bertmon.launch.run_dirs import resume_argvs
     from bertmon.result import SweepFile
 
@@ -152,25 +152,25 @@ def test_resume_from_another_folder_prints_paths_that_are_right_there(tmp_path, 
     sweep.mkdir(parents=True)
     SweepFile(("x/seed=0",), ("seed=1,2", "-m"), str(started)).write(sweep)
     monkeypatch.chdir(started)
-    assert resume_argvs(Path("multirun/now")) == [[str(started), "seed=1,2", "-m", *placed("multirun/now")]]
+    assert resume_argvs(Path("multirun/now")) == [[str(started), "seed=1,2", "-m", *folder_overrides("multirun/now")]]
     monkeypatch.chdir(tmp_path)
     ((directory, *arguments),) = resume_argvs(sweep.relative_to(tmp_path))
-    assert (directory, arguments) == (str(started), ["seed=1,2", "-m", *placed(sweep)])  # absolute: right from both
+    assert (directory, arguments) == (str(started), ["seed=1,2", "-m", *folder_overrides(sweep)])  # valid from both
     (tmp_path / "deeper").mkdir()
     (tmp_path / "deeper" / "link").symlink_to(started)
     SweepFile(("x/seed=0",), ("seed=1,2",), str(tmp_path / "deeper" / "link")).write(sweep)
     monkeypatch.chdir(started)
-    assert resume_argvs(Path("multirun/now")) == [[str(started), "seed=1,2", *placed("multirun/now")]]
+    assert resume_argvs(Path("multirun/now")) == [[str(started), "seed=1,2", *folder_overrides("multirun/now")]]
 
 
 @pytest.mark.parametrize(
     ("runs", "named", "now"),
     [
         ((".",), "++hydra.run.dir=before", ["hydra.run.dir=now", "resume=now"]),
-        (("x/seed=0",), "hydra.run.dir='before/${hydra.sweep.subdir}'", placed("now")),
-        (("x/seed=0",), "hydra.run.dir=before/x/seed=0/", placed("now")),
-        (("x/seed=0",), "hydra.sweep.dir=${now:%H-%M}", placed("now")),
-        (("x/seed=0",), "+resume=elsewhere", placed("now")),
+        (("x/seed=0",), "hydra.run.dir='before/${hydra.sweep.subdir}'", folder_overrides("now")),
+        (("x/seed=0",), "hydra.run.dir=before/x/seed=0/", folder_overrides("now")),
+        (("x/seed=0",), "hydra.sweep.dir=${now:%H-%M}", folder_overrides("now")),
+        (("x/seed=0",), "+resume=elsewhere", folder_overrides("now")),
     ],
 )
 def test_resume_of_a_moved_folder_resumes_there(tmp_path, monkeypatch, runs, named, now):
@@ -196,7 +196,7 @@ def test_resume_adds_overrides_to_the_earlier_command(tmp_path, monkeypatch):
         cli.main(["resume", ".", "seed=1"])
 
 
-def test_resume_where_the_directory_is_gone_prints_what_to_start(tmp_path):
+def test_resume_in_a_deleted_directory_prints_the_command_to_start(tmp_path):
     from bertmon.launch.run_dirs import resume_argvs
     from bertmon.result import SweepFile
 
@@ -228,20 +228,20 @@ def test_run_is_called_with_its_arguments(monkeypatch):
     assert calls == [["seed=1"], ["schedule.warmup_frac=0.1", "-m"], ["-m", "seed=1,2"]]
 
 
-def test_modules_that_only_unix_has_are_not_imported_at_the_top(tmp_path):
+def test_unix_only_modules_are_not_imported_at_the_top(tmp_path):
     blocked = "import sys\nfor name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'): sys.modules[name] = None\n"
     modules = ("cli", "launch.hydra_setup", "launch.command_line", "launch.final_summary")
     code = f"{blocked}import {', '.join(f'bertmon.{name}' for name in modules)}"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
 
 
-def test_run_into_a_pipe_that_closes_trains_to_its_end_quietly(start_process, demo_files, tmp_path):
-    words = [sys.executable, "-m", "bertmon.run", *demo_files, "hydra.run.dir=run", "monitor.figures=false"]
-    command = f"{shlex.join(words)} | head -n 1"
-    done = completed(start_process(["sh", "-c", command], cwd=tmp_path))
-    assert done.stdout.startswith("experiment=quickstart, as requested")
-    assert "Error" not in done.stderr
+def test_run_into_a_pipe_that_closes_trains_to_the_end_quietly(start_process, demo_files, tmp_path):
+    arguments = [sys.executable, "-m", "bertmon.run", *demo_files, "hydra.run.dir=run", "monitor.figures=false"]
+    command = f"{shlex.join(arguments)} | head -n 1"
+    process = completed(start_process(["sh", "-c", command], cwd=tmp_path))
+    assert process.stdout.startswith("experiment=quickstart, as requested")
+    assert "Error" not in process.stderr
     assert RunResult.read_ended(tmp_path / "run") is not None
     assert "accuracy/test" in (tmp_path / "run" / "run.log").read_text()
 
@@ -256,13 +256,13 @@ def test_launch_interrupted_while_its_report_is_written_ends_quietly(
     monkeypatch.setattr("bertmon.compare.report.write_report", fail)
     monkeypatch.setattr("bertmon.run.exit_after_closed_pipe", lambda: sys.exit(1))
     monkeypatch.setattr("bertmon.launch.final_summary._statuses", lambda _: [None])
-    done = bertmon_here("run", *demo_files, "hydra.run.dir=run", "train.epochs=1", "monitor=off")
-    assert done.returncode == code
-    assert "Traceback" not in done.stderr
-    assert "To resume: " in done.stdout  # printed before the report is written
+    process = bertmon_here("run", *demo_files, "hydra.run.dir=run", "train.epochs=1", "monitor=off")
+    assert process.returncode == code
+    assert "Traceback" not in process.stderr
+    assert "To resume: " in process.stdout  # printed before the report is written
 
 
 def test_help_into_a_pipe_that_closes_ends_quietly(start_process):
     command = f"{shlex.quote(sys.executable)} -m bertmon.run --help | head -n 1"
-    done = completed(start_process(["sh", "-c", command], cwd=Path.cwd()))
-    assert done.stderr == ""
+    process = completed(start_process(["sh", "-c", command], cwd=Path.cwd()))
+    assert process.stderr == ""

@@ -103,14 +103,14 @@ def test_config_key_that_a_named_model_would_ignore_is_refused(overrides, messag
         load_config(["experiment=quickstart", *overrides])
 
 
-def test_config_dropout_of_pretrained_model_may_change():
+def test_config_dropout_of_pretrained_model_can_be_changed():
     config = load_config(["model=bert_base_pretrained", "model.hidden_dropout_prob=0.2", "data.max_length=256"])
     assert config.model.hidden_dropout_prob == 0.2
 
 
 def test_cache_path_follows_xdg_and_home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", "")  # as good as unset
+    monkeypatch.setenv("XDG_CACHE_HOME", "")  # same as unset
     assert load_config().cache_path() == tmp_path / ".cache" / "bertmon"
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
     assert str(load_config().cache_path()) == "/elsewhere/bertmon"
@@ -163,7 +163,7 @@ def test_config_fields_have_docstrings():
 GROUPS = {"data", "model", "optimizer", "schedule", "train", "monitor", "thresholds"}
 
 
-def test_run_identity_has_what_makes_the_numbers():
+def test_run_identity_has_the_keys_that_affect_results():
     identity = config.run_identity(dataclasses.asdict(config.RunConfig(name="mine")))
     assert identity["optimizer.lr"] == 1e-3
     assert identity["schedule.decay"] == "linear"
@@ -181,7 +181,7 @@ def test_run_identity_has_what_makes_the_numbers():
     assert identity == json.loads(json.dumps(identity))
 
 
-def test_run_identity_of_version_0_1_has_todays_keys():
+def test_run_identity_of_version_0_1_has_the_current_keys():
     old = {
         "cache": None,
         "seed": 1,
@@ -211,15 +211,15 @@ def test_renamed_keys_exist():
 
 
 def test_require_same_run_lists_all_differences():
-    here = config.run_identity(dataclasses.asdict(config.RunConfig()))
-    config.require_same_run(here, json.loads(json.dumps(here)), Path("sweep"))
-    changed = {**here, "optimizer.lr": 0.5, "train.epochs": 7}
+    identity = config.run_identity(dataclasses.asdict(config.RunConfig()))
+    config.require_same_run(identity, json.loads(json.dumps(identity)), Path("sweep"))
+    changed = {**identity, "optimizer.lr": 0.5, "train.epochs": 7}
     message = (
         "sweep: cannot resume with different settings: optimizer.lr was 0.001, now 0.5; train.epochs was 3, now 7. "
         "Give the earlier values on the command line, or start a new run."
     )
     with pytest.raises(InputError, match=re.escape(message)):
-        config.require_same_run(changed, here, Path("sweep"))
+        config.require_same_run(changed, identity, Path("sweep"))
 
 
 @pytest.mark.parametrize(
@@ -234,20 +234,20 @@ def test_require_same_run_lists_all_differences():
 def test_default_identity_has_the_defaults_of_the_data(data):
     identity = config.run_identity(dataclasses.asdict(config.RunConfig(data=data)))
     for key in identity:
-        known = {other: value for other, value in identity.items() if other != key}
+        rest = {other: value for other, value in identity.items() if other != key}
         if key not in ("data.train", "data.name"):  # which have no default
-            assert config.default_identity(known)[key] == identity[key], key
+            assert config.default_identity(rest)[key] == identity[key], key
 
 
-def test_require_same_run_takes_keys_of_later_versions_at_their_defaults():
-    here = config.run_identity(dataclasses.asdict(config.RunConfig()))
-    earlier = {key: value for key, value in here.items() if key != "monitor.thresholds.slow_after"}
-    config.require_same_run(here, earlier, Path("sweep"))
+def test_require_same_run_assumes_defaults_for_keys_of_later_versions():
+    identity = config.run_identity(dataclasses.asdict(config.RunConfig()))
+    earlier = {key: value for key, value in identity.items() if key != "monitor.thresholds.slow_after"}
+    config.require_same_run(identity, earlier, Path("sweep"))
     with pytest.raises(InputError, match=r"monitor\.thresholds\.slow_after was 0\.3, now 0\.5\. Give"):
-        config.require_same_run({**here, "monitor.thresholds.slow_after": 0.5}, earlier, Path("sweep"))
+        config.require_same_run({**identity, "monitor.thresholds.slow_after": 0.5}, earlier, Path("sweep"))
 
 
 def test_model_in_the_home_folder_is_found(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    made = config.ModelConfig(name="~/weights", tokenizer="~/words")
-    assert (made.name, made.tokenizer) == ("/home/me/weights", "/home/me/words")
+    model = config.ModelConfig(name="~/weights", tokenizer="~/words")
+    assert (model.name, model.tokenizer) == ("/home/me/weights", "/home/me/words")

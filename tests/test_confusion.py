@@ -1,4 +1,4 @@
-"""Metrics from one confusion matrix, next to scikit-learn's and scipy's."""
+"""Metrics of a confusion matrix, compared with scikit-learn's and scipy's."""
 
 import itertools
 
@@ -19,14 +19,14 @@ from bertmon.metrics import (
 
 
 def predictions(classes, texts, skill, seed=0):
-    """Labels, and predictions of which a share of `skill` is right for sure."""
+    """Random labels, and predictions: copies of a share of `skill` of the labels, guesses for the rest."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, texts)
     return labels, np.where(rng.random(texts) < skill, labels, rng.integers(0, classes, texts))
 
 
 @pytest.mark.parametrize(("classes", "texts", "skill"), [(2, 50, 0.3), (4, 200, 0.5), (7, 90, 0.0), (3, 30, 1.0)])
-def test_metrics_of_a_confusion_matrix_are_those_of_scikit_learn(classes, texts, skill):
+def test_metrics_of_a_confusion_matrix_match_scikit_learn(classes, texts, skill):
     labels, predicted = predictions(classes, texts, skill)
     confusion = reference.confusion_matrix(labels, predicted, labels=range(classes))
     result = EvalResult.from_confusion(3, 1.5, confusion)
@@ -47,7 +47,7 @@ def test_metrics_of_constant_predictions_are_those_of_guessing():
 
 
 @pytest.mark.parametrize(("classes", "texts", "skill"), [(2, 40, 0.2), (2, 400, 0.1), (4, 300, 0.1), (5, 60, 0.6)])
-def test_guessing_p_is_that_of_two_exact_tests_corrected_for_their_number(classes, texts, skill):
+def test_guessing_p_combines_two_exact_tests_corrected_for_their_number(classes, texts, skill):
     labels, predicted = predictions(classes, texts, skill)
     confusion = reference.confusion_matrix(labels, predicted, labels=range(classes))
     right, share = int(np.trace(confusion)), np.bincount(labels).max() / texts
@@ -68,7 +68,7 @@ def test_guessing_rarely_passes_for_learning():
         labels, predicted = predictions(3, 120, 0.0, seed)
         confusion = reference.confusion_matrix(labels, predicted, labels=range(3))
         passed += not did_not_learn(EvalResult.from_confusion(0, 1.0, confusion), 0.4, 120)
-    assert passed <= 6  # 0.5 % of 400 are 2; more than 6 come once in 200 such trials
+    assert passed <= 6  # 0.5 % of 400 are 2; more than 6 occur once in 200 such trials
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_did_not_learn_is_right_for_imbalanced_and_small_test_sets(confusion, ex
     assert did_not_learn(EvalResult.from_confusion(0, 1.0, matrix), majority, int(matrix.sum())) is expected
 
 
-def test_best_evaluation_goes_by_the_metric_and_takes_the_first_of_equals():
+def test_best_evaluation_uses_the_metric_and_takes_the_first_of_ties():
     rising = [EvalResult(step, 1.0, accuracy, mcc=mcc) for step, accuracy, mcc in ((1, 0.5, 0.3), (2, 0.6, 0.1))]
     assert best_evaluation(rising, "accuracy").step == 2
     assert best_evaluation(rising, "mcc").step == 1

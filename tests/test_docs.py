@@ -1,4 +1,4 @@
-"""The documents: generated pages are current, links lead somewhere, commands are ones that the program takes."""
+"""The documentation: generated pages are current, links have targets, and commands are valid."""
 
 import re
 import shlex
@@ -20,13 +20,13 @@ def test_generated_page_is_current(name):
 
 
 def anchors(page: Path) -> set[str]:
-    """Fragments of a page's headings, as GitHub makes them."""
+    """Fragments of a page's headings, as GitHub generates them."""
     headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_of_a_page_lead_somewhere(page):
+def test_links_of_a_page_have_targets(page):
     missing = []
     for link in LINK.findall(FENCE.sub("", page.read_text())):
         if link.startswith(("http://", "https://", "mailto:")):
@@ -68,9 +68,9 @@ def test_command_composes(words, monkeypatch):
     from bertmon.launch.compose import load_config
 
     if {"--config-dir", "--help"} & set(words) or any("<" in word for word in words):
-        pytest.skip("names a folder of the reader's own, or prints only")
+        pytest.skip("names a folder of the reader, or only prints")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    is_override = re.compile(r"[\w/.]+=(?!(tag|choice|interval|range)\()")  # a search's ranges are its sweeper's
+    is_override = re.compile(r"[\w/.]+=(?!(tag|choice|interval|range)\()")  # ranges of a search are read by its sweeper
     overrides = [word for word in words if is_override.match(word)]
     for values in {tuple(one_value(word, which) for word in overrides) for which in (0, -1)}:
         load_config(values)

@@ -1,4 +1,4 @@
-"""The programs in examples/, in this process: a learning rate of 1e-2 makes their model collapse."""
+"""The programs in examples/, run in this process: at a learning rate of 1e-2 their model collapses."""
 
 import importlib
 import logging

@@ -1,7 +1,7 @@
-"""Whatever bytes a file holds: a result, or the error that its reader documents.
+"""Any bytes in a file give a result or the documented error of its reader.
 
-Bytes at random, and whole files that were cut, flipped and spliced. In CI the examples are few and always the same;
-BERTMON_FUZZ=100000 tries as many new ones of each.
+The bytes are random, or valid files that were cut, flipped and spliced. In CI the examples are few and always the same;
+BERTMON_FUZZ=100000 tries that many new ones for each test.
 """
 
 import io
@@ -37,7 +37,7 @@ fuzzed = settings(
     max_examples=MORE or 150,
     derandomize=not MORE,
     database=None,
-    deadline=None if MORE else 5000,  # ms; a reader that hangs
+    deadline=None if MORE else 5000,  # ms; catches a reader that hangs
     suppress_health_check=list(HealthCheck),
 )
 
@@ -47,9 +47,9 @@ WORDS += [b"text", b"label", b"runs", b"status", b"PK\x03\x04", b"PK\x01\x02", b
 
 
 @st.composite
-def mutated(draw, whole):
-    """A whole file after some accidents."""
-    content = bytearray(draw(st.sampled_from(whole)))
+def mutated(draw, files):
+    """A valid file with random mutations."""
+    content = bytearray(draw(st.sampled_from(files)))
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(content)))
         match draw(st.integers(0, 5)):
@@ -70,8 +70,8 @@ def mutated(draw, whole):
     return bytes(content)
 
 
-def contents(*whole):
-    return mutated(whole) | st.binary(max_size=200) | st.lists(st.sampled_from(WORDS), max_size=20).map(b"".join)
+def contents(*files):
+    return mutated(files) | st.binary(max_size=200) | st.lists(st.sampled_from(WORDS), max_size=20).map(b"".join)
 
 
 @cache
@@ -80,7 +80,7 @@ def folder() -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _left_clean():
+def _remove_folder():
     yield
     shutil.rmtree(folder())
     folder.cache_clear()
@@ -110,7 +110,7 @@ def check_texts(content: bytes, suffix: str) -> None:
 @given(contents(TABLE), st.sampled_from([".csv", ".tsv"]))
 @example(TABLE.replace(b"\n", b"\r"), ".csv")
 @example(b"\0" * 100, ".csv")
-@example(b'"text\n1,"\tlabel\n', ".tsv")  # found: the csv module names the delimiter as it is
+@example(b'"text\n1,"\tlabel\n', ".tsv")  # found by fuzzing: the csv module prints the delimiter unescaped
 @example(b"text,label\n" + b'"' * 1001, ".csv")
 def test_any_table_is_read_or_refused(content, suffix):
     check_texts(content, suffix)
@@ -126,7 +126,7 @@ def test_any_json_lines_are_read_or_refused(content):
 
 
 @cache
-def whole_checkpoint() -> bytes:
+def valid_checkpoint() -> bytes:
     layer = torch.nn.Linear(3, 2)
     adamw = torch.optim.AdamW(layer.parameters())
     layer(torch.ones(1, 3)).sum().backward()
@@ -137,11 +137,11 @@ def whole_checkpoint() -> bytes:
 
 
 @fuzzed
-@given(st.deferred(lambda: contents(whole_checkpoint())))
+@given(st.deferred(lambda: contents(valid_checkpoint())))
 @example(b"\xff\xff\xff\xff\x00\x00\x00\x00{}")
 @example((100 * 10**9).to_bytes(8, "little") + b"{}")
 def test_any_checkpoint_is_restored_or_corrupt(content):
-    """A changed one is never mistaken for a complete one."""
+    """A changed checkpoint is never mistaken for a valid one."""
     path = folder() / "checkpoint"
     path.write_bytes(content)
     try:
@@ -157,25 +157,25 @@ def test_any_checkpoint_is_restored_or_corrupt(content):
 
 
 def test_checkpoint_with_changed_metadata_is_corrupt(tmp_path):
-    changed = whole_checkpoint().replace(b'\\"steps\\": 100', b'\\"steps\\": 900')
-    assert changed != whole_checkpoint()
+    changed = valid_checkpoint().replace(b'\\"steps\\": 100', b'\\"steps\\": 900')
+    assert changed != valid_checkpoint()
     (tmp_path / "c").write_bytes(changed)
     with pytest.raises(CorruptCheckpointError, match="its checksums do not match"):
         Checkpoint(tmp_path / "c")
 
 
 @cache
-def whole_cache() -> bytes:
+def valid_cache() -> bytes:
     cached_bytes(folder() / "cache", "whole", lambda: b"what was made once")
     return (folder() / "cache" / "whole").read_bytes()
 
 
 @fuzzed
-@given(st.deferred(lambda: contents(whole_cache())))
+@given(st.deferred(lambda: contents(valid_cache())))
 def test_any_cache_file_is_used_or_rebuilt(content):
     (folder() / "cache").mkdir(exist_ok=True)
     (folder() / "cache" / "file").write_bytes(content)
-    expected = b"made again" if content != whole_cache() else b"what was made once"
+    expected = b"made again" if content != valid_cache() else b"what was made once"
     assert cached_bytes(folder() / "cache", "file", lambda: b"made again") == expected
 
 
@@ -193,7 +193,7 @@ def bomb(size: int) -> bytes:
 
 
 def claim(shape: tuple[int, ...]) -> bytes:
-    """A history whose rates say that they are large, and are not there."""
+    """A history whose rates claim a large shape but have no data."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as packed, packed.open("lr.npy", "w") as part:
         np.lib.format.write_array_header_1_0(part, {"descr": "<f8", "fortran_order": False, "shape": shape})
@@ -206,14 +206,14 @@ with np.load(io.BytesIO(LEARNS)) as _arrays:
 
 
 def reseal(content: bytes) -> bytes:
-    """The same archive with the right checksums, where it still is one, so that zip lets its arrays through."""
+    """The same archive with correct checksums, if it still is one, so that zipfile reads its arrays."""
     file = io.BytesIO()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w") as new:
             for part in old.infolist():
                 start = part.header_offset + 30 + len(part.filename) + len(part.extra)
                 new.writestr(part.filename, content[start : start + min(part.file_size, len(content))])
-    except Exception:  # no archive any more
+    except Exception:  # no longer an archive
         return content
     return file.getvalue()
 
@@ -240,7 +240,7 @@ def test_any_history_is_read_or_refused(content):
 
 def test_history_larger_than_memory_is_refused_before_it_is_unpacked(monkeypatch):
     monkeypatch.setattr("bertmon.monitor.history._LARGEST", 2**25)
-    monkeypatch.setattr(np, "load", lambda *arguments, **more: pytest.fail("unpacked"))
+    monkeypatch.setattr(np, "load", lambda *arguments, **options: pytest.fail("unpacked"))
     with pytest.raises(ValueError, match="more than 33554432 bytes"):
         History.from_bytes(bomb(2**26))
 
@@ -254,7 +254,7 @@ RESULT = "warmup_frac=0.7/seed=0/result.json"
 
 
 @cache
-def whole_result() -> bytes:
+def valid_result() -> bytes:
     return (sweep() / RESULT).read_bytes()
 
 
@@ -266,23 +266,23 @@ anything = st.recursive(
 
 @st.composite
 def changed_results(draw):
-    """A result whose values at some depth are others, as JSON."""
-    found = json.loads(whole_result())
+    """A result as JSON, with some values replaced at some depth."""
+    result = json.loads(valid_result())
     for _ in range(draw(st.integers(1, 3))):
-        at = found
+        at = result
         while True:
             key = draw(st.sampled_from(sorted(at))) if isinstance(at, dict) else draw(st.integers(0, len(at) - 1))
             if not (isinstance(at[key], dict | list) and at[key] and draw(st.booleans())):
                 break
             at = at[key]
         at[key] = draw(anything)
-    return json.dumps(found).encode()
+    return json.dumps(result).encode()
 
 
 @fuzzed
-@given(st.deferred(lambda: contents(whole_result()) | changed_results()))
+@given(st.deferred(lambda: contents(valid_result()) | changed_results()))
 def test_any_result_leaves_the_summary_readable(content):
-    """A corrupt one affects its own run alone; the summary is printed all the same."""
+    """A corrupt result affects only its own run; the summary is still printed."""
     (sweep() / RESULT).write_bytes(content)
     read = read_sweep([sweep()])
     text = (
@@ -305,7 +305,7 @@ PLAN = b'{"runs": ["warmup_frac=0.1/seed=0", "a/seed=1"], "command": ["seed=1,2"
 @given(contents(PLAN) | anything.map(lambda value: json.dumps({"runs": value, "command": value}).encode()))
 @example(b'{"runs": ["../x"]}')
 @example(b'{"runs": ["/x"]}')
-@example(json.dumps({"runs": [], "command": [], "directory": "x" * 5000}).encode())  # found: its name is too long
+@example(json.dumps({"runs": [], "command": [], "directory": "x" * 5000}).encode())  # found by fuzzing: a long name
 def test_any_sweep_file_stays_inside_its_folder(content):
     (folder() / SWEEP_FILE).write_bytes(content)
     for name in run_names(folder()):

@@ -22,23 +22,23 @@ def offline(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", fail)
 
 
-def test_a_folder_needs_no_network(offline, tmp_path):
+def test_folder_needs_no_network(offline, tmp_path):
     assert local_files_only("model.name", str(tmp_path))
-    assert local_files_only("model.name", "./no/such/folder")  # the loader's own message says so
+    assert local_files_only("model.name", "./no/such/folder")  # the loader reports that it is missing
 
 
-def test_out_of_reach_is_said_at_once_with_what_to_do(offline):
+def test_unreachable_hub_is_one_error_with_alternatives(offline):
     message = r"model\.name=no-such/model is not on this machine(.|\n)*use model\.name=FOLDER, a model downloaded"
     with pytest.raises(InputError, match=message):
         local_files_only("model.name", "no-such/model")
 
 
-def test_out_of_reach_the_cache_will_do(offline, monkeypatch):
+def test_unreachable_hub_is_no_error_if_the_model_is_cached(offline, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: f"/cache/{name}/{file}")
     assert local_files_only("model.name", "some/model")
 
 
-def test_within_reach_or_behind_a_proxy_the_hub_is_asked(monkeypatch):
+def test_reachable_hub_or_proxy_is_used(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *address: [])
     assert not local_files_only("model.name", "some/model")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")

@@ -11,7 +11,7 @@ import pytest
 import bertmon
 
 ROOT = Path(bertmon.__file__).parent
-FLOORS = [
+LAYERS = [
     {"sanitize", "notation", "parameter_names"},
     {"errors", "plot_style"},
     {"storage", "schedule", "metrics", "distributed"},
@@ -27,13 +27,13 @@ FLOORS = [
     {"__main__"},
     {""},  # bertmon/__init__.py, the public API: it imports its parts on first use
 ]
-"""From the bottom up. A module imports modules of its own wing and of the floors below."""
+"""From the bottom up. A module imports only from its own subpackage and from the layers below."""
 
 HYDRA = {"launch", "run", "cli", "__main__"}
-NUMPY_ALONE = {"monitor.history", "monitor.diagnosis"}
+NUMPY_ONLY = {"monitor.history", "monitor.diagnosis"}
 
 
-def wing(module: str) -> str:
+def subpackage(module: str) -> str:
     return module.partition(".")[0]
 
 
@@ -52,7 +52,7 @@ def imported_names(path: Path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def inside(name: str) -> str | None:
+def source_module(name: str) -> str | None:
     """The module of this package that provides an imported name; None for other packages."""
     package, _, rest = name.partition(".")
     if package != "bertmon":
@@ -66,21 +66,21 @@ SOURCES = {module_name(path): tuple(imported_names(path)) for path in sorted(ROO
 EDGES = {
     (module, target)
     for module, names in SOURCES.items()
-    for target in map(inside, names)
+    for target in map(source_module, names)
     if target is not None and target != module
 }
 
 
-def test_every_module_has_a_floor():
-    assert {wing(module) for module in SOURCES} == set().union(*FLOORS)
+def test_every_module_has_a_layer():
+    assert {subpackage(module) for module in SOURCES} == set().union(*LAYERS)
 
 
 def test_imports_point_down():
-    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    layer = {name: number for number, names in enumerate(LAYERS) for name in names}
     wrong = {
         (module, target)
         for module, target in EDGES
-        if wing(module) != wing(target) and floor[wing(module)] <= floor[wing(target)]
+        if subpackage(module) != subpackage(target) and layer[subpackage(module)] <= layer[subpackage(target)]
     }
     assert wrong == set()
 
@@ -98,12 +98,12 @@ def libraries(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize("module", sorted(SOURCES))
-def test_libraries_stay_in_their_wings(module):
-    if wing(module) not in HYDRA:
+def test_libraries_stay_in_their_subpackages(module):
+    if subpackage(module) not in HYDRA:
         assert "hydra" not in libraries(module)
-    if module in NUMPY_ALONE:
+    if module in NUMPY_ONLY:
         assert libraries(module) <= {"numpy"}
-    if wing(module) == "compare":
+    if subpackage(module) == "compare":
         assert not libraries(module) & {"torch", "transformers"}
 
 
@@ -116,7 +116,7 @@ def test_libraries_stay_in_their_wings(module):
         ("import bertmon.integrations.own_loop", {"hydra", "sklearn"}),
     ],
 )
-def test_an_import_loads_only_what_it_needs(statement, absent):
+def test_import_loads_only_what_it_needs(statement, absent):
     code = f"import sys; {statement}; print(*({absent!r} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == []

@@ -1,4 +1,4 @@
-"""When an accuracy is more than guessing, intervals, and an evaluation as JSON; matrices are in test_confusion.py."""
+"""Accuracy against guessing, intervals, and evaluations as JSON; confusion matrices are in test_confusion.py."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def test_did_not_learn_by_accuracy_alone_is_the_exact_binomial_test(texts, major
         (1.0, 1.0, 40, True),  # a test split of one class
     ],
 )
-def test_did_not_learn_by_accuracy_alone_is_as_written_out(accuracy, majority_share, texts, expected):
+def test_did_not_learn_by_accuracy_alone_in_known_cases(accuracy, majority_share, texts, expected):
     assert did_not_learn(EvalResult(1, 1.0, accuracy), majority_share, texts) is expected
 
 
@@ -56,21 +56,21 @@ def test_texts_needed_is_the_smallest_number_that_tells_halfway_from_guessing(ma
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 1), (1, 1), (0, 20), (3, 20), (20, 20), (137, 1000)])
-def test_wilson_interval_is_that_of_scipy(count, n):
+def test_wilson_interval_matches_scipy(count, n):
     expected = stats.binomtest(count, n).proportion_ci(0.95, method="wilson")
     assert wilson_interval(count, n) == pytest.approx((expected.low, expected.high), abs=1e-4)
 
 
-def test_wilson_interval_of_nothing_seen_is_everything():
+def test_wilson_interval_of_no_trials_is_0_to_1():
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
-def test_eval_result_through_json_is_the_same():
+def test_eval_result_is_unchanged_by_json():
     result = EvalResult.from_confusion(3, 1.5, np.array([[3, 1], [0, 4]]))
     assert EvalResult.from_dict(json.loads(json.dumps(dataclasses.asdict(result)))) == result
 
 
-def test_eval_result_of_version_0_1_has_nan_for_what_it_did_not_know():
+def test_eval_result_of_version_0_1_has_nan_for_metrics_it_lacked():
     result = EvalResult.from_dict({"step": 3, "loss": None, "accuracy": 0.5})
     assert (result.step, result.accuracy, result.confusion) == (3, 0.5, None)
     assert all(math.isnan(value) for value in (result.loss, result.f1_macro, result.mcc))

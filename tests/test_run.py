@@ -1,4 +1,4 @@
-"""The program as a user starts it: real event demo_files, in a few tests in a process of its own."""
+"""The program as a user starts it: real event files, and in a few tests a separate process."""
 
 import gc
 import json
@@ -21,18 +21,18 @@ def only_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_sweep_trains_all_runs_and_leaves_everything_that_readme_names(bertmon, demo_files, tmp_path):
-    done = bertmon("schedule.warmup_frac=0.1,0.7", "-m", *demo_files)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    lines = done.stdout.splitlines()
+def test_sweep_trains_all_runs_and_writes_everything_that_the_readme_names(bertmon, demo_files, tmp_path):
+    process = bertmon("schedule.warmup_frac=0.1,0.7", "-m", *demo_files)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    lines = process.stdout.splitlines()
     assert lines[0].startswith("experiment=quickstart, as requested; others are ")
     folder = only_folder(tmp_path)
     logdir = folder.relative_to(tmp_path)
     assert lines[-1].endswith(f"-m bertmon tensorboard {logdir}")
     assert lines[-2] == f"Report: {logdir}/report.html"
-    assert re.search(r"^run 2 of 2, about \d+ s left; 1 ended: ", done.stdout, flags=re.MULTILINE)
-    assert "#0 :" not in done.stdout
+    assert re.search(r"^run 2 of 2, about \d+ s left; 1 ended: ", process.stdout, flags=re.MULTILINE)
+    assert "#0 :" not in process.stdout
 
     runs = results(folder)
     assert list(runs) == ["warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0"]
@@ -74,13 +74,13 @@ def check_run(folder: Path, result: dict) -> None:
     assert {"config/text_summary", "custom_scalars__config__"} < set(tags["tensors"])
 
 
-def test_launch_remembers_the_experiment_that_was_chosen(bertmon_here, files, tmp_path, monkeypatch):
+def test_launch_remembers_the_chosen_experiment(bertmon_here, files, tmp_path, monkeypatch):
     short = ["train.epochs=1", "monitor=off", "train.eval_every=100", "name=run"]
-    done = bertmon_here("run", "experiment=auto", *files, *short)
-    assert done.returncode == 0, done.stderr
+    process = bertmon_here("run", "experiment=auto", *files, *short)
+    assert process.returncode == 0, process.stderr
     (folder,) = (tmp_path / "multirun").iterdir()
     assert json.loads((folder / "sweep.json").read_text())["command"][-1] == "experiment=quickstart"
-    monkeypatch.setattr(hydra_setup, "auto_experiment", lambda: "article")  # as on a machine with a GPU
+    monkeypatch.setattr(hydra_setup, "auto_experiment", lambda: "article")  # like on a machine with a GPU
     again = bertmon_here("resume", str(folder))
     assert again.returncode == 0, again.stderr
     assert "already finished" in again.stderr + again.stdout
@@ -101,8 +101,8 @@ def test_large_sweep_reports_progress_in_some_runs_only(tmp_path, monkeypatch):
 
 def test_same_run_twice_gives_the_same_numbers_and_never_overwrites(bertmon_here, demo_files, tmp_path):
     for number in (1, 2):
-        done = bertmon_here("run", f"hydra.run.dir=run{number}", "seed=5", *demo_files)
-        assert done.returncode == 0, done.stderr
+        process = bertmon_here("run", f"hydra.run.dir=run{number}", "seed=5", *demo_files)
+        assert process.returncode == 0, process.stderr
     first, second = (json.loads((tmp_path / f"run{number}" / "result.json").read_text()) for number in (1, 2))
     assert first["evaluations"] == second["evaluations"]
     assert first["data"] == second["data"]
@@ -130,8 +130,8 @@ def test_single_run_is_named_by_its_experiment_or_the_user(bertmon_here, demo_fi
 
 
 def test_sweep_over_seeds_is_named_by_the_user(bertmon_here, demo_files, tmp_path):
-    done = bertmon_here("run", "-m", "seed=1,2", "name=mine", "train.epochs=1", *demo_files)
-    assert done.returncode == 0, done.stderr
+    process = bertmon_here("run", "-m", "seed=1,2", "name=mine", "train.epochs=1", *demo_files)
+    assert process.returncode == 0, process.stderr
     folder = only_folder(tmp_path)
     assert folder.name.endswith("_mine")
     assert list(results(folder)) == ["mine/seed=1", "mine/seed=2"]
@@ -139,13 +139,13 @@ def test_sweep_over_seeds_is_named_by_the_user(bertmon_here, demo_files, tmp_pat
 
 def test_doomed_run_can_be_stopped(bertmon_here, demo_files, tmp_path):
     doomed = ["monitor.thresholds.min_logit_std=1000", "monitor.thresholds.min_depth_ratio=1000"]
-    done = bertmon_here("run", "monitor.on_doomed=stop", *doomed, *demo_files)
-    assert done.returncode == 0, done.stderr
-    (line,) = (line for line in done.stdout.splitlines() if "collapsed - " in line)
+    process = bertmon_here("run", "monitor.on_doomed=stop", *doomed, *demo_files)
+    assert process.returncode == 0, process.stderr
+    (line,) = (line for line in process.stdout.splitlines() if "collapsed - " in line)
     assert line.startswith(
         "quickstart/seed=0: step 0: collapsed - gradients vanish towards the input (first/last layer "
     )
-    assert "14 of 15 steps saved" in done.stdout
+    assert "14 of 15 steps saved" in process.stdout
     folder = only_folder(tmp_path)
     ((name, result),) = results(folder).items()
     assert (result["status"], result["verdict"], result["verdict_step"]) == ("stopped", "collapsed", 0)
@@ -156,7 +156,7 @@ def test_doomed_run_can_be_stopped(bertmon_here, demo_files, tmp_path):
     assert line.removeprefix("quickstart/seed=0: step 0") in (folder / name / "run.log").read_text()
 
 
-def test_monitor_off_leaves_loss_and_accuracy(bertmon_here, demo_files, tmp_path):
+def test_monitor_off_still_logs_loss_and_accuracy(bertmon_here, demo_files, tmp_path):
     assert bertmon_here("run", "monitor=off", *demo_files).returncode == 0
     folder = only_folder(tmp_path)
     ((name, result),) = results(folder).items()
@@ -168,7 +168,7 @@ def test_monitor_off_leaves_loss_and_accuracy(bertmon_here, demo_files, tmp_path
 
 
 def test_failed_run_leaves_no_model_in_memory(bertmon_here, demo_files, tmp_path, monkeypatch):
-    """Its exception stays until the sweep ends; with its frames it would keep all that the run had on the GPU."""
+    """Its exception lives until the sweep ends; with its frames it would hold all that the run had on the GPU."""
     models, alive, original = [], [], run_training.build_task
 
     def build_task(*arguments):
@@ -184,18 +184,18 @@ def test_failed_run_leaves_no_model_in_memory(bertmon_here, demo_files, tmp_path
         raise MemoryError("out of memory")
 
     monkeypatch.setattr(run_training, "build_task", build_task)
-    done = bertmon_here("run", "seed=1,2", "-m", "train.epochs=1", *demo_files)
-    assert done.returncode == 1
-    assert "seed=1 failed: out of memory" in done.stderr
+    process = bertmon_here("run", "seed=1,2", "-m", "train.epochs=1", *demo_files)
+    assert process.returncode == 1
+    assert "seed=1 failed: out of memory" in process.stderr
     assert [run["status"] for run in results(only_folder(tmp_path)).values()] == ["failed", "finished"]
     assert alive == [[], [False]]
 
 
-def test_flags_may_stand_anywhere_and_plus_signs_change_no_name(bertmon_here, demo_files, tmp_path):
-    done = bertmon_here("++schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=1", *demo_files, "hydra.sweep.dir=a b")
-    assert done.returncode == 0, done.stderr
+def test_flags_can_stand_anywhere_and_plus_signs_change_no_name(bertmon_here, demo_files, tmp_path):
+    process = bertmon_here("++schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=1", *demo_files, "hydra.sweep.dir=a b")
+    assert process.returncode == 0, process.stderr
     assert list(results(tmp_path / "a b")) == ["warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0"]
-    assert done.stdout.splitlines()[-1].endswith("tensorboard 'a b'")
+    assert process.stdout.splitlines()[-1].endswith("tensorboard 'a b'")
     shown = bertmon_here("seed=3", "--cfg", "job", "train.epochs=7")
     assert shown.returncode == 0, shown.stderr
     assert "seed: 3" in shown.stdout
@@ -205,7 +205,7 @@ def test_flags_may_stand_anywhere_and_plus_signs_change_no_name(bertmon_here, de
 @needs_newsgroups
 @pytest.mark.slow
 def test_sweep_on_real_newsgroups(bertmon_here, tmp_path):
-    done = bertmon_here(
+    process = bertmon_here(
         "schedule.warmup_frac=0.1,0.7",
         "-m",
         "data=newsgroups",
@@ -217,7 +217,7 @@ def test_sweep_on_real_newsgroups(bertmon_here, tmp_path):
         "train.epochs=1",
         "train.batch_size=64",
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     runs = results(only_folder(tmp_path))
     assert [result["data"]["train_texts"] for result in runs.values()] == [2034, 2034]
     assert [result["steps"] for result in runs.values()] == [32, 32]
@@ -225,7 +225,7 @@ def test_sweep_on_real_newsgroups(bertmon_here, tmp_path):
 
 @pytest.mark.slow
 def test_long_check_is_announced(bertmon_here, demo_files):
-    done = bertmon_here("schedule.warmup_frac=range(0.01,1.11,0.01)", "-m", *demo_files)
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[1:] == ["checking 110 runs before the first one starts, about 9 s"]
-    assert done.stderr.startswith("schedule.warmup_frac: expected a number from 0 to 1, got 1.0")
+    process = bertmon_here("schedule.warmup_frac=range(0.01,1.11,0.01)", "-m", *demo_files)
+    assert process.returncode == 1
+    assert process.stdout.splitlines()[1:] == ["checking 110 runs before the first one starts, about 9 s"]
+    assert process.stderr.startswith("schedule.warmup_frac: expected a number from 0 to 1, got 1.0")

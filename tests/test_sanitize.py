@@ -1,4 +1,4 @@
-"""Text for terminals: wrapped between words there, and left alone elsewhere."""
+"""Text wrapped between words on terminals, and left alone elsewhere."""
 
 import io
 import logging
@@ -21,7 +21,7 @@ def columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
 
 
-def test_long_lines_are_wrapped_between_words_on_a_terminal_alone():
+def test_long_lines_are_wrapped_between_words_only_on_a_terminal():
     lines = wrap_for(Terminal(), LINE).split("\n")
     assert lines == [
         "seed=0: step 30: collapsed - gradients vanish towards the",
@@ -42,8 +42,8 @@ def test_log_lines_are_wrapped_for_the_stream_they_go_to():
     assert formatter.format(record) == wrap_for(Terminal(), LINE)
 
 
-def test_lines_that_are_said_once_are_not_repeated():
+def test_lines_marked_once_are_not_repeated():
     NoRepeatedLines.seen.clear()
-    kept = NoRepeatedLines()
+    no_repeats = NoRepeatedLines()
     once, always = (logging.makeLogRecord({"msg": "4 classes", **extra}) for extra in ({"once": True}, {}))
-    assert [kept.filter(record) for record in (once, once, always, always)] == [True, False, True, True]
+    assert [no_repeats.filter(record) for record in (once, once, always, always)] == [True, False, True, True]

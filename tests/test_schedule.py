@@ -14,7 +14,7 @@ TABLE = [  # decay, warmup_frac, the factor at each of 5 steps
 
 
 @pytest.mark.parametrize(("decay", "warmup_frac", "factors"), TABLE)
-def test_lr_factor_of_five_steps_is_as_written_out(decay, warmup_frac, factors):
+def test_lr_factor_of_five_steps_matches_the_table(decay, warmup_frac, factors):
     factors_at = [lr_factor(step, decay=decay, warmup_frac=warmup_frac, total_steps=5) for step in range(5)]
     assert factors_at == pytest.approx(factors, abs=1e-9)
 

@@ -1,4 +1,4 @@
-"""What README's section on security promises."""
+"""The promises of SECURITY.md."""
 
 import ast
 import dataclasses
@@ -27,15 +27,15 @@ from bertmon.result import DataSummary, RunResult, recording
 ROOT = Path(bertmon.__file__).parent
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in ROOT.rglob("*.py")}
 
-ODD = ["../../etc/passwd", "/etc/passwd", "..", ".", "~", "a\0b", "a\nb", "\x1b[2J", "a\u202eb", "x" * 5000, "☃" * 200]
-ODD += ["$(touch marker)", "`touch marker`", "; touch marker", "-rf", "a/../../b", "con", " ", "{a: 1}", "%2e%2e%2f"]
+BAD = ["../../etc/passwd", "/etc/passwd", "..", ".", "~", "a\0b", "a\nb", "\x1b[2J", "a\u202eb", "x" * 5000, "☃" * 200]
+BAD += ["$(touch marker)", "`touch marker`", "; touch marker", "-rf", "a/../../b", "con", " ", "{a: 1}", "%2e%2e%2f"]
 
 
 # --- no third-party code -------------------------------------------------------------------------
 
 
 class Evil:
-    """A pickle of it makes a file when it is read."""
+    """Its pickle creates a folder when it is loaded."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -44,10 +44,10 @@ class Evil:
         return os.mkdir, (str(self.marker),)
 
 
-def trapped(folder, marker, *, known):
-    """A model folder whose every part names code of its own, that would make `marker`.
+def save_trapped_model(folder, marker, *, known):
+    """Save a model folder in which every part refers to its own code, which would create `marker`.
 
-    known: transformers has the family itself. Otherwise there is nothing to load but that code.
+    known: transformers knows the family. Otherwise only that code could load the model.
     """
     save_pretrained_bert(folder)
     code = f"import os\nos.mkdir({str(marker)!r})\nclass Evil: pass\n"
@@ -74,9 +74,9 @@ def trapped(folder, marker, *, known):
 def test_code_in_a_model_folder_is_never_run(tmp_path, part, known, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     folder, marker = tmp_path / "model", tmp_path / "marker"
-    trapped(folder, marker, known=known)
+    save_trapped_model(folder, marker, known=known)
     pretrained = ModelConfig(init=Init.pretrained, name=str(folder))
-    acts = {
+    actions = {
         "config": lambda: model.build_model_config(ModelConfig(name=str(folder)), **BUILD_MODEL),
         "weights": lambda: model.build_model(pretrained, **BUILD_MODEL),
         "check": lambda: model.check_model(pretrained, **BUILD_MODEL),
@@ -85,18 +85,18 @@ def test_code_in_a_model_folder_is_never_run(tmp_path, part, known, monkeypatch)
         "predict": lambda: load_classifier(folder, torch.device("cpu")),
     }
     try:
-        acts[part]()
+        actions[part]()
     except InputError:
         assert not known or part in ("tokenizer", "name", "predict")
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_the_traps_of_a_model_folder_fire_where_its_code_is_trusted(tmp_path, start_process, known):
-    """Positive control of the test above: each trap is one that would run."""
+def test_traps_of_a_model_folder_fire_if_its_code_is_trusted(tmp_path, start_process, known):
+    """Positive control of the test above: each trap would run."""
     heads = ("AutoConfig", "AutoModel", "AutoModelForSequenceClassification", "AutoTokenizer")
     for head in heads:
-        trapped(tmp_path / head, tmp_path / f"{head}.marker", known=known)
+        save_trapped_model(tmp_path / head, tmp_path / f"{head}.marker", known=known)
     code = (
         "import contextlib, transformers, torch\n"
         f"for head in {heads}:\n"
@@ -111,8 +111,8 @@ def test_the_traps_of_a_model_folder_fire_where_its_code_is_trusted(tmp_path, st
     assert (tmp_path / "AutoModel.marker").is_dir()
 
 
-def test_no_key_can_say_otherwise():
-    """trust_remote_code is written out as False wherever transformers may ask for it, and no key leads there."""
+def test_no_key_can_enable_remote_code():
+    """trust_remote_code is the constant False in every call of transformers, and no key can change it."""
     calls = [
         (name, node)
         for name, source in SOURCES.items()
@@ -129,7 +129,7 @@ def test_no_key_can_say_otherwise():
 
 
 @pytest.mark.parametrize("step", [model.check_model, model.build_model])
-def test_weights_that_are_a_pickle_are_refused_and_not_read(tmp_path, step):
+def test_pickled_weights_are_refused_and_not_read(tmp_path, step):
     save_pretrained_bert(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
     for name in ("pytorch_model.bin", "model.safetensors.bin", "pytorch_model-00001-of-00001.bin"):
@@ -143,13 +143,13 @@ def test_weights_that_are_a_pickle_are_refused_and_not_read(tmp_path, step):
 
 
 TRUSTED = {  # imports that would be refused elsewhere, and what they are for
-    "monitor/figure_process.py": {"subprocess"},  # a list of words; both ends of its socket are our own
+    "monitor/figure_process.py": {"subprocess"},  # a list of arguments; both ends of its socket are ours
     "launch/preflight.py": {"joblib"},  # counts cores
     "launch/hydra_setup.py": {"joblib"},  # counts cores
-    "compare/report.py": {"subprocess"},  # this very program, by a list of words
-    "launch/workers.py": {"subprocess"},  # scontrol, with the job's own number
+    "compare/report.py": {"subprocess"},  # this program, with a list of arguments
+    "launch/workers.py": {"subprocess"},  # scontrol, with the job's own id
 }
-MAY_EXEC = {"board.py", "cli.py"}  # TensorBoard, by a list of words and without a shell
+MAY_EXEC = {"cli.py"}  # TensorBoard, with a list of arguments and no shell
 
 
 def test_no_source_reads_pickles_or_starts_a_shell():
@@ -174,8 +174,8 @@ def test_no_source_reads_pickles_or_starts_a_shell():
 # --- nothing leaves its folder -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", ODD, ids=[ascii(value)[1:20] for value in ODD])
-def test_no_value_leads_out_of_the_launch_s_folder(tmp_path, value):
+@pytest.mark.parametrize("value", BAD, ids=[ascii(value)[1:20] for value in BAD])
+def test_no_value_leads_out_of_the_launch_folder(tmp_path, value):
     start = tmp_path / "start"
     subdir = f"{setting_dir_name([f'data.train={value}', 'seed=3'], [], 'quickstart')}/seed=3"
     folder = start / subdir
@@ -185,10 +185,10 @@ def test_no_value_leads_out_of_the_launch_s_folder(tmp_path, value):
     folder.mkdir(parents=True)
 
 
-def test_labels_and_texts_are_text_and_nothing_else(tmp_path):
-    """The longest way of a label: file, corpus, model, result.json."""
+def test_labels_and_texts_are_treated_as_plain_text(tmp_path):
+    """The longest path of a label: file, corpus, model, result.json."""
     labels = [
-        value for value in ODD if not sanitize.has_control_characters(value) and value.strip() and len(value) <= 1000
+        value for value in BAD if not sanitize.has_control_characters(value) and value.strip() and len(value) <= 1000
     ]
     rows = [json.dumps({"text": f"{label} {{{{7*7}}}} <script>", "label": label}) for label in labels]
     train = tmp_path / "train.jsonl"
@@ -220,11 +220,11 @@ def test_labels_and_texts_are_text_and_nothing_else(tmp_path):
         ("x" * 30, "xxxxxxxxxx...xxxxxxxxxx"),
     ],
 )
-def test_a_line_for_the_terminal(text, shown):
+def test_sanitize_line_escapes_control_characters(text, shown):
     assert sanitize.sanitize_line(text, 20) == shown
 
 
-def test_lines_keep_their_ends_and_tabs_alone():
+def test_sanitize_keeps_only_newlines_and_tabs():
     assert sanitize.sanitize("a\n\tb\r\x1b\n") == "a\n\tb\\r\\x1b\n"
     assert str(InputError("a\n\x1b[2J")) == "a\n\\x1b[2J"
 
@@ -245,7 +245,7 @@ def test_messages_and_tracebacks_in_logs_are_escaped(capsys):
         logger.removeHandler(handler)
         for each, formatter in others.items():
             each.setFormatter(formatter)
-    said = capsys.readouterr().err
-    assert said.startswith("label \\x07\nTraceback")
-    assert said.endswith("ValueError: \\x1b[31m\n")
-    assert not re.search(r"[\x07\x1b]", said)
+    output = capsys.readouterr().err
+    assert output.startswith("label \\x07\nTraceback")
+    assert output.endswith("ValueError: \\x1b[31m\n")
+    assert not re.search(r"[\x07\x1b]", output)

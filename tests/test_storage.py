@@ -81,10 +81,10 @@ def test_atomic_write_into_a_missing_folder_is_an_os_error(tmp_path):
 
 
 def test_cached_bytes_are_made_once(tmp_path):
-    made = []
+    calls = []
     for _ in range(3):
-        assert cached_bytes(tmp_path / "new", "file", lambda: made.append(1) or b"content") == b"content"
-    assert made == [1]
+        assert cached_bytes(tmp_path / "new", "file", lambda: calls.append(1) or b"content") == b"content"
+    assert calls == [1]
 
 
 @pytest.mark.parametrize("damage", [b"", b"short", b"\0" * 32 + b"content"])
@@ -96,7 +96,7 @@ def test_cached_bytes_of_a_corrupt_file_are_rebuilt_with_a_warning(tmp_path, cap
     assert cached_bytes(tmp_path, "file", lambda: b"never") == b"rebuilt"
 
 
-def test_cached_bytes_in_a_folder_that_cannot_be_written_cost_only_the_reuse(tmp_path, caplog):
+def test_cached_bytes_in_an_unwritable_folder_are_returned_with_warnings(tmp_path, caplog):
     (tmp_path / "file").write_text("not a folder")
     with caplog.at_level(logging.WARNING):
         assert cached_bytes(tmp_path / "file", "name", lambda: b"content") == b"content"
@@ -104,7 +104,7 @@ def test_cached_bytes_in_a_folder_that_cannot_be_written_cost_only_the_reuse(tmp
     assert "could not write cache file" in caplog.messages[1]
 
 
-def test_cached_bytes_that_several_processes_make_at_once_all_arrive(tmp_path):
+def test_cached_bytes_made_by_several_processes_at_once_are_complete(tmp_path):
     code = (
         "import pathlib, sys, time\n"
         "from bertmon.storage import cached_bytes\n"
@@ -122,18 +122,18 @@ def test_cached_bytes_that_several_processes_make_at_once_all_arrive(tmp_path):
 # --- hashes and JSON -----------------------------------------------------------------------------
 
 
-def test_content_hash_tells_sequences_of_parts_apart():
+def test_content_hash_distinguishes_sequences_of_parts():
     assert content_hash("a", "b") != content_hash("ab") != content_hash("ab", "")
     assert content_hash("a", b"b") == content_hash(b"a", "b")
     content_hash("\ud800")  # a lone surrogate, as JSON can hold it
 
 
-def test_content_hash_part_by_part_is_that_of_all_parts():
-    whole = ContentHash()
+def test_content_hash_part_by_part_equals_that_of_all_parts():
+    hasher = ContentHash()
     for part in ("a", b"bc", ""):
-        whole.add(part)
-    assert whole.hex() == content_hash("a", b"bc", "")
-    assert len(whole.hex()) == 64
+        hasher.add(part)
+    assert hasher.hex() == content_hash("a", b"bc", "")
+    assert len(hasher.hex()) == 64
 
 
 def test_read_json_of_an_object_is_its_content(tmp_path):
@@ -174,7 +174,7 @@ def holder(start_process, tmp_path):
         interrupt(process, signal.SIGKILL)
 
 
-def test_exclusive_while_another_process_holds_it_is_the_given_error(holder, tmp_path):
+def test_exclusive_while_another_process_holds_it_raises_the_given_error(holder, tmp_path):
     assert is_locked(tmp_path / "lock")
     with pytest.raises(InputError, match="somebody works here"), exclusive(tmp_path / "lock", "somebody works here"):
         pytest.fail("two hold it")
@@ -207,8 +207,8 @@ def test_exclusive_lock_ends_with_its_body(tmp_path, error):
         pass
 
 
-def test_exclusive_survives_others_that_look_whether_it_is_locked(tmp_path):
-    """Each look holds the lock for an instant."""
+def test_exclusive_is_not_disturbed_by_is_locked(tmp_path):
+    """Each call of is_locked holds the lock for an instant."""
     code = "import pathlib, sys\nfrom bertmon.storage import is_locked\nprint('looking', flush=True)\n"
     code += "while True: is_locked(pathlib.Path(sys.argv[1]))\n"
     (tmp_path / "lock").touch()
@@ -223,12 +223,12 @@ def test_exclusive_survives_others_that_look_whether_it_is_locked(tmp_path):
         looker.communicate()
 
 
-def test_exclusive_where_no_lock_file_can_be_is_a_storage_error(tmp_path):
+def test_exclusive_whose_lock_file_cannot_be_created_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageError, match=r"could not write .*file/lock"), exclusive(tmp_path / "file/lock", "taken"):
         pytest.fail("it was locked")
 
 
-def test_is_locked_of_a_missing_file_is_false_and_makes_none(tmp_path):
+def test_is_locked_of_a_missing_file_is_false_and_creates_none(tmp_path):
     assert not is_locked(tmp_path / "lock")
     assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,7 @@
-"""A Python that has made the imports of a run, and forks for each start: `python -m MODULE` without seconds of imports.
+"""A Python with preloaded imports that forks for each start: `python -m MODULE` without the seconds of its imports.
 
-A program: `python warm_python.py SOCKET`. What it forks is a process as any other, with folder, environment, output,
-signals and exit of its own; bertmon's own modules are imported there. `WarmPython` is the side of the tests.
+The program is `python warm_python.py SOCKET`. A forked process is like any other, with its own folder, environment,
+output, signals and exit code, and imports bertmon's own modules itself. `WarmPython` is the tests' end of the socket.
 """
 
 import gc
@@ -32,11 +32,11 @@ MODULES = (
     "rich.console",
     "jinja2",
 )
-"""Other projects' modules that take long to import. None of them may start a thread."""
+"""Third-party modules that are slow to import. None of them may start a thread."""
 
 
 class WarmProcess:
-    """A forked process, with what tests use of subprocess.Popen; its output goes to files in `folder`."""
+    """A forked process, with the methods of subprocess.Popen that tests use; its output goes to files in `folder`."""
 
     def __init__(self, connection: socket.socket, arguments: Sequence[str], folder: Path) -> None:
         self.args = list(arguments)
@@ -82,7 +82,7 @@ class WarmProcess:
 
 
 class WarmPython:
-    """The program below, once something is started by it. folder: for its socket and the output of processes."""
+    """The program below, started on first use. folder: for its socket and the output of processes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -91,9 +91,9 @@ class WarmPython:
         self._started = 0
 
     def start(self, module: str, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> WarmProcess:
-        """As `python -m module arguments`."""
+        """Start `python -m module arguments`."""
         if self._program is None:
-            no_threads = os.environ | {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # of pyarrow, by seaborn
+            no_threads = os.environ | {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # pyarrow's, used by seaborn
             command = [sys.executable, __file__, self._socket]
             self._program = subprocess.Popen(command, stdin=subprocess.PIPE, env=no_threads)
         self._started += 1
@@ -110,7 +110,7 @@ class WarmPython:
             self._program.communicate()  # closes its standard input
 
     def _connect(self) -> socket.socket:
-        """Once the imports are made."""
+        """Connect to the program once its imports are done."""
         while True:
             connection = socket.socket(socket.AF_UNIX)
             try:
@@ -124,7 +124,7 @@ class WarmPython:
 
 
 def serve(path: str) -> dict[str, Any]:
-    """Fork for each connection, until standard input ends; returns in the forked processes, with what to be."""
+    """Fork for each connection until standard input ends. Returns the request, in the forked processes."""
     server = socket.socket(socket.AF_UNIX)
     server.bind(path)
     server.listen()
@@ -139,7 +139,7 @@ def serve(path: str) -> dict[str, Any]:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     server.close()
     request: dict[str, Any] = json.loads(connection.makefile().readline())
-    if process := os.fork():  # this one watches
+    if process := os.fork():  # the parent watches
         connection.sendall(f"{process}\n".encode())
         status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         connection.sendall(f"{status}\n".encode())
@@ -149,7 +149,7 @@ def serve(path: str) -> dict[str, Any]:
 
 
 def become(module: str, arguments: list[str], cwd: str, environment: dict[str, str], stdout: str, stderr: str) -> None:
-    """What `python -m module arguments` would be."""
+    """Run `python -m module arguments` in this process."""
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
@@ -169,5 +169,5 @@ if __name__ == "__main__":
         importlib.import_module(name)
     gc.freeze()  # a collection in a forked process would copy all of it
     threads = os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else ["this one"]
-    assert len(threads) == 1, f"a fork takes one thread along, and there are {len(threads)}"
+    assert len(threads) == 1, f"a fork copies one thread, and there are {len(threads)}"
     become(**serve(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""What docs/article.md claims, from the stored runs of its study."""
+"""The claims of docs/article.md, checked against the stored runs of its study."""
 
 from pathlib import Path
 
@@ -10,18 +10,18 @@ from environment import compose_config
 ROOT = Path(__file__).parents[2]
 
 
-def test_article_tables_include_every_table_of_the_page(capsys):
+def test_article_tables_include_every_table_on_the_page(capsys):
     article.main([])
     printed = capsys.readouterr().out.splitlines()
     page = (ROOT / "docs" / "article.md").read_text()
-    first, behind = page.index("## Where runs fail"), page.index("## The same on BERT-base")  # test_bert_base.py
-    measured = page[first:behind]
-    rows = [line for line in measured.splitlines() if line.startswith("|")]
+    start, end = page.index("## Where runs fail"), page.index("## The same on BERT-base")  # test_bert_base.py
+    section = page[start:end]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
     assert len(rows) > 20
     assert [row for row in rows if row not in printed] == []
 
 
-def test_article_pictures_are_two_png_files(tmp_path):
+def test_article_pictures_writes_two_png_files(tmp_path):
     article.main(["pictures", str(tmp_path / "docs")])
     names = sorted(path.name for path in (tmp_path / "docs").iterdir() if path.read_bytes().startswith(b"\x89PNG"))
     assert names == ["article_cliff.png", "article_phase.png"]
@@ -32,7 +32,7 @@ def test_article_with_an_unknown_argument_prints_the_usage():
         article.main(["sweep", "cpu"])
 
 
-def test_article_runs_peak_where_the_formula_says():
+def test_stored_peak_rates_match_the_formula():
     for row in article_runs.unpack():
         warmup = int(row.warmup_frac * row.total_steps + 0.5)
         beta2 = 0.99 if "beta2" in row.study else 0.999
@@ -72,14 +72,14 @@ def test_article_sweep_prints_its_command_and_resumes_an_existing_folder(command
     assert commands[-1][-1] == "resume=multirun/change_lr"
 
 
-def test_article_sweep_of_a_device_runs_its_studies_with_overrides_after_theirs(commands):
+def test_article_sweep_of_a_device_appends_overrides_to_its_studies(commands):
     article_runs.main(["sweep", "cuda", "model.tokenizer=there", "data.data_home=here"])
     names = [command[-1].split("/")[-1] for command in commands]
     assert names == ["warmup_bert_base", "warmup_bert_base_bf16", "cliff_bert_base"]
     assert all(command[-3:-1] == ["model.tokenizer=there", "data.data_home=here"] for command in commands)
 
 
-def test_article_runs_with_an_unknown_study_exit_with_the_known_ones(commands):
+def test_article_runs_with_an_unknown_study_lists_the_known_ones(commands):
     with pytest.raises(SystemExit, match="no study change_rl; there are cpu, cuda, phase_docstrings"):
         article_runs.main(["sweep", "change_rl"])
     with pytest.raises(SystemExit, match="no study 2026-11-23; there are phase_docstrings"):

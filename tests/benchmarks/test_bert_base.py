@@ -1,4 +1,4 @@
-"""The study on BERT-base: what is stored of a run, and its lines in the tables."""
+"""The BERT-base study: its stored runs and their rows in the tables."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from bertmon.training.run_training import run_training
 
 @pytest.fixture
 def folder(settings, tmp_path, monkeypatch):
-    """Two runs to their ends, and one with a larger rate that was stopped after 4 steps."""
+    """Two complete runs, and one with a larger rate that was stopped after 4 steps."""
     settings.experiment = "article"
     monkeypatch.setattr(bert_base, "compose_config", lambda overrides: settings)
     settings.monitor.every, settings.train.eval_every, settings.train.log_every = 2, 6, 1
@@ -35,12 +35,12 @@ def folder(settings, tmp_path, monkeypatch):
     return tmp_path / "study"
 
 
-def test_packed_runs_come_back_in_the_order_of_their_peaks(folder, tmp_path, monkeypatch, capsys):
+def test_packed_runs_are_unpacked_in_order_of_peak_rate(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bert_base, "BASE_STORE", tmp_path / "store")
     monkeypatch.setattr(bert_base, "EVALUATED_STEPS", (0, 6, 9, 12))
     monkeypatch.setattr(bert_base, "SHOWN_STEPS", (0, 10, 11))
     bert_base.main(["pack", str(folder / "d"), str(folder / "b")])
-    bert_base.main(["pack", str(folder / "a")])  # joins those that are stored
+    bert_base.main(["pack", str(folder / "a")])  # added to the stored runs
     runs = unpack(tmp_path / "store")
     assert [(run.setting, run.seed, run.complete) for run in runs] == [
         (BASE_FROM, 0, True),
@@ -53,25 +53,26 @@ def test_packed_runs_come_back_in_the_order_of_their_peaks(folder, tmp_path, mon
         np.array(next(iter(bert_base.read_runs([folder / "a"]))).history.losses), abs=1e-4
     )
     bert_base.main([])
-    ends, spreads, ratios = (table.strip().split("\n") for table in capsys.readouterr().out.split("\n\n")[:3])
+    printed = capsys.readouterr().out.split("\n\n")[:3]
+    outcomes, logit_stds, depth_ratios = (table.strip().split("\n") for table in printed)
     accuracies = [f"{100 * accuracy:.1f}" for _, accuracy in runs[0].evaluations]
-    assert ends[2].startswith(
+    assert outcomes[2].startswith(
         f"| 32 | 0.25 | 1e-3 | yes | 1e-3 | 0 | {accuracies[0]}, {accuracies[1]}, -, {accuracies[2]} |"
     )
-    assert ends[4].startswith("| 32 | 0.25 | 2e-3 | yes | 2e-3 | 0 | stopped at 4: ")
+    assert outcomes[4].startswith("| 32 | 0.25 | 2e-3 | yes | 2e-3 | 0 | stopped at 4: ")
     first = runs[0].history.snapshots[0]
-    assert spreads[2].split(" | ")[-1].startswith(f"{format_rate(first.logit_std, 2)}, ")
-    assert ratios[2].endswith(", - |")
-    assert ratios[2].split(" | ")[-1].startswith(f"{format_rate(first.depth_ratio[0], 2)}, ")
+    assert logit_stds[2].split(" | ")[-1].startswith(f"{format_rate(first.logit_std, 2)}, ")
+    assert depth_ratios[2].endswith(", - |")
+    assert depth_ratios[2].split(" | ")[-1].startswith(f"{format_rate(first.depth_ratio[0], 2)}, ")
 
 
-def test_run_that_is_not_the_articles_is_refused(folder, settings):
+def test_run_that_differs_from_the_article_experiment_is_refused(folder, settings):
     settings.train.epochs = 5
     with pytest.raises(ValueError, match=r"study/a: expected train\.epochs=5, as in experiment=article, got 2\."):
         list(bert_base.read_runs([folder]))
 
 
-def test_tables_of_bert_base_on_the_articles_page_are_printed(capsys):
+def test_bert_base_tables_include_every_table_on_the_page(capsys):
     bert_base.main([])
     printed = capsys.readouterr().out.splitlines()
     page = (Path(__file__).parents[2] / "docs" / "article.md").read_text()
@@ -86,7 +87,7 @@ def test_picture_of_bert_base_is_a_png(tmp_path):
     assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_runs_of_the_same_setting_and_seed_and_of_other_experiments_are_refused(folder, tmp_path):
+def test_duplicate_runs_and_other_experiments_are_refused(folder, tmp_path):
     shutil.copytree(folder / "a", folder / "copy")
     with pytest.raises(ValueError, match=r"copy: the same setting and seed as .*/a"):
         list(bert_base.read_runs([folder]))
@@ -96,7 +97,7 @@ def test_runs_of_the_same_setting_and_seed_and_of_other_experiments_are_refused(
         list(bert_base.read_runs([folder]))
 
 
-def test_run_that_was_seen_before_the_last_change_of_a_rule_is_not_held_out(folder):
+def test_run_seen_before_the_last_rule_change_is_not_held_out(folder):
     config = load_config(["experiment=article", "data.max_length=64", "schedule.warmup_frac=0.1"])
     values = {key: getattr(getattr(config, group), name) for key, (group, name) in bert_base.KEYS.items()}
     text = bert_base.setting_text(values)

@@ -1,11 +1,11 @@
-"""Steps saved and runs lost, by hand and through Optuna."""
+"""Steps saved and best runs lost, on small examples and with Optuna's pruners."""
 
 import warnings
 
 import pytest
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Optuna 2 uses what SQLAlchemy 1.4 calls deprecated
+    warnings.simplefilter("ignore")  # Optuna 2 uses functions that SQLAlchemy 1.4 deprecates
     import compute_saved
     from compute_saved import REPORTS, ReplayedRun, Saved
     from optuna.pruners import BasePruner, NopPruner
@@ -33,27 +33,27 @@ class PruneAll(BasePruner):
         return True
 
 
-def test_runs_to_the_end_spend_everything_and_lose_nothing():
+def test_running_all_to_the_end_saves_and_loses_nothing():
     assert compute_saved.to_the_end([run(0.5), run(0.8)]) == Saved(1.0, False, 0.0)
 
 
-def test_stopped_doomed_runs_save_the_steps_after_their_flag():
+def test_stopping_doomed_runs_saves_the_steps_after_their_flags():
     runs = [run(0.25, steps=2700, flagged_step=269), run(0.8, steps=5400)]
     assert compute_saved.doomed_stopped(runs) == Saved((270 + 5400) / 8100, False, 0.0)
 
 
-def test_best_run_that_was_pruned_is_lost_with_its_lead():
+def test_pruning_the_best_run_loses_its_accuracy_lead():
     result = compute_saved.saved([run(0.8), run(0.5)], [100, 2700])
     assert (result.best_lost, result.accuracy_lost) == (True, pytest.approx(0.3))
 
 
-def test_all_runs_pruned_leave_the_majority_class():
+def test_pruning_all_runs_leaves_the_majority_class():
     result = compute_saved.pruned([run(0.8), run(0.5)], PruneAll(), "all")
     assert result.steps_share == 200 / 5400
     assert result.accuracy_lost == pytest.approx(0.55)
 
 
-def test_no_run_pruned_equals_all_to_the_end():
+def test_pruning_no_run_equals_running_all_to_the_end():
     runs = [run(0.8), run(0.5)]
     assert compute_saved.pruned(runs, NopPruner(), "none") == compute_saved.to_the_end(runs)
 
@@ -65,7 +65,7 @@ def test_learned_pruner_in_a_study_sees_the_verdicts():
     assert result == Saved((300 + 500 + 2700) / 8100, False, 0.0)
 
 
-def test_sweeps_are_the_same_at_every_call_and_of_one_task_if_asked_for():
+def test_drawn_sweeps_are_deterministic_and_can_be_limited_to_one_task():
     replayed = [compute_saved.replay(labeled) for labeled in unpack()[::6]]
     assert {len(sweep) for sweep in compute_saved.draw_sweeps(replayed, 5, one_task=False)} == {16}
     sweeps = list(compute_saved.draw_sweeps(replayed, 5, one_task=True))
@@ -73,7 +73,7 @@ def test_sweeps_are_the_same_at_every_call_and_of_one_task_if_asked_for():
     assert all(len({run.task for run in sweep}) == 1 for sweep in sweeps)
 
 
-def test_replayed_run_ends_where_the_run_ended_and_knows_its_last_verdict():
+def test_replayed_run_has_the_steps_and_last_verdict_of_the_run():
     for labeled in unpack()[::60]:
         replayed = compute_saved.replay(labeled)
         assert replayed.steps[-1] == len(labeled.history.losses)

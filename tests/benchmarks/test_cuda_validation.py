@@ -1,4 +1,4 @@
-"""The script for a GPU machine, rehearsed without one: every part at tiny sizes, and what the driver does with them."""
+"""The GPU validation script, rehearsed without a GPU: every part at tiny sizes, and the driver that runs them."""
 
 import json
 import os
@@ -18,7 +18,7 @@ SKIPPED_ON_THE_CPU = {"waits", "compile", "memory"}
 
 @pytest.fixture
 def parts(tmp_path, monkeypatch):
-    """A stand-in for cuda_parts.py: notes its arguments, and ends as tmp_path/outcomes.json says for the part."""
+    """A stand-in for cuda_parts.py that records its arguments and ends as tmp_path/outcomes.json says for the part."""
     script = tmp_path / "cuda_parts.py"
     script.write_text(
         "import json, pathlib, sys, time\n"
@@ -44,7 +44,7 @@ def calls(parts: Path) -> list[str]:
     return names
 
 
-def test_validation_runs_all_parts_in_order_and_does_none_twice(parts):
+def test_validation_runs_all_parts_in_order_and_repeats_none(parts):
     folder = str(parts / "out")
     assert cuda_validation.main([folder, "--rehearse", "model.tokenizer=here"]) == 0
     assert (parts / "calls").read_text().splitlines()[0].endswith("--rehearse model.tokenizer=here")
@@ -59,15 +59,15 @@ def test_validation_continues_into_a_new_folder(parts, monkeypatch):
     first = ["environment", "twins", "waits"]
 
     def clock() -> float:
-        """Nothing, and after the first parts a minute less half a second."""
-        return 59.5 * (len(notes.read_text().splitlines()) >= len(first) if notes.exists() else 0)
+        """0, and half a second less than a minute once the first parts have run."""
+        return 59.5 * (len(record.read_text().splitlines()) >= len(first) if record.exists() else 0)
 
-    notes = parts / "calls"
+    record = parts / "calls"
     monkeypatch.setattr(cuda_validation, "time", SimpleNamespace(monotonic=clock))
     monkeypatch.setattr(cuda_validation, "_LEAST_SECONDS", 0.1)
     (parts / "outcomes.json").write_text(json.dumps({"memory": {"sleeps": 600}}))
     assert cuda_validation.main([str(parts / "first"), "--minutes=1"]) == 0
-    assert calls(parts) in (first, [*first, "memory"])  # which was interrupted, perhaps before it noted its name
+    assert calls(parts) in (first, [*first, "memory"])  # interrupted, perhaps before its call was recorded
     assert list(json.loads((parts / "first/results.json").read_text())) == first
     (parts / "outcomes.json").write_text("{}")
     assert cuda_validation.main([str(parts / "second")]) == 0
@@ -75,7 +75,7 @@ def test_validation_continues_into_a_new_folder(parts, monkeypatch):
     assert list(json.loads((parts / "second/results.json").read_text())) == list(cuda_validation.PARTS)
 
 
-def test_validation_continues_where_the_results_alone_are_left(parts, monkeypatch):
+def test_validation_continues_from_the_results_alone(parts, monkeypatch):
     folder = parts / "out"
     assert cuda_validation.main([str(folder)]) == 0
     calls(parts)
@@ -84,8 +84,8 @@ def test_validation_continues_where_the_results_alone_are_left(parts, monkeypatc
     assert calls(parts) == []
 
 
-def test_part_whose_time_is_over_leaves_no_process(tmp_path):
-    """Nor does one that it has started."""
+def test_part_that_times_out_leaves_no_process(tmp_path):
+    """Nor does a process that it started."""
     script = tmp_path / "part.sh"
     script.write_text(f"sleep 600 & echo $! > {tmp_path}/child; wait\n")
     with (tmp_path / "log").open("w") as log:
@@ -111,20 +111,20 @@ def test_validation_reports_a_part_that_fails_and_runs_the_next_ones(parts, caps
     assert [line.split("|")[3].strip() for line in report[2:6]] == ["yes", "**no**", "skipped", "yes"]
 
 
-@pytest.mark.parametrize("words", [[], ["out", "flor"], ["out", "--minute=3"]])
-def test_validation_with_unknown_arguments_prints_the_usage(words):
+@pytest.mark.parametrize("arguments", [[], ["out", "flor"], ["out", "--minute=3"]])
+def test_validation_with_unknown_arguments_prints_the_usage(arguments):
     with pytest.raises(SystemExit, match=r"python benchmarks/cuda_validation\.py FOLDER"):
-        cuda_validation.main(words)
+        cuda_validation.main(arguments)
 
 
-def test_the_bytes_of_an_update_are_those_of_its_reads_and_writes():
+def test_update_bytes_count_reads_and_writes():
     norm, clipping, adamw = 4, 8, 4 * 4 + 3 * 4
     assert cuda_parts.update_bytes(10) == 10 * (norm + clipping + adamw)
 
 
 @pytest.fixture
 def warm_parts(warm_python, monkeypatch):
-    """Each part in a process of its own, without the seconds of its imports."""
+    """Each part in its own process, without the seconds that its imports take."""
 
     def run(command, environment, stderr, seconds):
         process = warm_python.start("cuda_parts", command[2:], ROOT / "benchmarks", environment)
@@ -136,8 +136,8 @@ def warm_parts(warm_python, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_rehearsal_runs_every_part(tmp_path, warm_parts, monkeypatch, capsys):
-    """On the CPU or a GPU, with no claim; parts that need CUDA are skipped on the CPU."""
+def test_rehearsal_runs_every_part(tmp_path, warm_parts, monkeypatch, capsys):
+    """On the CPU or a GPU; parts that need CUDA are skipped on the CPU."""
     monkeypatch.setenv("BERTMON_VALIDATION", str(tmp_path / "work"))
     assert cuda_validation.main([str(tmp_path / "out"), "--rehearse", "--minutes=600"]) == 0, capsys.readouterr().out
     outcomes = json.loads((tmp_path / "out/results.json").read_text())

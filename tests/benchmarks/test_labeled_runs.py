@@ -1,4 +1,4 @@
-"""The store of labeled runs: what is in it, and that a run comes out of it as it went in."""
+"""The store of labeled runs: its contents, and runs that are packed and unpacked unchanged."""
 
 import dataclasses
 
@@ -47,44 +47,44 @@ def test_no_run_is_counted_twice(store):
     assert len(set(drawn)) == len(drawn)
 
 
-def test_of_two_equal_runs_the_one_that_was_looked_at_counts(runs):
-    known = next(run for run in unpack(PRETRAINED_STORE) if run.calibration)
-    blind = dataclasses.replace(known, setting=known.setting + (2 - known.setting % 1000) % 3)
+def test_without_repeats_keeps_the_calibration_run(runs):
+    seen = next(run for run in unpack(PRETRAINED_STORE) if run.calibration)
+    blind = dataclasses.replace(seen, setting=seen.setting + (2 - seen.setting % 1000) % 3)
     assert blind.blind
-    again = dataclasses.replace(blind, overrides=f"{known.overrides} model.frozen_layers=null")
-    for both in ([known, blind], [blind, known], [again, blind, known]):
-        assert without_repeats(both) == [known]
+    again = dataclasses.replace(blind, overrides=f"{seen.overrides} model.frozen_layers=null")
+    for duplicates in ([seen, blind], [blind, seen], [again, blind, seen]):
+        assert without_repeats(duplicates) == [seen]
 
 
-def test_losses_that_are_not_finite_come_back(runs, tmp_path):
+def test_non_finite_losses_survive_packing(runs, tmp_path):
     history = dataclasses.replace(runs[0].history, losses=[1.25, float("nan"), float("inf"), 1e30])
     pack([dataclasses.replace(runs[0], history=history)], tmp_path / "store")
     (read,) = unpack(tmp_path / "store")
     assert read.history.losses == pytest.approx([1.25, np.nan, np.inf, 99999.9999], nan_ok=True)
 
 
-def test_labels_equal_those_of_the_two_sided_binomial_interval(runs):
-    """Version 0.1 labeled runs by scipy's interval; the one function that decides today gives the same labels."""
+def test_labels_match_the_two_sided_binomial_interval(runs):
+    """Version 0.1 labeled runs by scipy's interval; today's function gives the same labels."""
     for run in runs:
         low, high = binom.interval(0.99, run.test_texts, run.majority_share)
         guessing = low <= run.accuracy * run.test_texts <= high
         assert (run.label is Label.did_not_learn) == guessing, run.overrides
 
 
-def test_label_between_the_two_bounds_is_left_out():
+def test_label_between_the_two_bounds_is_between():
     assert label(0.30, 0.25, 400) is Label.did_not_learn
     assert label(0.32, 0.25, 400) is Label.between
     assert label(0.45, 0.25, 400) is Label.learned
 
 
-def test_label_with_a_large_majority_rests_on_the_mean_recall():
+def test_label_with_a_large_majority_uses_the_mean_recall():
     assert label(0.93, 0.9, 300, guesses=False, recall_above_chance=0.3) is Label.learned
     assert label(0.93, 0.9, 300, guesses=False, recall_above_chance=0.1) is Label.between
     assert label(0.93, 0.9, 300, guesses=True, recall_above_chance=0.3) is Label.did_not_learn
     assert label(0.70, 0.5, 300, guesses=False, recall_above_chance=0.1) is Label.learned  # 20 points are possible
 
 
-def test_labels_of_the_first_study_are_those_that_it_was_scored_with(runs):
+def test_labels_of_the_first_study_have_not_changed(runs):
     counts = [sum(run.label is each for run in runs) for each in Label]
     assert dict(zip(Label, counts, strict=True)) == {
         Label.did_not_learn: 156,
@@ -107,7 +107,7 @@ def test_recall_above_chance_is_read_from_the_confusion_matrix(runs, tmp_path):
     assert run.label is Label.learned
 
 
-def test_pack_and_unpack_keep_what_rules_use_to_a_sixteenth_of_a_factor_of_two(runs, tmp_path):
+def test_packing_rounds_statistics_to_a_sixteenth_of_an_octave(runs, tmp_path):
     some = runs[::100]
     pack(some, tmp_path / "store")
     for before, after in zip(some, unpack(tmp_path / "store"), strict=True):

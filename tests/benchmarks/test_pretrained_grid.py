@@ -1,4 +1,4 @@
-"""The study on pretrained weights: its settings, its texts, and which of its runs are blind."""
+"""The study of pretrained weights: its settings, its texts, and its blind runs."""
 
 import dataclasses
 from collections import Counter
@@ -17,7 +17,7 @@ def stored():
     return unpack(PRETRAINED_STORE)
 
 
-def test_setting_of_a_number_equals_that_of_the_stored_run(stored):
+def test_settings_match_the_stored_runs(stored):
     for run in stored:
         assert " ".join(setting(run.setting)) == run.overrides
 
@@ -29,7 +29,7 @@ def test_store_holds_signals_of_every_run(stored):
         assert [row.step for row in recorded[run.setting]] == [shot.step for shot in run.history.snapshots]
 
 
-def test_runs_packed_again_stay_as_they_are_and_new_ones_are_added(stored, tmp_path, monkeypatch):
+def test_packing_adds_new_runs_and_keeps_the_stored_ones(stored, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained_grid, "PRETRAINED_STORE", tmp_path / "runs")
     monkeypatch.setattr(pretrained_grid, "pack_signals", lambda folder: None)
     pack(stored[1:4:2], tmp_path / "runs")
@@ -43,14 +43,14 @@ def test_runs_packed_again_stay_as_they_are_and_new_ones_are_added(stored, tmp_p
 
 
 @pytest.mark.parametrize("number", [PRETRAINED_FROM, FROZEN_FROM, WIDE_FROM])
-def test_setting_of_a_number_is_a_config_of_at_least_100_steps(number):
+def test_setting_is_a_valid_config_of_at_least_100_steps(number):
     config = load_config(["experiment=quickstart", *setting(number)])
     texts = int(config.data.train.split("_")[-1].removesuffix(".csv"))
     assert config.train.epochs * -(-texts // config.train.batch_size) >= 100
     assert setting(number) == setting(number)
 
 
-def test_settings_cover_what_the_study_promises():
+def test_settings_cover_the_study_design():
     seen = Counter(override for number in range(1000, 1120) for override in setting(number))
     for override in ("train.precision=bf16", "optimizer.bias_correction=false", "optimizer.layer_decay=0.5"):
         assert seen[override] >= 5
@@ -76,7 +76,7 @@ def test_every_third_setting_is_blind_and_no_other_is_held_out(stored):
     assert [run(number).family for number in (236, 1000, 2000, 3000)] == list(Family)
 
 
-def test_a_text_is_one_line_of_subject_and_body():
+def test_text_is_one_line_of_subject_and_body():
     post = "From: a@b\nSubject: Re: two  words\nLines: 3\n\nA body,\n\nof lines\tand tabs.\n"
     assert subject_and_body(post) == "Re: two words A body, of lines and tabs."
     assert subject_and_body("From: a@b\n\nNo subject.") == "No subject."

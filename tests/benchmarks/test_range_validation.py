@@ -1,4 +1,4 @@
-"""What docs/range.md claims, from the stored runs."""
+"""The claims of docs/range.md, checked against the stored runs."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from bertmon.training.rate_range import OVERSHOOT
 ROOT = Path(__file__).parents[2]
 
 
-def test_range_tables_include_every_table_of_the_page(capsys):
+def test_range_tables_include_every_table_on_the_page(capsys):
     range_validation.main([])
     printed = capsys.readouterr().out.splitlines()
     rows = [line for line in (ROOT / "docs" / "range.md").read_text().splitlines() if line.startswith("|")]
@@ -20,7 +20,7 @@ def test_range_tables_include_every_table_of_the_page(capsys):
     assert [row for row in rows if row not in printed] == []
 
 
-def test_overshoot_is_what_the_calibration_shapes_give():
+def test_overshoot_matches_the_calibration_shapes():
     predictions = range_validation.read(range_validation.PREDICTIONS, range_validation.Prediction)
     assert range_validation.calibrate(predictions) == pytest.approx(OVERSHOOT, rel=0.05)
 
@@ -41,5 +41,5 @@ def test_bracket_is_where_the_fewest_runs_are_on_the_wrong_side():
 
 
 def test_overrides_of_shapes_compose():
-    for shape in range_validation.SHAPES[1::7]:  # one takes a tenth of a second
+    for shape in range_validation.SHAPES[1::7]:  # each takes a tenth of a second
         compose_config(["experiment=quickstart", *shape.overrides.split()])

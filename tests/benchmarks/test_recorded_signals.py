@@ -1,4 +1,4 @@
-"""The rate margin and the token spread: what they are, and that recording them leaves training as it is."""
+"""The rate margin and the token spread: their values, and recording them without changing training."""
 
 import math
 
@@ -28,7 +28,7 @@ def run(settings):
     return settings
 
 
-def test_recording_leaves_training_as_it_is_bit_for_bit(tmp_path, run):
+def test_recording_does_not_change_training(tmp_path, run):
     run.model.hidden_dropout_prob = 0.1
     plain = run_training(run, tmp_path / "plain", name="plain")
     with recording() as rows:
@@ -43,7 +43,7 @@ def test_recording_leaves_training_as_it_is_bit_for_bit(tmp_path, run):
 
 
 @pytest.fixture
-def trial(run):
+def model_and_batch(run):
     task = build_task(run, resolve_device(run.device))
     batch = next(task.train.epoch_batches(0, 0))
     return task.classifier.eval(), batch
@@ -58,8 +58,8 @@ def descend(model, batch, rate):
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-def test_margin_of_a_downhill_step_is_as_many_times_larger_as_the_step_is_smaller(trial):
-    model, batch = trial
+def test_margin_of_a_downhill_step_is_inversely_proportional_to_its_size(model_and_batch):
+    model, batch = model_and_batch
     start = [parameter.detach().clone() for parameter in model.parameters()]
     margins = {}
     for rate in (0.5, 1.0):
@@ -75,32 +75,32 @@ def test_margin_of_a_downhill_step_is_as_many_times_larger_as_the_step_is_smalle
     assert margins[1.0] > 1
 
 
-def test_margin_of_an_uphill_step_is_the_smallest_multiple(trial):
-    model, batch = trial
+def test_margin_of_an_uphill_step_is_the_smallest_multiple(model_and_batch):
+    model, batch = model_and_batch
     margin = RateMargin(model, batch)
     descend(model, batch, -1e-2)
     assert margin.measure() == MULTIPLES[0]
 
 
-def test_token_spread_is_0_where_all_tokens_are_one(trial):
-    model, batch = trial
-    fresh = token_spreads(model, batch)
-    assert all(0.1 < value < 1.1 for value in fresh)
+def test_token_spread_of_identical_tokens_is_0(model_and_batch):
+    model, batch = model_and_batch
+    initial = token_spreads(model, batch)
+    assert all(0.1 < value < 1.1 for value in initial)
     with torch.no_grad():
         for embedding in (module for module in model.modules() if isinstance(module, torch.nn.Embedding)):
             embedding.weight[:] = torch.arange(embedding.embedding_dim)
-    assert token_spreads(model, batch) == pytest.approx([0.0] * len(fresh), abs=1e-4)
+    assert token_spreads(model, batch) == pytest.approx([0.0] * len(initial), abs=1e-4)
 
 
-def test_token_spread_leaves_padding_out(trial):
-    model, batch = trial
+def test_token_spread_ignores_padding(model_and_batch):
+    model, batch = model_and_batch
     row, count = next((row, count) for row, count in enumerate(batch.token_counts) if count < batch.input_ids.shape[1])
     padded = batch._replace(input_ids=batch.input_ids[[row]], attention_mask=batch.attention_mask[[row]])
     cut = padded._replace(input_ids=padded.input_ids[:, :count], attention_mask=padded.attention_mask[:, :count])
     assert token_spreads(model, padded) == pytest.approx(token_spreads(model, cut), abs=1e-4)
 
 
-def test_pack_and_unpack_keep_signals(tmp_path):
+def test_packing_keeps_signals(tmp_path):
     rows = [Signals(0, math.inf, (0.5, 0.25), 2), Signals(5, 0.5, (0.5, 0.125), 7)]
     run_dir = tmp_path / "1002" / "seed=0"
     run_dir.mkdir(parents=True)

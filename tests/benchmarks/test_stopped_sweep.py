@@ -1,4 +1,4 @@
-"""The table of a sweep that was run in two ways, from what its runs left."""
+"""The table of a sweep that was run in two ways, from the files of its runs."""
 
 import json
 
@@ -8,8 +8,8 @@ from bertmon.metrics import EvalResult
 from bertmon.result import RESULT_FILE, DataSummary, RunResult, Status
 
 
-def leave_run(folder, lr, status, steps, accuracy):
-    """A run of a sweep, as the command line leaves it."""
+def write_run(folder, lr, status, steps, accuracy):
+    """Write the result of a run as the command line does."""
     run_dir = folder / f"optimizer.lr={lr}" / "seed=0"
     run_dir.mkdir(parents=True)
     overrides = {"optimizer.lr": lr, "optimizer.bias_correction": True, "schedule.warmup_frac": 0.06}
@@ -21,8 +21,8 @@ def leave_run(folder, lr, status, steps, accuracy):
 def test_table_has_the_cost_and_the_best_run_of_each_way(tmp_path):
     for way, cost, second in (("end", 90, Status.finished), ("doomed", 60, Status.stopped)):
         folder = tmp_path / f"sweep_{way}"
-        leave_run(folder, 1e-4, Status.finished, 100, 0.7)
-        leave_run(folder, 2e-3, second, 100 if way == "end" else 30, 0.25)
+        write_run(folder, 1e-4, Status.finished, 100, 0.7)
+        write_run(folder, 2e-3, second, 100 if way == "end" else 30, 0.25)
         (folder / "cost.json").write_text(json.dumps({"clock": cost, "cpu": cost / 2}))
     *_, end, doomed = stopped_sweep.table(tmp_path, ["end", "doomed"])
     best = "70.0 % (optimizer.lr=1e-4, optimizer.bias_correction=true, schedule.warmup_frac=0.06)"
@@ -30,14 +30,14 @@ def test_table_has_the_cost_and_the_best_run_of_each_way(tmp_path):
     assert doomed == f"| `monitor.on_doomed=stop` | 60 | 30 | 130 | 1 of 2 | {best} |"
 
 
-def test_a_way_that_was_measured_is_not_run_again(tmp_path, monkeypatch):
+def test_way_that_was_measured_is_not_run_again(tmp_path, monkeypatch):
     (tmp_path / "sweep_end").mkdir()
     (tmp_path / "sweep_end" / "cost.json").write_text("{}")
     monkeypatch.setattr(stopped_sweep.subprocess, "run", None)
     stopped_sweep.run(tmp_path, "end")
 
 
-def test_the_sweep_has_at_least_24_runs():
+def test_sweep_has_at_least_24_runs():
     counts = [len(override.split("=", 1)[1].split(",")) for override in stopped_sweep.SWEEP]
     runs = 1
     for count in counts:

@@ -1,11 +1,11 @@
-"""The study's runs: what a setting's number gives, and what a run leaves."""
+"""The runs of the verdict study: their settings and their files."""
 
 import pytest
 import verdict_grid
 from labeled_runs import read_folder, unpack
 
 
-def test_setting_of_a_number_equals_that_of_the_stored_run():
+def test_settings_match_the_stored_runs():
     runs = unpack()
     assert {run.setting for run in runs} == set(range(verdict_grid.SETTINGS))
     for run in runs:
@@ -13,7 +13,7 @@ def test_setting_of_a_number_equals_that_of_the_stored_run():
 
 
 @pytest.mark.slow
-def test_train_leaves_a_run_that_read_folder_reads_and_skips_it_the_second_time(tmp_path, files):
+def test_train_writes_a_readable_run_and_skips_it_the_second_time(tmp_path, files):
     run_dir = tmp_path / "grid" / "042" / "seed=1"
     line = verdict_grid.train(run_dir, files, seed=1)
     assert line.startswith(f"{run_dir}: ")

@@ -1,4 +1,4 @@
-"""What docs/verdicts.md claims, on the stored histories of its labeled runs."""
+"""The claims of docs/verdicts.md, checked against the stored histories of its labeled runs."""
 
 from pathlib import Path
 
@@ -18,16 +18,16 @@ def runs():
 @pytest.mark.parametrize("every", [10, 30])
 def test_verdicts_on_held_out_runs_are_right_and_early(runs, every):
     held_out = [run for run in runs if not run.calibration]
-    lost = [run for run in held_out if run.label is Label.did_not_learn]
+    failed = [run for run in held_out if run.label is Label.did_not_learn]
     learned = [run for run in held_out if run.label is Label.learned]
-    flags = [verdicts.bertmon_rules(run, every) for run in lost]
-    shares = [flag / len(run.history.plan) for flag, run in zip(flags, lost, strict=True) if flag is not None]
-    assert len(shares) >= 0.98 * len(lost)
+    flags = [verdicts.bertmon_rules(run, every) for run in failed]
+    shares = [flag / len(run.history.plan) for flag, run in zip(flags, failed, strict=True) if flag is not None]
+    assert len(shares) >= 0.98 * len(failed)
     assert np.median(shares) <= 0.2
     assert sum(verdicts.bertmon_rules(run, every) is not None for run in learned) <= 0.01 * len(learned)
 
 
-def test_verdicts_from_stored_histories_equal_those_of_the_runs(runs):
+def test_verdicts_from_stored_histories_match_the_recorded_ones(runs):
     recorded = [run for run in runs if run.recorded]
     assert len(recorded) >= 40
     for run in recorded:
@@ -35,19 +35,19 @@ def test_verdicts_from_stored_histories_equal_those_of_the_runs(runs):
         assert last.verdict == run.recorded, run.overrides
 
 
-def test_verdicts_tables_equal_those_of_the_page(runs, capsys):
+def test_verdicts_tables_include_every_table_on_the_page(runs, capsys):
     verdicts.main([])
     printed = capsys.readouterr().out.splitlines()
     page = (ROOT / "docs" / "verdicts.md").read_text()
-    heads = ("## The score", "## Pretrained weights", "## Is the advice")
-    sections = [page[page.index(head) :].split("\n## ")[0] for head in heads]
+    headings = ("## The score", "## Pretrained weights", "## Is the advice")
+    sections = [page[page.index(heading) :].split("\n## ")[0] for heading in headings]
     rows = [line for section in sections for line in section.splitlines() if line.startswith("|")]
     assert len(rows) > 60
     assert [row for row in rows if row not in printed] == []
 
 
 def test_all_runs_whose_logits_shrank_are_flagged(runs):
-    """Others ran out of steps; of the small models' most are called not learning."""
+    """The other runs that did not learn ran out of steps; on small models, most are called not learning."""
     row = verdicts.summary_row("all", runs, 10)
     assert row == "| all | 155 of 156 (99.4 %) | 114 of 114 | 0 of 164 (0.0 %) | 12 of 54 | 13.3 % |"
 

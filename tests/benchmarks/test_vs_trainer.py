@@ -1,4 +1,4 @@
-"""What the comparison of training loops counts."""
+"""The counts and the table of the comparison of training loops."""
 
 import monitor_overhead
 import pytest
@@ -15,12 +15,12 @@ SMALL = [
 ]
 
 
-def test_overrides_win_over_the_setup():
+def test_overrides_take_precedence_over_the_setup():
     config = vs_trainer.config_of(2, ["train.batch_size=3", "train.epochs=7", "data.test_per_package=5"])
     assert (config.train.batch_size, config.train.epochs, config.data.test_per_package) == (3, 7, 5)
 
 
-def test_training_tokens_equal_those_of_the_batches():
+def test_training_tokens_match_the_batches():
     config = vs_trainer.config_of(1, SMALL)
     task = build_task(config, vs_trainer.torch.device("cpu"))
     _, tokens = vs_trainer.tokenize_training_texts(config, task)
@@ -28,14 +28,14 @@ def test_training_tokens_equal_those_of_the_batches():
     assert int(sum(tokens.lengths)) == in_batches
 
 
-def test_epoch_flops_of_a_text_of_one_token_count_two_products_of_every_weight_three_times():
+def test_epoch_flops_of_one_token_are_six_per_weight_plus_attention():
     task = build_task(vs_trainer.config_of(1, SMALL), vs_trainer.torch.device("cpu"))
     weights = sum(p.numel() for name, p in task.classifier.named_parameters() if "embeddings" not in name)
     attention = 12 * 2 * 32
     assert vs_trainer.epoch_flops(task.classifier, vs_trainer.torch.tensor([1])) == 6 * weights + attention
 
 
-def test_table_compares_rates_with_the_reference_of_the_same_turn():
+def test_table_compares_rates_with_the_reference_of_the_same_round():
     slow, fast = vs_trainer.Epoch(100, 3.0, 5.0, 1.0), vs_trainer.Epoch(100, 1.5, 2.0, 0.25)
     text = "".join(vs_trainer.table({vs_trainer.REFERENCE: [slow, fast], "other": [fast, fast]}))
     assert text.splitlines()[-1] == ("| other | 200 (200 to 200) | 2.50 (1.00 to 4.00) | 0.50 | 0.25 | 50% | 1.0 |")

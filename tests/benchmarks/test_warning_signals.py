@@ -1,4 +1,4 @@
-"""Scores of recorded signals on runs whose end is known, and that their cost can be measured."""
+"""Scores of recorded signals on runs with known outcomes, and the cost of the signals."""
 
 import math
 
@@ -11,15 +11,15 @@ from recorded_signals import Signals
 
 @pytest.fixture(scope="module")
 def runs():
-    """Two that learned and two that were flagged."""
+    """Two runs that learned and two flagged runs that did not."""
     stored = [run for run in unpack() if run.calibration]
     learned = [run for run in stored if run.label is Label.learned][:2]
-    lost = [run for run in stored if run.label is Label.did_not_learn and warning_signals.verdict_step(run)][:2]
-    return [*learned, *lost]
+    failed = [run for run in stored if run.label is Label.did_not_learn and warning_signals.verdict_step(run)][:2]
+    return [*learned, *failed]
 
 
 def recorded(runs, at):
-    """Signals that fall at a step of the runs that did not learn."""
+    """Signals that drop at step `at` of the runs that did not learn."""
     return {
         run.setting: [
             Signals(step, *((8.0, (0.9, 0.5)) if run.label is Label.learned or step < at else (1.0, (0.9, 0.1))), 4)
@@ -52,6 +52,6 @@ def test_signals_are_compared_at_the_steps_of_the_verdict():
     assert series["token spread, last layer, over that of step 0"] == [(0, 1.0), (10, 0.5)]
 
 
-def test_cost_is_in_steps_of_training(files):
+def test_cost_is_measured_in_training_steps(files):
     lines = list(warning_signals.cost(["experiment=quickstart", *files, *TINY_OVERRIDES, "device=cpu"], repeats=2))
     assert [line.split(":")[0] for line in lines] == ["a step", "rate margin", "token spread"]

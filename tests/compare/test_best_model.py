@@ -1,5 +1,5 @@
 import pytest
-from conftest import leave_run
+from conftest import write_run
 
 from bertmon.compare.best_model import BEST_LINK, link_best_model
 from bertmon.compare.results import read_sweep
@@ -7,10 +7,10 @@ from bertmon.result import RESULT_FILE, SweepFile
 
 
 def sweep_of_four(folder, *, keep="best", **last):
-    """Two settings of two seeds, whose models are saved; that of warm-up 0.3 is the better one."""
+    """Two settings of two seeds with saved models; the one with warm-up 0.3 is better."""
     for warmup, accuracies in ((0.1, (0.95, 0.5)), (0.3, (0.8, 0.85))):
         for seed, accuracy in enumerate(accuracies):
-            run_dir = leave_run(
+            run_dir = write_run(
                 folder / f"warmup_frac={warmup}/seed={seed}",
                 accuracy=accuracy,
                 seed=seed,
@@ -19,56 +19,56 @@ def sweep_of_four(folder, *, keep="best", **last):
                 **(last if (warmup, seed) == (0.3, 1) else {}),
             )
             (run_dir / "model").mkdir()
-    return planned(folder)
+    return add_sweep_file(folder)
 
 
-def planned(folder):
-    """With the sweep.json of a launch that made all runs in it."""
+def add_sweep_file(folder):
+    """Add the sweep.json of a launch that made all runs in the folder."""
     names = tuple(str(path.parent.relative_to(folder)) for path in sorted(folder.rglob(RESULT_FILE)))
     SweepFile(names, (), str(folder)).write(folder)
     return folder
 
 
-def saved(folder):
+def saved_models(folder):
     return sorted(str(path.parent.relative_to(folder)) for path in folder.glob("*/*/model"))
 
 
-def test_link_best_model_leads_to_the_best_run_of_the_best_setting(tmp_path):
+def test_link_best_model_points_to_the_best_run_of_the_best_setting(tmp_path):
     link = link_best_model(read_sweep([sweep_of_four(tmp_path)]), tmp_path)
     assert link == tmp_path / BEST_LINK
     assert link.samefile(tmp_path / "warmup_frac=0.3/seed=1/model")
-    assert saved(tmp_path) == ["warmup_frac=0.3/seed=0", "warmup_frac=0.3/seed=1"]
+    assert saved_models(tmp_path) == ["warmup_frac=0.3/seed=0", "warmup_frac=0.3/seed=1"]
 
 
 def test_link_best_model_with_keep_all_deletes_no_model(tmp_path):
     link_best_model(read_sweep([sweep_of_four(tmp_path, keep="all")]), tmp_path)
-    assert len(saved(tmp_path)) == 4
+    assert len(saved_models(tmp_path)) == 4
 
 
 @pytest.mark.parametrize("status", ["running", "interrupted"])
-def test_link_best_model_of_a_sweep_with_runs_left_deletes_no_model(tmp_path, status):
+def test_link_best_model_of_an_unfinished_sweep_deletes_no_model(tmp_path, status):
     link_best_model(read_sweep([sweep_of_four(tmp_path, status=status)]), tmp_path)
     assert (tmp_path / BEST_LINK).resolve() == (tmp_path / "warmup_frac=0.3/seed=0/model").resolve()
-    assert len(saved(tmp_path)) == 4
+    assert len(saved_models(tmp_path)) == 4
 
 
 def test_link_best_model_again_moves_the_link(tmp_path):
     sweep_of_four(tmp_path, keep="all")
     link_best_model(read_sweep([tmp_path]), tmp_path)
-    better = leave_run(
+    better = write_run(
         tmp_path / "warmup_frac=0.5/seed=0",
         accuracy=0.99,
         overrides={"schedule.warmup_frac": 0.5, "train.save_model": "best"},
         model_dir="model",
     )
     (better / "model").mkdir()
-    planned(tmp_path)
+    add_sweep_file(tmp_path)
     assert link_best_model(read_sweep([tmp_path]), tmp_path) == tmp_path / BEST_LINK
     assert (tmp_path / BEST_LINK).resolve() == (better / "model").resolve()
 
 
 def test_link_best_model_without_a_saved_model_makes_no_link(tmp_path):
-    leave_run(tmp_path / "a/seed=0")
+    write_run(tmp_path / "a/seed=0")
     assert link_best_model(read_sweep([tmp_path]), tmp_path) is None
     assert not (tmp_path / BEST_LINK).exists()
 
@@ -83,14 +83,14 @@ def test_link_best_model_deletes_no_model_of_other_launches_or_other_data(tmp_pa
         "majority_share": 0.5,
     }
     keep = {"train.keep": "best", "train.save_model": "best"}
-    other = leave_run(tmp_path / "german/seed=0", accuracy=0.7, overrides=keep, data=data, model_dir="model")
+    other = write_run(tmp_path / "german/seed=0", accuracy=0.7, overrides=keep, data=data, model_dir="model")
     (other / "model").mkdir()
-    planned(tmp_path)
-    foreign = leave_run(tmp_path / "v1/seed=0", accuracy=0.99, overrides=keep, model_dir="model")
+    add_sweep_file(tmp_path)
+    foreign = write_run(tmp_path / "v1/seed=0", accuracy=0.99, overrides=keep, model_dir="model")
     (foreign / "model").mkdir()
     link = link_best_model(read_sweep([tmp_path]), tmp_path)
     assert link.samefile(tmp_path / "warmup_frac=0.3/seed=1/model")
-    assert saved(tmp_path) == [
+    assert saved_models(tmp_path) == [
         "german/seed=0",
         "v1/seed=0",
         "warmup_frac=0.3/seed=0",
@@ -98,21 +98,21 @@ def test_link_best_model_deletes_no_model_of_other_launches_or_other_data(tmp_pa
     ]
 
 
-def test_link_best_model_where_no_link_can_be_made_returns_the_model(tmp_path):
+def test_link_best_model_returns_the_model_if_it_cannot_link_it(tmp_path):
     sweep_of_four(tmp_path)
     (tmp_path / BEST_LINK).mkdir()
     assert link_best_model(read_sweep([tmp_path]), tmp_path) == tmp_path / "warmup_frac=0.3/seed=1/model"
 
 
-def test_link_best_model_of_a_search_knows_all_runs_of_its_folder(tmp_path):
+def test_link_best_model_of_a_search_includes_all_runs_of_its_folder(tmp_path):
     sweep_of_four(tmp_path)
     SweepFile((), (), str(tmp_path)).write(tmp_path)
     assert link_best_model(read_sweep([tmp_path]), tmp_path) == tmp_path / BEST_LINK
-    assert saved(tmp_path) == ["warmup_frac=0.3/seed=0", "warmup_frac=0.3/seed=1"]
+    assert saved_models(tmp_path) == ["warmup_frac=0.3/seed=0", "warmup_frac=0.3/seed=1"]
 
 
-def test_run_of_another_launch_that_is_not_done_keeps_no_model(tmp_path):
+def test_unfinished_run_of_another_launch_does_not_keep_models(tmp_path):
     sweep_of_four(tmp_path)
-    leave_run(tmp_path / "other/seed=0", status="interrupted")
+    write_run(tmp_path / "other/seed=0", status="interrupted")
     link_best_model(read_sweep([tmp_path]), tmp_path)
-    assert len(saved(tmp_path)) == 2
+    assert len(saved_models(tmp_path)) == 2

@@ -1,4 +1,4 @@
-"""`bertmon compare` on folders with foreign and corrupt files: each affects its own run alone, or is one error."""
+"""`bertmon compare` on folders with foreign and corrupt files: each affects only its own run or is one error."""
 
 import io
 import json
@@ -46,7 +46,7 @@ def sparse(name: str) -> Make:
     return make
 
 
-def holds(name: str, content: bytes) -> Make:
+def write(name: str, content: bytes) -> Make:
     return lambda: Path(name).write_bytes(content)
 
 
@@ -58,14 +58,14 @@ def result(**changes) -> Make:
     return make
 
 
-def instead(name: str, make: Callable[[str], Make]) -> Make:
-    """Replaces a file of the sweep by something else."""
+def replace(name: str, make: Callable[[str], Make]) -> Make:
+    """Replace a file of the sweep with something else."""
 
-    def both() -> None:
+    def unlink_and_make() -> None:
         Path("sweep", name).unlink(missing_ok=True)
         make(f"sweep/{name}")()
 
-    return both
+    return unlink_and_make
 
 
 def plan(content: object) -> Make:
@@ -73,7 +73,7 @@ def plan(content: object) -> Make:
 
 
 def measured(**changes) -> Make:
-    """The history of a run with other arrays; None deletes one."""
+    """Replace arrays of a run's history; None deletes one."""
 
     def make() -> None:
         with np.load(io.BytesIO(LEARNS)) as stored:
@@ -97,21 +97,21 @@ LABELS = ["$\\frac{\x1b[31m", "<script>alert(1)</script>", "a\nb", "x" * 9000, "
 
 HUGE = {"steps": 10**400, "total_steps": 10**401, "verdict": "collapsed", "evaluations": [GUESSED]}
 
-FOREIGN = [  # id, change to a complete sweep, part of what `bertmon compare` prints about it and the rest
-    ("result is a pipe", instead(f"{RUN}/result.json", pipe), UNREADABLE),
-    ("result is a folder", instead(f"{RUN}/result.json", lambda name: lambda: os.mkdir(name)), UNREADABLE),
-    ("result links to itself", instead(f"{RUN}/result.json", loop), "warmup_frac=0.1: did not learn"),
-    ("result is memory", instead(f"{RUN}/result.json", lambda n: lambda: os.symlink("/proc/self/mem", n)), UNREADABLE),
-    ("result of a gigabyte", instead(f"{RUN}/result.json", sparse), UNREADABLE),
-    ("result in UTF-16", instead(f"{RUN}/result.json", lambda n: holds(n, "{}".encode("utf-16"))), UNREADABLE),
-    ("result is deep", instead(f"{RUN}/result.json", lambda n: holds(n, b'{"a":' * 100_000)), UNREADABLE),
+FOREIGN = [  # id, change to a complete sweep, part of the output or log of `bertmon compare`
+    ("result is a pipe", replace(f"{RUN}/result.json", pipe), UNREADABLE),
+    ("result is a folder", replace(f"{RUN}/result.json", lambda name: lambda: os.mkdir(name)), UNREADABLE),
+    ("result links to itself", replace(f"{RUN}/result.json", loop), "warmup_frac=0.1: did not learn"),
+    ("result is memory", replace(f"{RUN}/result.json", lambda n: lambda: os.symlink("/proc/self/mem", n)), UNREADABLE),
+    ("result of a gigabyte", replace(f"{RUN}/result.json", sparse), UNREADABLE),
+    ("result in UTF-16", replace(f"{RUN}/result.json", lambda n: write(n, "{}".encode("utf-16"))), UNREADABLE),
+    ("result is deep", replace(f"{RUN}/result.json", lambda n: write(n, b'{"a":' * 100_000)), UNREADABLE),
     ("seconds are huge", result(seconds=10**400), UNREADABLE),
     ("steps are huge", result(**HUGE), "No run did better"),
     ("steps are negative", result(steps=-5), UNREADABLE),
     ("step of an evaluation is huge", result(evaluations=[{"step": 10**400}]), UNREADABLE),
     ("evaluation is a word", result(evaluations=["x"]), UNREADABLE),
     ("accuracy is a word", result(evaluations=[{"step": 1, "loss": 1, "accuracy": "x"}]), UNREADABLE),
-    ("more than all are of one class", result(data={"majority_share": 5, "test_texts": 3}), UNREADABLE),
+    ("majority share is above 1", result(data={"majority_share": 5, "test_texts": 3}), UNREADABLE),
     ("status is an escape", result(status="\x1b[31m"), UNREADABLE),
     ("status is long", result(status=LONG), UNREADABLE),
     ("error is an escape", result(status="failed", error="\x1b[2J<script>"), "Excluded: 1 failed."),
@@ -121,8 +121,8 @@ FOREIGN = [  # id, change to a complete sweep, part of what `bertmon compare` pr
     ("swept is long", result(config={"text_column": LONG * 20}), "xxx...xxx"),
     ("swept is deep", result(config={"x": {"y": [1]}}), "y=null"),
     ("seed is huge", result(seed=10**4000), "Best: "),
-    ("plan is a pipe", instead("sweep.json", pipe), "Best: "),
-    ("plan links to itself", instead("sweep.json", loop), "Best: "),
+    ("plan is a pipe", replace("sweep.json", pipe), "Best: "),
+    ("plan links to itself", replace("sweep.json", loop), "Best: "),
     ("plan leaves the folder", plan({"runs": ["../../etc", "x"]}), "Best: "),
     ("plan is absolute", plan({"runs": ["/etc"]}), "Best: "),
     ("plan has a NUL", plan({"runs": ["a\0b"]}), "Best: "),
@@ -130,34 +130,34 @@ FOREIGN = [  # id, change to a complete sweep, part of what `bertmon compare` pr
     ("plan has an escape", plan({"runs": ["a\x1b[31m/b"]}), "Best: "),
     ("folder has an escape", lambda: Path("sweep/warmup_frac=0.7").rename("sweep/\x1b[31m"), "Best: "),
     ("folder is not UTF-8", lambda: os.rename("sweep/warmup_frac=0.7", b"sweep/caf\xe9"), "Best: "),
-    ("history is a pipe", instead(f"{RUN}/{HISTORY_FILE}", pipe), NO_CURVES),
-    ("history is a folder", instead(f"{RUN}/{HISTORY_FILE}", lambda n: lambda: os.mkdir(n)), NO_CURVES),
+    ("history is a pipe", replace(f"{RUN}/{HISTORY_FILE}", pipe), NO_CURVES),
+    ("history is a folder", replace(f"{RUN}/{HISTORY_FILE}", lambda n: lambda: os.mkdir(n)), NO_CURVES),
     ("history has pickles", measured(lr=np.array([{}], dtype=object)), "Object arrays cannot be loaded"),
     ("history has words", measured(lr=np.array(["a"] * 100)), "inconsistent shapes"),
     ("history has no rates", measured(lr=None), NO_CURVES),
     ("history has no steps", measured(lr=np.ones(0)), NO_CURVES),
-    ("history goes too far", measured(step=np.array([0, 1, 2, 3, 4000])), NO_CURVES),
-    ("history is bent", measured(lr=np.ones((100, 2))), "inconsistent shapes"),
+    ("history has a step after the last", measured(step=np.array([0, 1, 2, 3, 4000])), NO_CURVES),
+    ("history has matrices", measured(lr=np.ones((100, 2))), "inconsistent shapes"),
     ("rates are not finite", measured(lr=np.full(100, np.nan), effective_lr=np.full(100, np.inf)), "Best: "),
     ("losses are huge", measured(loss=np.full(100, 1e308)), "Best: "),
     ("logit_std is huge", measured(logit_std=np.full(5, 1e300)), "Best: "),
     ("values are negative", measured(values=np.full((5, 6, 6), -1.0)), "Best: "),
-    ("labels are odd", about(labels=LABELS), "Best: "),
+    ("labels need escaping", about(labels=LABELS), "Best: "),
     ("labels are no list", about(labels=7), NO_CURVES),
     ("depths are words", about(depths=["x"] * 6), "inconsistent shapes"),
     ("chance is a word", about(chance_loss="x"), "inconsistent shapes"),
 ]
 
 
-def compared(capfd, *arguments) -> tuple[object, str]:
+def run_compare(capfd, *arguments) -> tuple[object, str]:
     """Exit code and everything that `bertmon compare` prints."""
     try:
         compare(list(arguments))
         code = None
     except SystemExit as end:
         code = end.code
-    said = capfd.readouterr()
-    everything = f"{said.out}{said.err}{code or ''}"
+    printed = capfd.readouterr()
+    everything = f"{printed.out}{printed.err}{code or ''}"
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\udc80-\udcff]", everything), ascii(everything)
     return code, everything
 
@@ -168,12 +168,12 @@ def test_compare_skips_foreign_and_corrupt_files(folder, capfd, caplog, monkeypa
     if name.split()[0] not in ("result", "plan", "status", "error"):
         Path("sweep", RUN, HISTORY_FILE).write_bytes(LEARNS)
     make()
-    # Slow, and drawn like the others.
+    # Slow to draw, and drawn like the other figures.
     monkeypatch.setattr(layer_plots, "layer_heatmap", lambda *arguments: Figure())
     monkeypatch.setattr(selection, "select_steps", lambda curves: [0] if curves else [])
-    code, said = compared(capfd, "sweep")
-    assert code is None, said
-    assert message in said + caplog.text
+    code, output = run_compare(capfd, "sweep")
+    assert code is None, output
+    assert message in output + caplog.text
     assert len(caplog.records) <= 1
     page = Path("sweep/report.html").read_text()
     assert page.count("<script") == 1  # the report's own
@@ -195,11 +195,11 @@ COMMANDS = [  # arguments of `bertmon compare`, part of the message
 
 
 @pytest.mark.parametrize(("arguments", "message"), COMMANDS, ids=[" ".join(each)[:30] for each, _ in COMMANDS])
-def test_compare_with_invalid_arguments_is_one_error(folder, capfd, arguments, message):
+def test_compare_with_invalid_arguments_prints_one_error(folder, capfd, arguments, message):
     comparison(folder / "sweep", seeds=1, measured=False)
     Path("taken/report.html").mkdir(parents=True)
     if arguments == ["."]:
         shutil.rmtree("sweep")
-    code, said = compared(capfd, *arguments)
+    code, output = run_compare(capfd, *arguments)
     assert code == 1 or isinstance(code, str)
-    assert message in said
+    assert message in output

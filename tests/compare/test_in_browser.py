@@ -1,4 +1,4 @@
-"""What a reader sees: the report and TensorBoard in Chromium, on a real sweep."""
+"""The report and TensorBoard of a real sweep in Chromium, as a reader sees them."""
 
 import pytest
 from conftest import TIMEOUT, small_run
@@ -32,8 +32,8 @@ def sweep(tmp_path_factory):
     return folder
 
 
-def complaints(driver):
-    """Errors in the browser's console; what TensorBoard's own pages always log is left out."""
+def console_errors(driver):
+    """Severe errors in the browser's console; TensorBoard's own pages always log minor ones."""
     return [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
@@ -64,8 +64,8 @@ def test_report_is_readable_on_light_and_dark_pages(sweep, dark):
         text = screenshots.shows(driver, (sweep / "report.html").as_uri(), "training loss", "Folder")
         written = driver.execute_script("return document.querySelector('.answer').textContent")
         assert all(sentence in written for sentence in sentences)
-        for words in ("standard deviation of the logits over texts", "gradient depth ratio", "enc.l.1.output.dense"):
-            assert words in text
+        for phrase in ("standard deviation of the logits over texts", "gradient depth ratio", "enc.l.1.output.dense"):
+            assert phrase in text
         boxes = visible_figures(driver)
         assert len(boxes) == 2 + 1 + 1 + 1  # points, depth, curves, the first heat map
         assert all(500 < box["width"] < 1300 and box["height"] > 150 for box in boxes)
@@ -77,7 +77,7 @@ def test_report_is_readable_on_light_and_dark_pages(sweep, dark):
         assert {ink: paper} == ({"rgb(230, 232, 235)": "rgb(22, 24, 27)"} if dark else light)
         title = driver.execute_script("return getComputedStyle(document.querySelector('svg text')).fill")
         assert title == ink
-        assert complaints(driver) == []
+        assert console_errors(driver) == []
 
 
 def test_report_on_a_phone_scrolls_figures(sweep):
@@ -129,7 +129,7 @@ def test_report_tables_sort_filter_and_copy(sweep):
             "document.querySelectorAll('#settings th')[at].click(); return cells().map(cell => cell.textContent)"
         )
         assert times == ["50 min 00 s", "2 h 05 min"]
-        assert complaints(driver) == []
+        assert console_errors(driver) == []
 
 
 def test_tensorboard_shows_every_page(sweep):
@@ -142,7 +142,7 @@ def test_tensorboard_shows_every_page(sweep):
         screenshots.shows(driver, f"{address}#images", *NAMES, "gradient_depth", "gradient_flow")
 
         def drawn(_):
-            return loaded_images(driver).count(1050) >= 4  # TensorBoard loads what is in view
+            return loaded_images(driver).count(1050) >= 4  # TensorBoard loads only images in view
 
         screenshots.WebDriverWait(driver, TIMEOUT).until(drawn)
         columns = (
@@ -159,4 +159,4 @@ def test_tensorboard_shows_every_page(sweep):
         groups = {tag.split("/")[0] for tag in tags["scalars"]}
         assert groups >= {"loss", "accuracy", "grad_mean", "update_ratio", "weight_rms", "logit_std"}
         screenshots.shows(driver, f"{address}#timeseries", *NAMES, *groups)
-        assert complaints(driver) == []
+        assert console_errors(driver) == []

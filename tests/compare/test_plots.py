@@ -1,4 +1,4 @@
-"""What the figures of a report hold."""
+"""The contents of a report's figures."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from conftest import LEARNS, comparison, leave_run, synthetic_history
+from conftest import LEARNS, comparison, synthetic_history, write_run
 from matplotlib.text import Text
 
 from bertmon.compare import answer_plots, curve_plots, layer_plots, plots, selection
@@ -26,22 +26,22 @@ def training_curves(folder):
 
 
 def grid(folder, seeds=2):
-    """A sweep over three rates and two warm-ups; the largest rate fails, the middle one with the shorter warm-up."""
+    """A sweep over three rates and two warm-ups; the largest fails, the median only with the shorter warm-up."""
     for lr in (3e-4, 1e-3, 3e-3):
         for warmup in (0.1, 0.7):
             learns = lr < 1e-3 or (lr == 1e-3 and warmup == 0.7)
             for seed in range(seeds):
                 overrides = {"schedule.warmup_frac": warmup, "optimizer.lr": lr}
                 run_dir = folder / f"lr={lr},warmup_frac={warmup}/seed={seed}"
-                leave_run(run_dir, learns=learns, seed=seed, overrides=overrides)
+                write_run(run_dir, learns=learns, seed=seed, overrides=overrides)
     return folder
 
 
 # --- over the steps -------------------------------------------------------------------------------
 
 
-def test_training_curves_of_one_run_are_its_values(tmp_path):
-    leave_run(tmp_path / "a/seed=0", accuracy=0.8)
+def test_training_curves_of_one_run_show_its_values(tmp_path):
+    write_run(tmp_path / "a/seed=0", accuracy=0.8)
     loss, accuracy, rate, depth, logits, steps = training_curves(tmp_path)
     history = History.from_bytes(LEARNS)
     smoothed, chance = lines(loss)
@@ -56,25 +56,25 @@ def test_training_curves_of_one_run_are_its_values(tmp_path):
     assert lines(steps)[0][2] == pytest.approx([shot.signals["update_per_lr/linear"] for shot in history.snapshots])
 
 
-def test_training_curves_of_seeds_are_a_mean_and_a_band(tmp_path):
+def test_training_curves_of_seeds_show_a_mean_and_a_band(tmp_path):
     for seed, (accuracy, scale) in enumerate([(0.7, 1.0), (0.9, 100.0)]):
-        leave_run(tmp_path / f"a/seed={seed}", seed=seed, accuracy=accuracy, measured=False)
+        write_run(tmp_path / f"a/seed={seed}", seed=seed, accuracy=accuracy, measured=False)
         history = synthetic_history(learns=True)
         history.snapshots = [dataclasses.replace(shot, logit_std=scale) for shot in history.snapshots]
         (tmp_path / f"a/seed={seed}" / HISTORY_FILE).write_bytes(history.to_bytes())
     _, accuracy, _, _, logits, _ = training_curves(tmp_path)
     assert lines(accuracy)[0] == ("-", [50, 100], pytest.approx([80, 80]))
-    assert lines(logits)[0][2] == pytest.approx(5 * [10.0])  # the geometric mean
+    assert lines(logits)[0][2] == pytest.approx(5 * [10.0])  # geometric mean
     band = logits.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((1.0, 100.0))
 
 
-def test_training_curves_of_a_run_that_was_stopped_have_the_steps_of_the_others(tmp_path):
-    for seed, done in enumerate([100, 42]):
-        leave_run(tmp_path / f"a/seed={seed}", seed=seed, measured=False)
+def test_training_curves_with_a_stopped_run_cover_all_steps(tmp_path):
+    for seed, run_steps in enumerate([100, 42]):
+        write_run(tmp_path / f"a/seed={seed}", seed=seed, measured=False)
         history = synthetic_history(learns=True, every=1)
         history.losses[:] = [1.0 + seed] * len(history.losses)
-        history.rewind(done)
+        history.rewind(run_steps)
         (tmp_path / f"a/seed={seed}" / HISTORY_FILE).write_bytes(history.to_bytes())
     loss, _, _, _, logits, _ = training_curves(tmp_path)
     _, steps, means = lines(loss)[0]
@@ -85,16 +85,16 @@ def test_training_curves_of_a_run_that_was_stopped_have_the_steps_of_the_others(
 
 def test_training_curves_shade_thresholds_and_mark_verdicts(tmp_path):
     _, _, _, depth, logits, steps = training_curves(comparison(tmp_path))
-    words = [[text.get_text() for text in panel.texts] for panel in (depth, logits, steps)]
-    assert words == [["gradients vanish (< 3e-2)"], ["ignores the text (< 3e-5)"], ["weights have stopped (< 1e-2)"]]
+    labels = [[text.get_text() for text in panel.texts] for panel in (depth, logits, steps)]
+    assert labels == [["gradients vanish (< 3e-2)"], ["ignores the text (< 3e-5)"], ["weights have stopped (< 1e-2)"]]
     marks = [line for line in depth.lines if line.get_linestyle() == ":"]
     assert [list(mark.get_xdata()) for mark in marks] == [[20, 20]]  # of the setting that collapsed
     legend = [text.get_text() for text in depth.figure.legends[0].get_texts()]
     assert legend == ["warmup_frac=0.1 (2 runs): collapsed since step 20", "warmup_frac=0.7 (2 runs): healthy"]
 
 
-def test_training_curves_leave_out_what_is_not_finite(tmp_path):
-    leave_run(tmp_path / "a/seed=0", measured=False)
+def test_training_curves_leave_out_non_finite_values(tmp_path):
+    write_run(tmp_path / "a/seed=0", measured=False)
     history = synthetic_history(learns=False, every=1000)
     history.losses[-1] = math.nan
     (tmp_path / "a/seed=0" / HISTORY_FILE).write_bytes(history.to_bytes())
@@ -126,12 +126,12 @@ def test_gradient_depth_has_all_settings_on_one_axis(tmp_path):
 
 
 def test_gradient_depth_of_a_model_without_layers_is_none(tmp_path):
-    leave_run(tmp_path / "a/seed=0", measured=False)
+    write_run(tmp_path / "a/seed=0", measured=False)
     (tmp_path / "a/seed=0" / HISTORY_FILE).write_bytes(synthetic_history(learns=True, depth=0).to_bytes())
     assert layer_plots.gradient_depth(selection.select_layer_runs(read_sweep([tmp_path])), 0) is None
 
 
-def test_layer_bars_are_of_the_nearest_step(tmp_path):
+def test_layer_bars_show_the_nearest_step(tmp_path):
     comparison(tmp_path, seeds=1)
     later = synthetic_history(learns=True, every=30)
     (tmp_path / "warmup_frac=0.7/seed=0" / HISTORY_FILE).write_bytes(later.to_bytes())
@@ -142,7 +142,7 @@ def test_layer_bars_are_of_the_nearest_step(tmp_path):
     assert selection.select_steps(curves) == [20, 0, 90]
 
 
-def test_layer_figures_show_values_at_the_end_of_floats(tmp_path):
+def test_layer_figures_show_huge_and_infinite_values(tmp_path):
     comparison(tmp_path, seeds=1)
     history = synthetic_history(learns=True)
     history.snapshots[2].values[:] = 1e308
@@ -159,7 +159,7 @@ def test_layer_figures_show_values_at_the_end_of_floats(tmp_path):
 # --- the answer -----------------------------------------------------------------------------------
 
 
-def test_accuracy_over_rate_is_a_point_a_run_colored_by_verdict(tmp_path):
+def test_accuracy_over_rate_has_a_point_per_run_colored_by_verdict(tmp_path):
     figure, titles = answer_plots.accuracy_over_rate(read_sweep([comparison(tmp_path)]))
     (axes,) = figure.axes
     assert axes.collections[0].get_offsets().tolist() == [[2e-3, 25], [2e-3, 25], [2e-3, 80], [2e-3, 80]]
@@ -170,7 +170,7 @@ def test_accuracy_over_rate_is_a_point_a_run_colored_by_verdict(tmp_path):
 
 
 def test_accuracy_over_rate_of_one_run_is_none(tmp_path):
-    leave_run(tmp_path / "a/seed=0")
+    write_run(tmp_path / "a/seed=0")
     assert answer_plots.accuracy_over_rate(read_sweep([tmp_path])) is None
 
 
@@ -178,7 +178,7 @@ def test_accuracy_over_key_has_a_column_of_points_for_each_value_in_order(tmp_pa
     for warmup in (0.7, 0.05, 0.1):
         for seed in range(2):
             overrides = {"schedule.warmup_frac": warmup}
-            leave_run(tmp_path / f"{warmup}/{seed}", seed=seed, accuracy=warmup + seed / 10, overrides=overrides)
+            write_run(tmp_path / f"{warmup}/{seed}", seed=seed, accuracy=warmup + seed / 10, overrides=overrides)
     figure, titles = answer_plots.accuracy_over_key(read_sweep([tmp_path]))
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.05", "0.1", "0.7"]
@@ -187,7 +187,7 @@ def test_accuracy_over_key_has_a_column_of_points_for_each_value_in_order(tmp_pa
     assert titles["strip2"][1] == "0.7/1: 80.0 %, healthy, peak rate 2e-3"
 
 
-def test_settings_that_differ_by_their_data_alone_share_no_figure(tmp_path):
+def test_settings_that_differ_only_in_their_data_share_no_figure(tmp_path):
     data = {
         "fingerprint": "other",
         "train_texts": 9,
@@ -198,17 +198,17 @@ def test_settings_that_differ_by_their_data_alone_share_no_figure(tmp_path):
     for folder, changes in (("one", {}), ("two", {"data": data})):
         for warmup in (0.1, 0.7):
             overrides = {"schedule.warmup_frac": warmup}
-            leave_run(tmp_path / folder / f"{warmup}/seed=0", overrides=overrides, **changes)
+            write_run(tmp_path / folder / f"{warmup}/seed=0", overrides=overrides, **changes)
     assert answer_plots.accuracy_over_key(read_sweep([tmp_path / "one"])) is not None
     both = read_sweep([tmp_path / "one", tmp_path / "two"])
     assert len(both.settings) == 4
     assert answer_plots.accuracy_over_key(both) is None
 
 
-def test_values_whose_labels_are_cut_alike_keep_their_columns(tmp_path):
+def test_values_with_equal_truncated_labels_have_separate_columns(tmp_path):
     name = "bert-large-uncased-whole-word-masking"
     for end in ("", "-finetuned-squad"):
-        leave_run(tmp_path / f"model{end}/seed=0", overrides={"model.name": f"{name}{end}"})
+        write_run(tmp_path / f"model{end}/seed=0", overrides={"model.name": f"{name}{end}"})
     figure, titles = answer_plots.accuracy_over_key(read_sweep([tmp_path]))
     assert [len(column) for column in titles.values()] == [1, 1]
     assert len(figure.axes[0].get_xticklabels()) == 2
@@ -229,7 +229,7 @@ def test_heat_maps_of_two_keys_have_accuracy_and_failures_in_order(tmp_path):
     assert texts[1] == ["0/2", "0/2", "2/2", "0/2", "2/2", "2/2"]
 
 
-def test_heat_maps_of_a_third_key_are_one_for_each_of_its_values(tmp_path):
+def test_heat_maps_of_three_keys_are_one_per_value_of_the_third(tmp_path):
     for correction in (False, True):
         for lr in (1e-3, 3e-3):
             for warmup in (0.1, 0.7):
@@ -238,7 +238,7 @@ def test_heat_maps_of_a_third_key_are_one_for_each_of_its_values(tmp_path):
                     "schedule.warmup_frac": warmup,
                     "optimizer.bias_correction": correction,
                 }
-                leave_run(tmp_path / f"{correction}-{lr}-{warmup}/seed=0", overrides=overrides)
+                write_run(tmp_path / f"{correction}-{lr}-{warmup}/seed=0", overrides=overrides)
     figures = answer_plots.heat_maps(read_sweep([tmp_path]))
     titles = [figure.axes[0].get_title(loc="left") for figure in figures]
     assert titles == [f"mean test accuracy [%] (bias_correction={value})" for value in ("false", "true")]
@@ -249,17 +249,17 @@ def test_heat_maps_of_a_third_key_are_one_for_each_of_its_values(tmp_path):
 
 def test_setting_colors_are_different(tmp_path):
     for number in range(8):
-        leave_run(tmp_path / f"few/{number}/seed=0", overrides={"n": number})
+        write_run(tmp_path / f"few/{number}/seed=0", overrides={"n": number})
     few = plots.setting_colors(read_sweep([tmp_path / "few"]))
     assert len(set(few.values())) == 8
     for number in range(12):
-        leave_run(tmp_path / f"many/{number:02}/seed=0", accuracy=0.3 + number / 20, overrides={"n": number})
+        write_run(tmp_path / f"many/{number:02}/seed=0", accuracy=0.3 + number / 20, overrides={"n": number})
     many = plots.setting_colors(read_sweep([tmp_path / "many"]))
     assert len(set(many.values())) == 12
     assert [*many.values()][::11] == ["#414487", "#dfe318"]
 
 
-def test_to_svg_uses_the_pages_ink_and_names_points(tmp_path):
+def test_to_svg_uses_the_text_color_of_the_page_and_names_points(tmp_path):
     figure, titles = answer_plots.accuracy_over_rate(read_sweep([comparison(tmp_path)]))
     text = plots.to_svg(figure, titles)
     ElementTree.fromstring(text)
@@ -271,9 +271,9 @@ def test_to_svg_uses_the_pages_ink_and_names_points(tmp_path):
     ]
 
 
-def test_to_svg_titles_are_no_markup(tmp_path):
-    leave_run(tmp_path / "<b>x&/seed=0")
-    leave_run(tmp_path / "y/seed=1", seed=1)
+def test_to_svg_escapes_titles(tmp_path):
+    write_run(tmp_path / "<b>x&/seed=0")
+    write_run(tmp_path / "y/seed=1", seed=1)
     figure, titles = answer_plots.accuracy_over_rate(read_sweep([tmp_path]))
     text = plots.to_svg(figure, titles)
     ElementTree.fromstring(text)

@@ -1,31 +1,31 @@
-"""The window of learning rates, and the sensitivity to them."""
+"""The window of learning rates that learn, and the sensitivity to the learning rate."""
 
 import csv
 import math
 from pathlib import Path
 
 import pytest
-from conftest import comparison, leave_run
+from conftest import comparison, write_run
 
 from bertmon.compare import summary, tables
 from bertmon.compare.rates import rate_windows
 from bertmon.compare.results import read_sweep
 
 
-def leave_rates(folder, losses, seeds=1, **more):
-    """A setting for each learning rate, whose runs have that loss; None is a run that diverged. Chance is 1.4."""
+def write_rates(folder, losses, seeds=1, **more):
+    """Write one setting per learning rate, whose runs have the given loss; None means diverged. Chance is 1.4."""
     for lr, loss in losses.items():
         for seed in range(seeds):
             learns = loss is not None and loss < 1.3
             evaluations = [{"step": 100, "loss": loss, "accuracy": 0.8 if learns else 0.25}]
             overrides = {**more, "optimizer.lr": lr}
             name = f"{','.join(map(str, overrides.values()))}/seed={seed}"
-            leave_run(folder / name, learns=learns, seed=seed, overrides=overrides, evaluations=evaluations)
+            write_run(folder / name, learns=learns, seed=seed, overrides=overrides, evaluations=evaluations)
     return folder
 
 
 def test_rate_window_is_where_all_runs_learned(tmp_path):
-    leave_rates(tmp_path, {1e-3: 0.5, 1e-4: 0.6, 3e-4: 0.4, 3e-3: 1.4, 1e-2: None})
+    write_rates(tmp_path, {1e-3: 0.5, 1e-4: 0.6, 3e-4: 0.4, 3e-3: 1.4, 1e-2: None})
     (window,) = rate_windows(read_sweep([tmp_path]))
     assert window.rates == (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     assert window.all_learned == (1e-4, 3e-4, 1e-3)
@@ -35,20 +35,20 @@ def test_rate_window_is_where_all_runs_learned(tmp_path):
 
 
 def test_rate_window_with_a_gap_lists_its_rates(tmp_path):
-    leave_rates(tmp_path, {1e-4: 0.5, 3e-4: 1.4, 1e-3: 0.5, 3e-3: 0.5})
+    write_rates(tmp_path, {1e-4: 0.5, 3e-4: 1.4, 1e-3: 0.5, 3e-3: 0.5})
     (window,) = rate_windows(read_sweep([tmp_path]))
     assert window.text() == "1e-4, 1e-3, 3e-3"
 
 
 def test_rate_window_of_equal_losses_has_no_sensitivity(tmp_path):
-    leave_rates(tmp_path, {1e-4: 0.5, 1e-3: 0.5}, seeds=2)
+    write_rates(tmp_path, {1e-4: 0.5, 1e-3: 0.5}, seeds=2)
     (window,) = rate_windows(read_sweep([tmp_path]))
     assert window.sensitivity == 0
 
 
-def test_rate_windows_are_one_for_each_value_of_other_keys(tmp_path):
+def test_rate_windows_are_one_per_value_of_other_keys(tmp_path):
     for warmup, losses in ((0.1, {1e-4: 0.5, 1e-3: 1.4}), (0.7, {1e-4: 0.5, 1e-3: 0.5})):
-        leave_rates(tmp_path, losses, **{"schedule.warmup_frac": warmup})
+        write_rates(tmp_path, losses, **{"schedule.warmup_frac": warmup})
     sweep = read_sweep([tmp_path])
     table = tables.rates_table(sweep)
     assert table.header == ("warmup_frac", "all runs learned at rates", "of rates", "learning-rate sensitivity")
@@ -64,7 +64,7 @@ def test_rate_windows_of_a_sweep_without_rates_are_none(tmp_path):
 
 def test_sensitivity_without_a_chance_loss_is_unknown(tmp_path):
     for lr in (1e-4, 1e-3):
-        leave_run(tmp_path / f"{lr}/seed=0", overrides={"optimizer.lr": lr}, measured=False)
+        write_run(tmp_path / f"{lr}/seed=0", overrides={"optimizer.lr": lr}, measured=False)
     (window,) = rate_windows(read_sweep([tmp_path]))
     assert math.isnan(window.sensitivity)
     assert tables.rates_table(read_sweep([tmp_path])).rows[0][-1] == ""
@@ -83,7 +83,7 @@ def test_article_study_of_warmups_gives_the_known_windows(tmp_path):
         overrides = {"schedule.warmup_frac": float(row["warmup_frac"]), "optimizer.lr": float(row["lr"])}
         name = f"{row['warmup_frac']}-{row['lr']}/seed={row['seed']}"
         accuracy, learned = float(row["accuracy"]), row["did_not_learn"] == "False"
-        leave_run(tmp_path / name, learns=learned, accuracy=accuracy, overrides=overrides, seed=int(row["seed"]))
+        write_run(tmp_path / name, learns=learned, accuracy=accuracy, overrides=overrides, seed=int(row["seed"]))
     windows = rate_windows(read_sweep([tmp_path]))
     learned = {window.values["schedule.warmup_frac"]: len(window.all_learned) for window in windows}
     assert learned == {0.0: 0, 0.1: 1, 0.3: 2, 0.5: 2, 0.7: 3}

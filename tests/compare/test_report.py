@@ -14,7 +14,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from conftest import comparison, leave_run, synthetic_history
+from conftest import comparison, synthetic_history, write_run
 
 from bertmon.compare import report, selection, summary, tables
 from bertmon.compare.__main__ import main
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_report_needs_no_other_file(folder):
+def test_report_is_self_contained(folder):
     sweep = read_sweep([folder])
     text = (folder / "report.html").read_text()
     assert all(
@@ -54,7 +54,7 @@ def test_report_needs_no_other_file(folder):
     assert summary.conclusions(sweep)[1] in markdown
 
 
-def test_report_allows_its_own_script_alone(folder):
+def test_report_allows_only_its_own_script(folder):
     text = (folder / "report.html").read_text()
     (script,) = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -62,8 +62,8 @@ def test_report_allows_its_own_script_alone(folder):
 
 
 def test_report_shows_names_and_errors_as_text(tmp_path):
-    leave_run(tmp_path / "<b>x<!--/seed=0", overrides={"data.train": "<script>alert(1)<!-- b"})
-    leave_run(tmp_path / "y/seed=0", status="failed", error="<img src=x onerror=alert(1)>", measured=False)
+    write_run(tmp_path / "<b>x<!--/seed=0", overrides={"data.train": "<script>alert(1)<!-- b"})
+    write_run(tmp_path / "y/seed=0", status="failed", error="<img src=x onerror=alert(1)>", measured=False)
     text = report.render_html(read_sweep([tmp_path]), tmp_path)
     for markup in ("<script>alert", "<img", "<b>x", "<!--"):
         assert markup not in text
@@ -84,7 +84,7 @@ def test_report_of_runs_without_results_says_so(tmp_path):
 
 
 def test_report_of_a_failed_run_shows_the_reason(tmp_path):
-    leave_run(tmp_path / "a/seed=0", status="failed", error="RuntimeError: out of memory", measured=False)
+    write_run(tmp_path / "a/seed=0", status="failed", error="RuntimeError: out of memory", measured=False)
     corrupt = tmp_path / "b/seed=0"
     corrupt.mkdir(parents=True)
     (corrupt / "result.json").write_text("{")
@@ -99,7 +99,7 @@ def test_report_of_an_interrupted_sweep_says_how_to_resume_it(tmp_path):
     (tmp_path / "sweep.json").write_text(json.dumps(sweep_file))
     report.write_report([tmp_path], tmp_path)
     assert "To resume" not in (tmp_path / "report.html").read_text()
-    leave_run(tmp_path / "warmup_frac=0.7/seed=2", seed=2, status="interrupted", steps=31)
+    write_run(tmp_path / "warmup_frac=0.7/seed=2", seed=2, status="interrupted", steps=31)
     sweep = report.write_report([tmp_path], tmp_path)
     assert tables.unfinished_table(sweep).rows == (("warmup_frac=0.7/seed=2", "interrupted", "31 of 100"),)
     command = f"To resume: <code>python -m bertmon resume {tmp_path}</code>"
@@ -108,7 +108,7 @@ def test_report_of_an_interrupted_sweep_says_how_to_resume_it(tmp_path):
 
 
 def test_report_of_an_interrupted_run_says_how_to_resume_it(tmp_path):
-    run_dir = leave_run(tmp_path / "run", status="interrupted", steps=31)
+    run_dir = write_run(tmp_path / "run", status="interrupted", steps=31)
     sweep_file = {"runs": ["."], "command": ["seed=0"], "directory": str(tmp_path)}
     (run_dir / "sweep.json").write_text(json.dumps(sweep_file))
     assert resume_commands(read_sweep([run_dir])) == [f"python -m bertmon resume {run_dir}"]
@@ -122,7 +122,7 @@ def test_details_have_no_control_characters(tmp_path):
         assert "\\x1b[31m" in text
 
 
-def test_details_of_markdown_are_complete(tmp_path):
+def test_markdown_details_are_not_truncated(tmp_path):
     command = [f"seed={','.join(map(str, range(200)))}", "-m"]
     for name in ("one", "two"):
         folder = comparison(tmp_path / name, seeds=1)
@@ -136,7 +136,7 @@ def test_report_has_no_nan(tmp_path):
     evaluations = [{"step": 100, "loss": None, "accuracy": 0.25}]
     for seed in (1, 2):
         changes = {"status": "diverged", "evaluations": evaluations, "verdict": "diverged"}
-        leave_run(tmp_path / f"a/seed={seed}", seed=seed, measured=False, **changes)
+        write_run(tmp_path / f"a/seed={seed}", seed=seed, measured=False, **changes)
     report.write_report([tmp_path], tmp_path)
     for name in ("report.html", "report.md", "runs.csv"):
         assert not re.search(r"\bnan\b", (tmp_path / name).read_text())
@@ -185,7 +185,7 @@ def test_runs_csv_is_read_by_pandas(folder):
     assert table["did_not_learn"].tolist() == [True, True, False, False]
 
 
-def test_title_and_details_say_what_was_done():
+def test_title_and_details_describe_the_sweep():
     sweep = read_sweep([Path(__file__).parent / "version_0_1"])
     assert title(sweep) == "BERT (8 layers, width 128) on docstrings: warmup_frac = 0.1, 0.7"
     facts = dict(details(sweep))
@@ -206,14 +206,14 @@ def test_title_and_details_say_what_was_done():
     }
 
 
-def test_title_of_runs_that_know_no_config_is_the_folder(tmp_path):
+def test_title_of_runs_without_a_config_is_the_folder(tmp_path):
     (tmp_path / "sweep.json").write_text('{"runs": ["a/seed=0"]}')
     assert title(read_sweep([tmp_path])) == tmp_path.name
 
 
 def test_report_of_a_thousand_runs_stays_small(tmp_path):
     for number in range(1000):
-        leave_run(
+        write_run(
             tmp_path / f"lr={number % 250}/seed={number // 250}",
             learns=number % 3 > 0,
             seed=number // 250,
@@ -233,9 +233,9 @@ def test_compare_writes_the_report_and_prints_the_answer(tmp_path, capsys, monke
     comparison(tmp_path / "sweep")
     main([str(tmp_path / "sweep")])
     assert (tmp_path / "sweep/report.html").exists()
-    told = capsys.readouterr().out
-    assert told.startswith("warmup_frac  runs  test accuracy")
-    assert told.endswith(f"Report: {tmp_path}/sweep/report.html\n")
+    output = capsys.readouterr().out
+    assert output.startswith("warmup_frac  runs  test accuracy")
+    assert output.endswith(f"Report: {tmp_path}/sweep/report.html\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         main(["sweep", "sweep/warmup_frac=0.1"])
@@ -246,12 +246,12 @@ def test_compare_writes_the_report_and_prints_the_answer(tmp_path, capsys, monke
 
 def test_compare_of_a_wrong_folder_prints_one_line(tmp_path):
     def fails(*arguments):
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "bertmon", "compare", *arguments], cwd=tmp_path, capture_output=True, text=True
         )
-        assert done.returncode == 1
-        assert "Traceback" not in done.stderr
-        return done.stderr
+        assert process.returncode == 1
+        assert "Traceback" not in process.stderr
+        return process.stderr
 
     assert fails("nowhere") == ("nowhere: expected the folder of a sweep, such as multirun/2026-11-23_07-17-49.\n")
     (tmp_path / "file").touch()
@@ -276,7 +276,7 @@ def test_refresh_report_is_throttled(tmp_path):
     assert page.stat().st_mtime > hour_ago + 1
 
 
-def test_refresh_report_of_a_complete_sweep_leaves_it_to_the_launch(tmp_path):
+def test_refresh_report_leaves_a_complete_sweep_to_the_launch(tmp_path):
     comparison(tmp_path, seeds=1)
     (tmp_path / "sweep.json").write_text('{"runs": ["warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0"]}')
     os.utime(tmp_path / "sweep.json", (0, 0))

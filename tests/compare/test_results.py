@@ -1,11 +1,11 @@
-"""What is read of a sweep, and how its runs are grouped."""
+"""Reading a sweep and grouping its runs."""
 
 import json
 import math
 from pathlib import Path
 
 import pytest
-from conftest import DEAD, comparison, leave_run
+from conftest import DEAD, comparison, write_run
 
 from bertmon.compare import results
 from bertmon.compare.results import read_sweep
@@ -18,7 +18,7 @@ from bertmon.monitor.history import HISTORY_FILE
 VERSION_0_1 = Path(__file__).parent / "version_0_1"
 
 
-def test_read_sweep_groups_runs_that_differ_by_their_seed_alone(tmp_path):
+def test_read_sweep_groups_runs_that_differ_only_in_their_seed(tmp_path):
     sweep = read_sweep([comparison(tmp_path)])
     assert sweep.swept == ["schedule.warmup_frac"]
     assert [(setting.name, [run.seed for run in setting.runs]) for setting in sweep.settings] == [
@@ -29,7 +29,7 @@ def test_read_sweep_groups_runs_that_differ_by_their_seed_alone(tmp_path):
     assert [run.flagged_step for run in sweep.runs] == [20, 20, None, None]
 
 
-def test_read_sweep_of_runs_not_started_and_young_runs_puts_them_in_their_setting(tmp_path):
+def test_read_sweep_assigns_runs_without_a_config_to_their_settings(tmp_path):
     comparison(tmp_path, seeds=1)
     names = [f"warmup_frac={warmup}/seed={seed}" for warmup in (0.1, 0.7) for seed in (0, 1)]
     (tmp_path / "sweep.json").write_text(json.dumps({"runs": names}))
@@ -56,7 +56,7 @@ def test_read_sweep_of_a_corrupt_result_marks_that_run_unreadable(tmp_path, cont
     }
 
 
-WRONG = [  # what the result.json of a finished run cannot be
+WRONG = [  # changes that make the result.json of a finished run invalid
     {"evaluations": "x"},
     {"evaluations": [1]},
     {"evaluations": [{"loss": 1.0, "accuracy": 0.5}]},
@@ -79,15 +79,15 @@ WRONG = [  # what the result.json of a finished run cannot be
 @pytest.mark.parametrize("changes", WRONG, ids=str)
 def test_read_sweep_of_a_wrong_shape_marks_that_run_unreadable(tmp_path, changes):
     comparison(tmp_path, seeds=1)
-    leave_run(tmp_path / "warmup_frac=0.7/seed=1", **{"seed": 1, **changes})
+    write_run(tmp_path / "warmup_frac=0.7/seed=1", **{"seed": 1, **changes})
     sweep = read_sweep([tmp_path])
     assert [run.name for run in sweep.runs if run.status == "unreadable"] == ["warmup_frac=0.7/seed=1"]
     assert [len(setting.ended) for setting in sweep.settings] == [1, 1]
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", DEAD[: len(DEAD) // 2], b"\x93NUMPY"])
-def test_run_with_a_corrupt_history_has_none_and_logs_it_once(tmp_path, content, caplog):
-    leave_run(tmp_path / "a/seed=0")
+def test_run_with_a_corrupt_history_has_none_and_logs_that_once(tmp_path, content, caplog):
+    write_run(tmp_path / "a/seed=0")
     (tmp_path / "a/seed=0" / HISTORY_FILE).write_bytes(content)
     (run,) = read_sweep([tmp_path]).runs
     assert run.history is None
@@ -98,7 +98,7 @@ def test_run_with_a_corrupt_history_has_none_and_logs_it_once(tmp_path, content,
 
 
 def test_history_is_read_once(tmp_path):
-    leave_run(tmp_path / "a/seed=0")
+    write_run(tmp_path / "a/seed=0")
     (run,) = read_sweep([tmp_path]).runs
     first = run.history
     (tmp_path / "a/seed=0" / HISTORY_FILE).unlink()
@@ -106,17 +106,17 @@ def test_history_is_read_once(tmp_path):
     assert run.history is first
 
 
-def test_peak_effective_lr_is_that_of_the_plan(tmp_path):
-    leave_run(tmp_path / "a/seed=0")
-    leave_run(tmp_path / "b/seed=0", measured=False)
+def test_peak_effective_lr_comes_from_the_plan(tmp_path):
+    write_run(tmp_path / "a/seed=0")
+    write_run(tmp_path / "b/seed=0", measured=False)
     peaks = [run.peak_effective_lr for run in read_sweep([tmp_path]).runs]
     assert peaks[0] == 2e-3
     assert math.isnan(peaks[1])
 
 
-def test_peak_effective_lr_of_a_zip_bomb_is_not_unpacked(tmp_path, monkeypatch):
+def test_peak_effective_lr_does_not_unpack_a_zip_bomb(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "_MAX_PLAN_BYTES", 1000)
-    leave_run(tmp_path / "a/seed=0")
+    write_run(tmp_path / "a/seed=0")
     (run,) = read_sweep([tmp_path]).runs
     assert math.isnan(run.peak_effective_lr)
 
@@ -147,7 +147,7 @@ def test_read_sweep_of_two_sweeps_names_every_key_that_differs(tmp_path):
         for warmup in (0.1, 0.7):
             schedule = {"schedule": {"warmup_frac": warmup}}
             overrides = {"schedule.warmup_frac": warmup} | ({"model": "bert_small_8l"} if config is deep else {})
-            leave_run(tmp_path / name / f"{warmup}/seed=0", overrides=overrides, config=config | schedule)
+            write_run(tmp_path / name / f"{warmup}/seed=0", overrides=overrides, config=config | schedule)
     sweep = read_sweep([tmp_path / "monday", tmp_path / "tuesday"])
     assert sweep.swept == ["schedule.warmup_frac", "model.num_hidden_layers", "optimizer.lr"]
     assert [setting.name for setting in sweep.settings] == [
@@ -161,7 +161,7 @@ def test_read_sweep_of_two_sweeps_names_every_key_that_differs(tmp_path):
 def test_read_sweep_of_a_swept_group_does_not_list_its_keys(tmp_path):
     for name, depth in (("bert_small", 6), ("bert_small_8l", 8)):
         config = {"model": {"num_hidden_layers": depth}}
-        leave_run(tmp_path / f"model={name}/seed=0", overrides={"model": name}, config=config)
+        write_run(tmp_path / f"model={name}/seed=0", overrides={"model": name}, config=config)
     assert read_sweep([tmp_path]).swept == ["model"]
 
 
@@ -172,24 +172,24 @@ def test_read_sweep_of_a_corrupt_sweep_file_reads_the_runs(tmp_path, content):
     assert len(read_sweep([tmp_path]).runs) == 2
 
 
-def test_read_sweep_of_configs_that_differ_is_two_settings_in_one_folder_too(tmp_path):
+def test_read_sweep_of_different_configs_in_one_folder_is_two_settings(tmp_path):
     for number, learns in enumerate([True, False]):
-        leave_run(tmp_path / f"runs/{number}", learns=learns, config={"optimizer": {"lr": number}})
+        write_run(tmp_path / f"runs/{number}", learns=learns, config={"optimizer": {"lr": number}})
     sweep = read_sweep([tmp_path / "runs"])
     assert [(setting.name, len(setting.runs)) for setting in sweep.settings] == [("lr=0", 1), ("lr=1", 1)]
 
 
-def test_read_sweep_of_texts_that_differ_is_two_settings(tmp_path):
+def test_read_sweep_of_different_texts_is_two_settings(tmp_path):
     for seed in range(2):
         data = {"fingerprint": str(seed), "test_texts": 400, "majority_share": 0.25}
-        leave_run(tmp_path / f"a/seed={seed}", seed=seed, data=data)
+        write_run(tmp_path / f"a/seed={seed}", seed=seed, data=data)
     assert [len(setting.runs) for setting in read_sweep([tmp_path]).settings] == [1, 1]
 
 
 @pytest.mark.parametrize("key", ["seed", "device", "cache_dir", "cache", "experiment", "resume"])
-def test_read_sweep_of_keys_that_change_no_result_is_one_setting(tmp_path, key):
+def test_read_sweep_ignores_keys_that_do_not_affect_results(tmp_path, key):
     for seed in range(2):
-        leave_run(tmp_path / f"{seed}/x", seed=seed, config={key: str(seed), "optimizer": {"lr": 1}})
+        write_run(tmp_path / f"{seed}/x", seed=seed, config={key: str(seed), "optimizer": {"lr": 1}})
     assert len(read_sweep([tmp_path]).settings) == 1
 
 
@@ -202,14 +202,14 @@ def test_read_sweep_of_a_folder_twice_counts_each_run_once(tmp_path):
 def test_setting_names_have_short_keys_and_the_last_part_of_paths(tmp_path):
     for name in ("a", "b"):
         overrides = {"data.train": f"data/{name}.csv", "schedule.lr": 1, "optimizer.lr": 2e-4}
-        leave_run(tmp_path / f"train=data-{name}-1a2b3c/seed=0", overrides=overrides)
+        write_run(tmp_path / f"train=data-{name}-1a2b3c/seed=0", overrides=overrides)
     names = [setting.name for setting in read_sweep([tmp_path]).settings]
     assert names == [f"train={name}.csv, schedule.lr=1, optimizer.lr=2e-4" for name in ("a", "b")]
 
 
-def test_setting_names_have_whole_paths_where_the_last_part_is_the_same(tmp_path):
+def test_setting_names_have_full_paths_if_the_last_parts_are_equal(tmp_path):
     for name in ("a", "b"):
-        leave_run(tmp_path / f"{name}/seed=0", overrides={"data.train": f"{name}/train.csv"})
+        write_run(tmp_path / f"{name}/seed=0", overrides={"data.train": f"{name}/train.csv"})
     sweep = read_sweep([tmp_path])
     assert [setting.name for setting in sweep.settings] == ["train=a/train.csv", "train=b/train.csv"]
     assert [sweep.label("data.train", setting.values["data.train"]) for setting in sweep.settings] == [
@@ -218,15 +218,15 @@ def test_setting_names_have_whole_paths_where_the_last_part_is_the_same(tmp_path
     ]
 
 
-def test_did_not_learn_is_what_the_test_set_cannot_tell_from_guessing(tmp_path):
+def test_run_did_not_learn_if_it_is_indistinguishable_from_guessing(tmp_path):
     for seed, accuracy in enumerate([0.25, 123 / 400, 124 / 400, 0.9]):  # 123: 99.5 % quantile of Binomial(400, 1/4)
-        leave_run(tmp_path / f"a/seed={seed}", accuracy=accuracy, seed=seed)
-    leave_run(tmp_path / "a/seed=9", seed=9, status="failed", error="RuntimeError: no\nmore")
+        write_run(tmp_path / f"a/seed={seed}", accuracy=accuracy, seed=seed)
+    write_run(tmp_path / "a/seed=9", seed=9, status="failed", error="RuntimeError: no\nmore")
     (setting,) = read_sweep([tmp_path]).settings
     assert [run.did_not_learn for run in setting.runs] == [True, True, False, False, None]
 
 
-def test_texts_needed_is_the_first_number_that_tells_halfway_from_guessing():
+def test_texts_needed_is_the_smallest_number_that_tells_halfway_from_guessing():
     for share in (0.25, 0.5, 0.9):
         needed, halfway = texts_needed(share), (1 + share) / 2
         evaluation = EvalResult(0, 1.0, halfway)
@@ -234,10 +234,10 @@ def test_texts_needed_is_the_first_number_that_tells_halfway_from_guessing():
         assert all(did_not_learn(evaluation, share, n) for n in range(1, needed))
 
 
-def test_min_test_texts_is_of_the_smallest_test_set(tmp_path):
+def test_min_test_texts_is_for_the_smallest_test_set(tmp_path):
     data = {"fingerprint": "f", "majority_share": 0.5}
     for texts in (10, 8, 400):
-        leave_run(tmp_path / f"{texts}/seed=0", data=data | {"test_texts": texts})
+        write_run(tmp_path / f"{texts}/seed=0", data=data | {"test_texts": texts})
     assert read_sweep([tmp_path]).min_test_texts == (8, 26)
     assert read_sweep([tmp_path / "400"]).min_test_texts is None
 
@@ -266,7 +266,7 @@ def test_setting_sort_key_is_the_mean_objective_on_the_validation_texts(tmp_path
         validations = [{"step": 100, "loss": 1.0, "accuracy": validation, "mcc": validation - 0.1}]
         for seed in (0, 1):
             overrides = {"optimizer.lr": 1e-3 if name == "a" else 1e-4}
-            leave_run(
+            write_run(
                 tmp_path / name / f"seed={seed}",
                 accuracy=test,
                 seed=seed,
@@ -280,8 +280,8 @@ def test_setting_sort_key_is_the_mean_objective_on_the_validation_texts(tmp_path
     assert conclusions(sweep)[0].startswith("Best by Matthews correlation on the validation texts: lr=1e-4")
 
 
-def test_run_that_ends_while_it_is_read_is_not_called_dead(tmp_path, monkeypatch):
-    run_dir = leave_run(tmp_path / "a/seed=0", status="running")
+def test_run_that_ends_while_it_is_read_is_finished(tmp_path, monkeypatch):
+    run_dir = write_run(tmp_path / "a/seed=0", status="running")
 
     def ends(path):
         result = json.loads((path / "result.json").read_text())

@@ -1,7 +1,7 @@
-"""Which runs and steps a report has room for."""
+"""The selection of runs and steps that a report shows."""
 
 import pytest
-from conftest import DEAD, comparison, leave_run
+from conftest import DEAD, comparison, write_run
 
 from bertmon.compare import selection
 from bertmon.compare.results import read_sweep
@@ -21,15 +21,15 @@ def test_select_curves_leaves_out_a_corrupt_history(tmp_path, content):
 
 def test_select_curves_of_many_runs_takes_one_of_each_setting(tmp_path):
     for number in range(70):
-        leave_run(tmp_path / f"{number:02}/seed=0", status="failed", overrides={"n": number}, measured=False)
-        leave_run(tmp_path / f"{number:02}/seed=1", seed=1, overrides={"n": number})
+        write_run(tmp_path / f"{number:02}/seed=0", status="failed", overrides={"n": number}, measured=False)
+        write_run(tmp_path / f"{number:02}/seed=1", seed=1, overrides={"n": number})
     assert len(selection.select_curves(read_sweep([tmp_path]))) == 35  # every second setting
 
 
 def test_select_layer_runs_of_many_settings_takes_the_first_flagged_and_the_best(tmp_path):
     for number in range(6):
         flagged = 20 * (3 - number) % 80
-        leave_run(tmp_path / f"{number}/seed=0", learns=number > 2, overrides={"n": number}, verdict_step=flagged)
+        write_run(tmp_path / f"{number}/seed=0", learns=number > 2, overrides={"n": number}, verdict_step=flagged)
     curves = selection.select_layer_runs(read_sweep([tmp_path]))
     assert names(curves) == ["n=2", "n=3"]
     assert selection.select_steps(curves) == [20, 0, 80]
@@ -38,14 +38,14 @@ def test_select_layer_runs_of_many_settings_takes_the_first_flagged_and_the_best
 def test_select_layer_runs_without_flags_takes_the_worst_and_the_best(tmp_path):
     for number in range(70):
         accuracy = 0.3 + (0.5 if number == 1 else 0.0)
-        leave_run(tmp_path / f"{number:02}/seed=0", status="failed", overrides={"n": number}, measured=False)
-        leave_run(tmp_path / f"{number:02}/seed=1", seed=1, accuracy=accuracy, overrides={"n": number})
+        write_run(tmp_path / f"{number:02}/seed=0", status="failed", overrides={"n": number}, measured=False)
+        write_run(tmp_path / f"{number:02}/seed=1", seed=1, accuracy=accuracy, overrides={"n": number})
     assert names(selection.select_layer_runs(read_sweep([tmp_path]))) == ["n=0", "n=1"]
 
 
 def test_select_layer_runs_takes_no_run_twice(tmp_path):
     for number in range(6):
-        leave_run(tmp_path / f"{number}/seed=0", learns=False, overrides={"n": number}, measured=number == 3)
+        write_run(tmp_path / f"{number}/seed=0", learns=False, overrides={"n": number}, measured=number == 3)
     assert names(selection.select_layer_runs(read_sweep([tmp_path]))) == ["n=3"]
 
 

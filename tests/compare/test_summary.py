@@ -1,11 +1,11 @@
-"""What is said of a sweep: tables and sentences."""
+"""The tables and sentences that summarize a sweep."""
 
 import dataclasses
 import json
 import math
 
 import pytest
-from conftest import comparison, leave_run, synthetic_history
+from conftest import comparison, synthetic_history, write_run
 
 from bertmon import notation
 from bertmon.compare import summary, tables
@@ -17,7 +17,7 @@ from bertmon.result import Status
 def test_settings_table_has_a_row_for_each_setting(tmp_path):
     comparison(tmp_path, seeds=1)
     overrides = {"schedule.warmup_frac": 0.7}
-    leave_run(tmp_path / "warmup_frac=0.7/seed=1", accuracy=0.6, seed=1, overrides=overrides, seconds=90.0)
+    write_run(tmp_path / "warmup_frac=0.7/seed=1", accuracy=0.6, seed=1, overrides=overrides, seconds=90.0)
     table = tables.settings_table(read_sweep([tmp_path]))
     header = "warmup_frac, runs, test accuracy, did not learn, verdict, flagged at step, peak rate, best, macro F1"
     assert table.header == (*header.split(", "), "test loss", "time", "saved")
@@ -34,7 +34,7 @@ def test_settings_table_has_a_row_for_each_setting(tmp_path):
 
 def test_settings_table_of_two_sweeps_has_a_column_for_every_key_that_differs(tmp_path):
     for name, lr in (("a", 1e-3), ("b", 3e-3)):
-        leave_run(tmp_path / f"{name}/x/seed=0", config={"optimizer": {"lr": lr}})
+        write_run(tmp_path / f"{name}/x/seed=0", config={"optimizer": {"lr": lr}})
     table = tables.settings_table(read_sweep([tmp_path / "a", tmp_path / "b"]))
     assert table.header[0] == "lr"
     assert [row[0] for row in table.rows] == ["1e-3", "3e-3"]
@@ -50,12 +50,12 @@ def test_settings_table_counts_runs_that_have_not_ended(tmp_path):
 
 
 def test_settings_table_means_over_fewer_runs_say_so(tmp_path):
-    leave_run(tmp_path / "a/seed=0", accuracy=0.8)
+    write_run(tmp_path / "a/seed=0", accuracy=0.8)
     evaluations = [{"step": 100, "loss": None, "accuracy": 0.25}]
     for seed in (1, 2):
         changes = {"status": "diverged", "evaluations": evaluations, "verdict": "diverged"}
-        leave_run(tmp_path / f"a/seed={seed}", seed=seed, **changes)
-        leave_run(tmp_path / f"b/a/seed={seed}", seed=seed, **changes)
+        write_run(tmp_path / f"a/seed={seed}", seed=seed, **changes)
+        write_run(tmp_path / f"b/a/seed={seed}", seed=seed, **changes)
     (row,) = tables.settings_table(read_sweep([tmp_path / "a"])).rows
     assert row[2:4] == ("43.3 ± 31.8 %", "2 of 3 (21 to 94 %)")
     assert (row[7], row[9]) == ("80.0 % (1 of 3)", "0.600 (1 of 3)")
@@ -66,8 +66,8 @@ def test_settings_table_means_over_fewer_runs_say_so(tmp_path):
 def test_settings_table_separates_best_from_last_and_leaves_out_unfinished_time(tmp_path):
     for seed, (last, best, seconds) in enumerate([(0.5, 0.9, 10.0), (0.7, 0.7, 20.0)]):
         evaluations = [{"step": step, "loss": 1.0, "accuracy": each} for step, each in ((50, best), (100, last))]
-        leave_run(tmp_path / f"a/seed={seed}", seed=seed, evaluations=evaluations, seconds=seconds)
-    leave_run(tmp_path / "a/seed=2", seed=2, status="interrupted", seconds=500.0)
+        write_run(tmp_path / f"a/seed={seed}", seed=seed, evaluations=evaluations, seconds=seconds)
+    write_run(tmp_path / "a/seed=2", seed=2, status="interrupted", seconds=500.0)
     sweep = read_sweep([tmp_path])
     (row,) = tables.settings_table(sweep).rows
     assert row == (
@@ -77,8 +77,8 @@ def test_settings_table_separates_best_from_last_and_leaves_out_unfinished_time(
     assert [row[:2] for row in tables.unfinished_table(sweep).rows] == [("a/seed=2", "interrupted")]
 
 
-def test_settings_table_says_what_a_stopped_run_saved(tmp_path):
-    leave_run(tmp_path / "a/seed=0", learns=False, status="stopped", steps=21)
+def test_settings_table_shows_the_steps_that_stopping_saved(tmp_path):
+    write_run(tmp_path / "a/seed=0", learns=False, status="stopped", steps=21)
     assert tables.settings_table(read_sweep([tmp_path])).rows[0][-1] == "79 steps"
 
 
@@ -100,14 +100,14 @@ def test_conclusions_of_a_comparison_name_the_best_and_the_failure(tmp_path):
     ]
 
 
-def test_conclusions_of_one_run_of_none_and_of_many(tmp_path):
-    leave_run(tmp_path / "one/quickstart/seed=0")
+def test_conclusions_of_one_run_no_run_and_many_settings(tmp_path):
+    write_run(tmp_path / "one/quickstart/seed=0")
     assert summary.conclusions(read_sweep([tmp_path / "one"])) == ["quickstart: 80.0 % test accuracy."]
     (tmp_path / "two").mkdir()
     (tmp_path / "two/sweep.json").write_text('{"runs": ["a/seed=0", "b/seed=0"]}')
     assert summary.conclusions(read_sweep([tmp_path / "two"])) == ["No run has ended yet: 2 not started."]
     for number in range(5):
-        leave_run(tmp_path / f"three/{number}/seed=0", learns=number == 0, overrides={"n": number})
+        write_run(tmp_path / f"three/{number}/seed=0", learns=number == 0, overrides={"n": number})
     assert summary.conclusions(read_sweep([tmp_path / "three"]))[1] == (
         "In 4 of 5 settings no run learned; verdicts on those that did not: collapsed."
     )
@@ -115,7 +115,7 @@ def test_conclusions_of_one_run_of_none_and_of_many(tmp_path):
 
 def test_conclusions_name_the_peak_rate_that_separates_settings(tmp_path):
     for number, peak in enumerate([1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 4e-3]):
-        folder = leave_run(tmp_path / f"{number}/seed=0", learns=number < 2, overrides={"n": number}, measured=False)
+        folder = write_run(tmp_path / f"{number}/seed=0", learns=number < 2, overrides={"n": number}, measured=False)
         history = synthetic_history(learns=number < 2)
         history.plan.effective_lr[:] = peak
         (folder / HISTORY_FILE).write_bytes(history.to_bytes())
@@ -124,20 +124,20 @@ def test_conclusions_name_the_peak_rate_that_separates_settings(tmp_path):
 
 
 def test_conclusions_of_a_single_run_that_crashed_say_why(tmp_path):
-    leave_run(tmp_path / "a/seed=0", status="failed", error="RuntimeError: out of memory\nmore")
+    write_run(tmp_path / "a/seed=0", status="failed", error="RuntimeError: out of memory\nmore")
     assert summary.conclusions(read_sweep([tmp_path])) == ["a/seed=0: failed (RuntimeError: out of memory)."]
 
 
-def test_conclusions_of_a_setting_of_which_one_run_has_ended_say_so(tmp_path):
-    leave_run(tmp_path / "a/seed=0", learns=False)
-    leave_run(tmp_path / "a/seed=1", seed=1, status="interrupted")
+def test_conclusions_of_a_setting_with_one_ended_run_say_so(tmp_path):
+    write_run(tmp_path / "a/seed=0", learns=False)
+    write_run(tmp_path / "a/seed=1", seed=1, status="interrupted")
     assert summary.conclusions(read_sweep([tmp_path]))[1].startswith(
         "a: the one run that has ended did not learn (coll"
     )
 
 
-def test_conclusions_of_a_failure_that_no_rule_saw_say_so(tmp_path):
-    leave_run(tmp_path / "a/seed=0", learns=False, verdict="slow", cause=None, advice=None)
+def test_conclusions_of_an_unflagged_failure_say_so(tmp_path):
+    write_run(tmp_path / "a/seed=0", learns=False, verdict="slow", cause=None, advice=None)
     assert summary.conclusions(read_sweep([tmp_path]))[1] == "a: did not learn, and no rule flagged it by the end."
 
 
@@ -146,25 +146,25 @@ def test_conclusions_say_that_a_run_below_chance_predicts_one_class(tmp_path, we
     evaluation = {"step": 100, "loss": 0.25, "accuracy": 0.9, "confusion": [[0, 100], [0, 900]]}
     data = {"fingerprint": "f", "train_texts": 900, "test_texts": 1000, "label_names": ["rare", "fre\nquent"]}
     config = {"train": {"class_weights": weights}}
-    leave_run(tmp_path / "a/seed=0", evaluations=[evaluation], data={**data, "majority_share": 0.9}, config=config)
+    write_run(tmp_path / "a/seed=0", evaluations=[evaluation], data={**data, "majority_share": 0.9}, config=config)
     advice = "Try train.class_weights=balanced or more steps." if weights is None else "Try more steps."
     assert summary.conclusions(read_sweep([tmp_path]))[1] == (
         f"a: did not learn: the training loss is below chance, but fre\\nquent is predicted for every text. {advice}"
     )
 
 
-def test_conclusions_advise_no_weights_where_classes_are_equally_frequent(tmp_path):
+def test_conclusions_advise_no_class_weights_for_balanced_classes(tmp_path):
     evaluation = {"step": 100, "loss": 0.9, "accuracy": 0.5, "confusion": [[0, 500], [0, 500]]}
     data = {"fingerprint": "f", "train_texts": 900, "test_texts": 1000, "label_names": ["a", "b"]}
-    leave_run(tmp_path / "a/seed=0", evaluations=[evaluation], data={**data, "majority_share": 0.5})
+    write_run(tmp_path / "a/seed=0", evaluations=[evaluation], data={**data, "majority_share": 0.5})
     assert summary.conclusions(read_sweep([tmp_path]))[1] == (
         "a: did not learn: the training loss is below chance, but b is predicted for every text."
     )
 
 
-def test_conclusions_name_no_best_where_nothing_learned(tmp_path):
+def test_conclusions_name_no_best_setting_if_nothing_learned(tmp_path):
     for number in range(2):
-        leave_run(tmp_path / f"{number}/seed=0", learns=False, overrides={"n": number})
+        write_run(tmp_path / f"{number}/seed=0", learns=False, overrides={"n": number})
     assert summary.conclusions(read_sweep([tmp_path]))[0] == (
         "No run did better than always predicting the most frequent class."
     )
@@ -173,27 +173,27 @@ def test_conclusions_name_no_best_where_nothing_learned(tmp_path):
 def test_conclusions_count_the_failures_that_were_flagged(tmp_path):
     for seed, (verdict, step) in enumerate([("collapsed", 20), ("collapsed", 40), ("slow", 30), ("collapsed", 90)]):
         cause = "often" if step > 20 else "once"
-        leave_run(tmp_path / f"a/seed={seed}", learns=False, seed=seed, verdict=verdict, verdict_step=step, cause=cause)
+        write_run(tmp_path / f"a/seed={seed}", learns=False, seed=seed, verdict=verdict, verdict_step=step, cause=cause)
     assert summary.conclusions(read_sweep([tmp_path]))[1].startswith(
         "a: 4 of 4 runs did not learn (3 of them collapsed, flagged at step 40 (20 to 90) of 100, 40 %); "
         "likely cause: often."
     )
 
 
-def test_conclusions_of_a_run_that_diverged_after_it_had_learned_call_it_so(tmp_path):
+def test_conclusions_name_runs_that_diverged_after_learning(tmp_path):
     for folder, changes in (("a", {}), ("b", {"status": "diverged", "verdict": "diverged", "verdict_step": 90})):
-        leave_run(
+        write_run(
             tmp_path / f"{folder}/seed=0", accuracy=0.8, overrides={"optimizer.lr": 1e-3 * len(changes)}, **changes
         )
-    said = " ".join(summary.conclusions(read_sweep([tmp_path / "a", tmp_path / "b"])))
-    assert "Diverged after they had learned: b/seed=0." in said
-    assert "All runs learned" not in said
-    assert "False alarms" not in said
+    sentences = " ".join(summary.conclusions(read_sweep([tmp_path / "a", tmp_path / "b"])))
+    assert "Diverged after they had learned: b/seed=0." in sentences
+    assert "All runs learned" not in sentences
+    assert "False alarms" not in sentences
 
 
 def test_conclusions_name_false_alarms(tmp_path):
-    leave_run(tmp_path / "b/a/seed=0", learns=False, verdict=None, verdict_step=None)
-    leave_run(tmp_path / "b/a/seed=1", seed=1, verdict="collapsed")
+    write_run(tmp_path / "b/a/seed=0", learns=False, verdict=None, verdict_step=None)
+    write_run(tmp_path / "b/a/seed=1", seed=1, verdict="collapsed")
     assert summary.conclusions(read_sweep([tmp_path / "b"]))[1:] == [
         "a: 1 of 2 runs did not learn; it was not monitored.",
         "False alarms (flagged as doomed but learned): a/seed=1.",
@@ -202,7 +202,7 @@ def test_conclusions_name_false_alarms(tmp_path):
 
 def test_conclusions_of_too_few_test_texts_say_how_many_are_needed(tmp_path):
     data = {"fingerprint": "f", "majority_share": 0.5, "test_texts": 10}
-    leave_run(tmp_path / "a/seed=0", accuracy=0.6, learns=False, data=data)
+    write_run(tmp_path / "a/seed=0", accuracy=0.6, learns=False, data=data)
     assert summary.conclusions(read_sweep([tmp_path])) == [
         "a: 60.0 % test accuracy.",
         "10 test texts are too few to tell learning from guessing: at least 26 are needed.",
@@ -247,7 +247,7 @@ def test_console_summary_on_a_terminal_fits_it_and_respects_no_color(tmp_path, m
 
 def test_console_summary_of_many_settings_lists_the_best(tmp_path):
     for number in range(50):
-        leave_run(tmp_path / f"{number:02}/seed=0", accuracy=0.4 + number / 100, overrides={"n": number})
+        write_run(tmp_path / f"{number:02}/seed=0", accuracy=0.4 + number / 100, overrides={"n": number})
     lines = summary.console_summary(read_sweep([tmp_path])).splitlines()
     assert lines[1].startswith("49")
     assert lines[41] == "(the best 40 of 50 settings)"
@@ -257,7 +257,7 @@ def test_progress_line_of_overlapping_runs(tmp_path):
     comparison(tmp_path, seeds=1)
     names = [f"warmup_frac={warmup}/seed={seed}" for warmup in (0.1, 0.7) for seed in range(4)]
     (tmp_path / "sweep.json").write_text(json.dumps({"runs": names}))
-    leave_run(tmp_path / "warmup_frac=0.1/seed=1", status="failed", measured=False)
+    write_run(tmp_path / "warmup_frac=0.1/seed=1", status="failed", measured=False)
     sweep = read_sweep([tmp_path])
     assert summary.progress_line(sweep) == (
         "run 4 of 8, about 2 min 30 s left; 2 ended: 1 collapsed, 1 healthy, 1 unfinished"
@@ -268,7 +268,7 @@ def test_progress_line_of_overlapping_runs(tmp_path):
     assert summary.progress_line(sweep) == (
         "run 6 of 8, about 30 s left; 2 ended: 1 collapsed, 1 healthy, 1 unfinished"
     )  # fmt: skip
-    leave_run(tmp_path / "one/a/seed=0")
+    write_run(tmp_path / "one/a/seed=0")
     assert summary.progress_line(read_sweep([tmp_path / "one"])) == ""
 
 
@@ -299,7 +299,7 @@ def test_format_rate_has_one_notation(value, text):
     assert notation.format_rate(value) == text
 
 
-def test_format_value_is_as_it_is_typed():
+def test_format_value_is_short():
     values = [True, None, 1e-4, 0.05, 16, "data/a.csv", "google/bert/", ["numpy", "torch"], "linear"]
     assert [notation.format_value(value) for value in values] == [
         "true", "null", "1e-4", "0.05", "16", "a.csv", "bert", "numpy, torch", "linear"

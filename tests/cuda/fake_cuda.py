@@ -1,9 +1,9 @@
 """Tensors on "cuda" that have shapes, dtypes and a device but no data, in a build of torch without CUDA.
 
-What is real: every line of Python of bertmon, transformers and torch, autograd, autocast's rules for CUDA, the device
-and dtype of every result, and which tensor is alive when. What is not: values, kernels, streams, random states,
-torch.compile, and waits within kernels. Names that torch and transformers keep to themselves are in `fake_cuda` and
-ledger.py alone: expect to mend those at an upgrade. The versions they were written for are in constraints.txt.
+Real: all Python code of bertmon, transformers and torch, autograd, autocast's rules for CUDA, the device and dtype of
+every result, and the lifetime of every tensor. Not real: values, kernels, streams, random states, torch.compile, and
+waits within kernels. Private names of torch and transformers are used only in `fake_cuda` and ledger.py: expect to fix
+these at an upgrade. The versions they were written for are in constraints.txt.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ DEVICE_NAME = "fake GPU"
 RANDOM_STATE_BYTES = 16
 
 attention_kernels: Counter[str] = Counter()
-"""Calls of each attention kernel; its masks are noted next to it."""
+"""Calls of each attention kernel, by name, dtype and mask."""
 restored_random_states: list[tuple[str, int]] = []
-"""Device and bytes of each state that torch.cuda.set_rng_state got."""
+"""Device and bytes of each state passed to torch.cuda.set_rng_state."""
 
 
 class _Mode(FakeTensorMode):
-    """Does not avoid CUDA although torch.cuda.is_available() is made to say that it is there."""
+    """Does not initialize CUDA although torch.cuda.is_available() is replaced to return True."""
 
     @property
     def avoid_device_init(self) -> bool:
@@ -40,7 +40,7 @@ class _Mode(FakeTensorMode):
 
 @contextlib.contextmanager
 def fake_cuda(ledger: Ledger) -> Iterator[None]:
-    """One GPU in the body, on which nothing is computed; the ledger notes what happens."""
+    """One GPU that computes nothing, in the body; the ledger records what happens on it."""
     from transformers.utils import import_utils
 
     replaced: dict[tuple[Any, str], Any] = {
@@ -56,11 +56,11 @@ def fake_cuda(ledger: Ledger) -> Iterator[None]:
         (torch.cuda, "get_rng_state"): lambda device="cuda": torch.zeros(RANDOM_STATE_BYTES, dtype=torch.uint8),
         (torch.cuda, "set_rng_state"): _set_rng_state,
         (torch.accelerator, "current_accelerator"): lambda check_available=False: None,  # is a graph being captured?
-        (_foreach_utils, "_foreach_supported_types"): [Tensor, FakeTensor],  # else norms are taken one by one
+        (_foreach_utils, "_foreach_supported_types"): [Tensor, FakeTensor],  # else norms are computed one by one
         (FakeTensor, "tolist"): lambda tensor: _tolist(ledger, tensor),
         (F, "scaled_dot_product_attention"): _attention,
         (nn.Module, "to"): _to,
-        (import_utils, "is_fake_tensor"): lambda tensor: False,  # else transformers asks the device less
+        (import_utils, "is_fake_tensor"): lambda tensor: False,  # else transformers reads less from the device
     }
     with contextlib.ExitStack() as stack:
         for (owner, name), value in replaced.items():
@@ -86,7 +86,7 @@ def _tolist(ledger: Ledger, tensor: Tensor) -> Any:
 
 
 def _to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-    """nn.Module.to with new parameters: torch's swaps the fake ones in place, which weak references forbid."""
+    """nn.Module.to with new parameters: torch's would swap fake ones in place, which weak references prevent."""
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
@@ -110,9 +110,9 @@ def _attention(
 ) -> Tensor:
     """The kernel that torch's sdp_utils.cpp chooses on an H100, forward and backward by its meta functions.
 
-    The choice itself is compiled into builds with CUDA only. cuDNN, which comes first there, has neither a dropout that
-    is no multiple of 1/16 nor deterministic kernels; its part is played by the memory-efficient one, whose tensors are
-    alike.
+    The choice itself is compiled only into builds with CUDA. cuDNN, which comes first there, supports neither dropout
+    rates that are not multiples of 1/16 nor deterministic algorithms; the memory-efficient kernel, whose tensors are
+    alike, stands in for it.
     """
     half, head = query.dtype in (torch.float16, torch.bfloat16), query.shape[-1]
     assert head % (8 if half else 4) == 0, f"a head of {head} would take the slow kernel"

@@ -1,6 +1,6 @@
 """Runs of bertmon on fake CUDA tensors: `python fake_run.py tiny|controls|article` prints what they did as JSON.
 
-A process of its own, since the C++ part has to be loaded before torch.
+It runs in its own process because the C++ part must be loaded before torch.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ torch.set_num_threads(1)
 
 BATCH = 16
 QUIET = ["monitor.every=1000", "train.log_every=1000", "train.eval_every=1000"]
-"""Every step but the first one and those at an epoch's ends is neither monitored nor logged."""
+"""Only the first step and the steps at the ends of epochs are monitored or logged."""
 _PHASES = (
     (trainer, "forward_backward", "forward and backward"),
     (GuardedUpdate, "update", "clip and update"),
@@ -50,7 +50,7 @@ _ON_THE_HOST = (
     (run_training, "save_checkpoint"),
     (checkpoint.Checkpoint, "__init__"),
 )
-"""Functions whose files and checksums are real."""
+"""Functions that read and write real files."""
 
 
 class Run:
@@ -68,7 +68,7 @@ class Run:
 
     @contextlib.contextmanager
     def _observed(self) -> Iterator[None]:
-        """Note steps, phases and the parts of the run."""
+        """Record steps, phases, tasks and monitors of the run."""
         replaced: dict[tuple[Any, str], Any] = {
             (owner, name): self._in_phase(getattr(owner, name), phase) for owner, name, phase in _PHASES
         }
@@ -110,7 +110,7 @@ class Run:
         return wrapped
 
     def summary(self) -> dict[str, Any]:
-        """What the tests look at."""
+        """The values that the tests check."""
         task, ledger = self.tasks[-1], self.ledger
         states = task.optimizer.state.values()
         moments = [value for state in states for name, value in state.items() if name != "step"]
@@ -164,7 +164,7 @@ def _keeping(function: Callable[..., Any], results: list[Any]) -> Callable[..., 
 
 
 def write_texts(path: Path, count: int, words: int) -> Path:
-    """A .csv of `count` texts of two classes; the lengths go from half of `words` to all of them."""
+    """Write a .csv of `count` texts of four classes, with lengths from half of `words` to `words`."""
     rows = [f"{' '.join(f'w{(row * 7 + word) % 900}' for word in range(words - row % (words // 2)))},{row % 4}"
             for row in range(count)]  # fmt: skip
     path.write_text("\n".join(["text,label", *rows]) + "\n")
@@ -172,7 +172,7 @@ def write_texts(path: Path, count: int, words: int) -> Path:
 
 
 def write_tokenizer(folder: Path, size: int) -> Path:
-    """A tokenizer of `size` words."""
+    """Save a tokenizer of `size` words."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = [*special, *(f"w{number}" for number in range(size - len(special)))]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
@@ -183,7 +183,7 @@ def write_tokenizer(folder: Path, size: int) -> Path:
 
 
 def config_of(folder: Path, *overrides: str, steps: int, words: int) -> RunConfig:
-    """A run of two epochs of `steps` steps, the last of them smaller; its texts are as long as can be for `words`."""
+    """A run of two epochs of `steps` steps, each with a smaller last batch; its texts have up to `words` words."""
     data = folder / "data"
     data.mkdir(exist_ok=True)
     train = write_texts(data / "train.csv", BATCH * (steps - 1) + 5, words)
@@ -235,11 +235,11 @@ def article_config(folder: Path, *overrides: str) -> RunConfig:
     )
 
 
-# --- what is asked for ----------------------------------------------------------------------------
+# --- scenarios ------------------------------------------------------------------------------------
 
 
 def tiny(folder: Path) -> dict[str, Any]:
-    """Quiet runs, also with accumulation, class weights and rates by layer; an interrupted one, and its resumed end."""
+    """Quiet runs, also with accumulation, class weights and layer-wise rates; an interrupted and a resumed run."""
     answers = {"quiet": Run(tiny_config(folder, *QUIET), _new(folder, "quiet")).summary()}
     fp32 = tiny_config(folder, *QUIET, "train.precision=fp32")
     answers["quiet fp32"] = Run(fp32, _new(folder, "fp32")).summary()
@@ -267,7 +267,7 @@ def tiny(folder: Path) -> dict[str, Any]:
 
 
 def article(folder: Path) -> dict[str, Any]:
-    """The article's step: monitored at every step, and not at all."""
+    """The article's run, once monitored at every step and once quiet."""
     monitored = Run(
         article_config(folder, "monitor.every=1", "train.eval_every=1000"), _new(folder, "monitored")
     ).summary()
@@ -275,7 +275,7 @@ def article(folder: Path) -> dict[str, Any]:
 
 
 def controls(folder: Path) -> dict[str, Any]:
-    """Planted faults, each in a quiet run: the waits in its quiet steps, or the error."""
+    """Planted faults, each in a quiet run: the waits in one of its quiet steps, or the error."""
     return {name: _planted(folder, name, *fault) for name, fault in _FAULTS.items()}
 
 

@@ -1,7 +1,7 @@
-"""What a run on tensors without data did: where the host waited, how many kernels started, which memory was alive.
+"""A record of a run on tensors without data: waits of the host, kernel launches, and memory in use.
 
-A TorchDispatchMode sees every operation that torch hands to a kernel, a TorchFunctionMode the questions that the host
-asks; those are answered with made-up numbers.
+A TorchDispatchMode sees every operation that torch passes to a kernel; a TorchFunctionMode sees the values that the
+host reads and returns made-up numbers.
 """
 
 import sys
@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 _ALLOCATION = 512
-"""Bytes that CUDA's allocator rounds up to."""
-_ASKS_THE_DEVICE = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "unique_dim"}
-_ASKS_THE_DEVICE |= {"unique_consecutive", "bincount", "histc", "repeat_interleave"}
-"""Operations whose result's size or value the host needs."""
+"""CUDA's allocator rounds sizes up to multiples of this many bytes."""
+_SYNCHRONIZING = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "unique_dim"}
+_SYNCHRONIZING |= {"unique_consecutive", "bincount", "histc", "repeat_interleave"}
+"""Operations for which the host needs the size or the value of the result."""
 _NO_KERNEL = {"view", "_unsafe_view", "_reshape_alias", "t", "transpose", "permute", "expand", "slice", "select"}
 _NO_KERNEL |= {"unsqueeze", "squeeze", "detach", "alias", "as_strided", "split", "split_with_sizes", "unsafe_split"}
 _NO_KERNEL |= {"unbind", "lift_fresh", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
@@ -29,14 +29,14 @@ _SOURCES = ("/bertmon/", "/transformers/", "/torch/optim/", "/torch/nn/utils/")
 
 
 class Ledger:
-    """Entries by the step and the phase in which they were made."""
+    """Waits and kernel launches by step and phase, and peak memory by phase."""
 
     def __init__(self) -> None:
         self.step = -1  # before the first one
         self.phase = "build"
         self.waits: list[dict[str, Any]] = []  # step, phase, what, where
         self.kernels: Counter[tuple[int, str]] = Counter()
-        self.peaks: dict[str, int] = {}  # bytes alive at a time, by phase
+        self.peaks: dict[str, int] = {}  # most bytes in use at a time, by phase
         self.alive = 0
         self._sizes: dict[int, int] = {}
 
@@ -44,7 +44,7 @@ class Ledger:
         self.waits.append({"step": self.step, "phase": self.phase, "what": what, "where": _line()})
 
     def allocate(self, tensor: torch.Tensor) -> None:
-        """Count the tensor's storage until it dies."""
+        """Count the tensor's storage until it is freed."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._sizes:
@@ -59,12 +59,12 @@ class Ledger:
 
 
 def allocated_bytes(tensor: torch.Tensor) -> int:
-    """What the tensor's storage takes on a GPU."""
+    """Bytes that the tensor's storage takes on a GPU."""
     return -(-tensor.untyped_storage().nbytes() // _ALLOCATION) * _ALLOCATION
 
 
 def _line() -> str:
-    """The innermost line that runs, of the libraries and of bertmon."""
+    """The innermost lines of the stack in a library and in bertmon."""
     places: dict[str, str] = {}
     frame = sys._getframe(2)
     while frame is not None:
@@ -78,7 +78,7 @@ def _line() -> str:
 
 
 class Operations(TorchDispatchMode):
-    """Notes what every operation on a CUDA tensor means on a real one."""
+    """Records what every operation on a CUDA tensor would do on a real GPU."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Operations(TorchDispatchMode):
     def _count(self, name: str) -> None:
         if name not in _NO_KERNEL:
             self._ledger.kernels[self._ledger.step, self._ledger.phase] += 1
-        if name in _ASKS_THE_DEVICE:
+        if name in _SYNCHRONIZING:
             self._ledger.wait(name)
 
     def _check_indices(self, name: str, indexed: torch.Tensor, indices: list[torch.Tensor]) -> None:
@@ -117,12 +117,12 @@ class Operations(TorchDispatchMode):
             self._ledger.wait("index by a mask")
         if any(not index.is_cuda for index in indices):
             self._ledger.wait("copy to the device")
-        if not indexed.is_cuda:  # fake tensors let it pass
+        if not indexed.is_cuda:  # fake tensors allow this
             raise RuntimeError(f"{name}: a CUDA index into a tensor on the CPU")
 
 
 class Answers(TorchFunctionMode):
-    """Answers what the host asks of CUDA tensors, and notes it. Tensors on the CPU that have data are left alone."""
+    """Answers and records the host's reads of CUDA tensors. Tensors on the CPU that have data are left alone."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()

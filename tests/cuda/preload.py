@@ -1,4 +1,4 @@
-"""Builds and loads no_cuda.cpp. To be imported before torch, which looks for its CUDA hooks once."""
+"""Builds and loads no_cuda.cpp. Import it before torch, which looks for its CUDA hooks only once."""
 
 import ctypes
 import hashlib
@@ -38,7 +38,7 @@ def _build(torch_home: Path, library: Path) -> None:
         command = ["g++", "-O0", "-shared", "-fPIC", "-std=c++20", f"-I{torch_home / 'include'}", str(SOURCE)]
         command += ["-o", str(built), f"-L{lib}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{lib}"]
         subprocess.run(command, check=True)
-        built.replace(library)  # of two processes that build it, the last one wins
+        built.replace(library)  # if two processes build it, the last one wins
 
 
 LIBRARY = load()

@@ -1,6 +1,6 @@
-"""The CUDA path on tensors without data: devices, dtypes, waits of the host, memory. Each check has a planted fault.
+"""The CUDA path on tensors without data: devices, dtypes, waits of the host, memory. Planted faults test the checks.
 
-What it cannot see (values, kernels, speed): benchmarks/cuda_validation.py, on a GPU.
+benchmarks/cuda_validation.py checks the rest (values, kernels, speed) on a GPU.
 """
 
 import functools
@@ -27,19 +27,19 @@ pytestmark = [
 ]
 
 READS = ["cpu", "item", "tolist"]
-"""How a monitored step is read: statistics, the standard deviation of the logits, losses and gradient norms."""
+"""Reads of a monitored step: statistics, the standard deviation of the logits, losses and gradient norms."""
 
 
 def answer(scenario: str) -> dict[str, Any]:
-    """What fake_run.py prints."""
-    done = _process(scenario)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    """The results that fake_run.py prints."""
+    process = _process(scenario)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 @functools.cache
 def _process(scenario: str) -> subprocess.CompletedProcess[str]:
-    """fake_run.py in a process of its own, once for all tests."""
+    """Run fake_run.py in its own process, once for all tests."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "benchmarks")])}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(HERE / "fake_run.py"), scenario]
@@ -55,7 +55,7 @@ def waits(run: dict[str, Any], steps: list[int]) -> dict[int, list[str]]:
 
 
 def quiet_steps(run: dict[str, Any]) -> list[int]:
-    """The steps that are neither an epoch's first, when its order goes to the device, nor its last."""
+    """All steps except an epoch's first, when its order is copied to the device, and its last."""
     epoch = run["steps_per_epoch"]
     return [step for step in range(2 * epoch) if 0 < step % epoch < epoch - 1]
 
@@ -70,7 +70,7 @@ def assert_on_cuda(run: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("name", "quiet"), [("quiet", 6), ("quiet fp32", 6), ("options", 2)])
-def test_the_host_waits_for_nothing_in_a_step_that_is_not_monitored(name, quiet):
+def test_host_does_not_wait_in_an_unmonitored_step(name, quiet):
     run = answer("tiny")[name]
     assert_on_cuda(run)
     steps = quiet_steps(run)
@@ -78,7 +78,7 @@ def test_the_host_waits_for_nothing_in_a_step_that_is_not_monitored(name, quiet)
     assert waits(run, steps) == {step: [] for step in steps}
 
 
-def test_the_host_waits_for_a_monitored_step_when_it_is_read_and_not_before():
+def test_host_waits_for_a_monitored_step_only_when_reading_it():
     run = answer("tiny")["interrupted"]
     for step in quiet_steps(run):
         at_step = [wait for wait in run["waits"] if wait["step"] == step and wait["phase"] != "files"]
@@ -87,25 +87,25 @@ def test_the_host_waits_for_a_monitored_step_when_it_is_read_and_not_before():
         assert len(at_step) <= len(READS)
 
 
-def test_a_run_without_bias_correction_makes_its_step_counts_on_the_device():
+def test_run_without_bias_correction_creates_its_step_counts_on_the_device():
     run = answer("tiny")["quiet"]
     assert not [wait for wait in run["waits"] if "optimizer" in wait["where"]]
 
 
-def test_a_resumed_run_has_its_state_on_the_device_and_its_random_state_back():
+def test_resumed_run_restores_its_state_on_the_device_and_its_random_state():
     run = answer("tiny")["resumed"]
     assert_on_cuda(run)
-    assert run["restored"] == [["cpu", 16]]  # as torch.cuda.set_rng_state takes it
+    assert run["restored"] == [["cpu", 16]]  # as torch.cuda.set_rng_state expects it
 
 
-def test_memory_of_the_monitor_is_that_of_the_weights_it_measures():
+def test_monitor_takes_as_much_memory_as_the_weights_it_measures():
     sizes = answer("tiny")["quiet"]["bytes"]
     assert sizes["moments"] == 2 * sizes["parameters"]
     assert 0.9 * sizes["parameters"] < sizes["monitor"] <= sizes["parameters"]
 
 
 @pytest.mark.slow
-def test_a_run_with_no_fault_planted_is_quiet():
+def test_run_without_a_planted_fault_is_quiet():
     assert answer("controls")["nothing"]["waits"] == {}
 
 
@@ -113,33 +113,33 @@ def test_a_run_with_no_fault_planted_is_quiet():
     ("fault", "what"),
     [("item", "item"), ("if", "__bool__"), ("list", "copy to the device"), ("transformers' mask", "__bool__")],
 )
-def test_a_wait_that_is_planted_is_seen(fault, what):
+def test_planted_wait_is_detected(fault, what):
     assert answer("controls")[fault]["waits"] == {what: 1}
 
 
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
-        ("mask index", "nonzero"),  # its size would have to be read
+        ("mask index", "nonzero"),  # the host would need its size
         ("mask in float32", "the mask is torch.float32, the query torch.bfloat16"),
         ("mask on the CPU", "the mask is on cpu, the query on cuda:0"),
         ("tensor on the CPU", "two devices, cuda:0 and cpu"),
         ("index on CUDA", "a CUDA index into a tensor on the CPU"),
     ],
 )
-def test_a_mistake_that_is_planted_is_an_error(fault, error):
+def test_planted_mistake_is_an_error(fault, error):
     assert error in answer("controls")[fault]["error"]
 
 
-def test_memory_that_is_planted_is_seen():
+def test_planted_leak_is_detected():
     runs = answer("controls")
-    four_megabytes = 9 * 4_000_256  # nine updates before the last step's passes
+    nine_leaks = 9 * 4_000_256  # nine updates before the last step's passes
     leaked, clean = (runs[name]["peaks"]["forward and backward"] for name in ("leak", "nothing"))
-    assert leaked > four_megabytes > 5 * clean
+    assert leaked > nine_leaks > 5 * clean
 
 
 @pytest.mark.slow
-def test_the_articles_step_waits_for_nothing_unless_it_is_monitored():
+def test_article_step_waits_only_if_it_is_monitored():
     runs = answer("article")
     for run in runs.values():
         assert_on_cuda(run)
@@ -153,8 +153,8 @@ def test_the_articles_step_waits_for_nothing_unless_it_is_monitored():
 
 
 @pytest.mark.slow
-def test_the_articles_run_takes_3_6_gb_whether_it_is_monitored_or_not():
-    """The largest share are activations: torch and transformers decide what is kept for the backward pass."""
+def test_article_run_takes_3_6_gb_with_and_without_monitoring():
+    """Most of it is activations: torch and transformers decide which ones the backward pass keeps."""
     monitored, quiet = answer("article")["monitored"], answer("article")["quiet"]
     sizes = quiet["bytes"]
     assert sizes["parameters"] == pytest.approx(4 * quiet["parameters"], rel=1e-3)

@@ -27,32 +27,32 @@ def loader(texts):
 
 @pytest.fixture
 def streamed(texts, monkeypatch):
-    """The same texts, four at a time."""
+    """A loader that tokenizes the same texts four at a time, and the indices that it requested."""
     monkeypatch.setattr(batches, "_PREFETCH_BATCHES", 2)
-    asked = []
+    requests = []
 
     def tokens_of(indices):
-        asked.append(indices.tolist())
+        requests.append(indices.tolist())
         some = [texts[index] for index in indices]
         return TokenizedTexts(np.concatenate(some).astype(np.int32), np.cumsum([0, *map(len, some)]))
 
     loader = BatchLoader(tokens_of, list(range(7)), batch_size=2, bucket_lengths=[4, 8], pad_id=PAD, device=CPU)
-    return loader, asked
+    return loader, requests
 
 
 @pytest.mark.parametrize("first", [0, 1, 3, 4])
 def test_batch_loader_with_lazy_tokens_gives_the_same_batches(texts, streamed, first):
     tokens = TokenizedTexts(np.concatenate(texts).astype(np.int32), np.cumsum([0, *LENGTHS]))
-    whole = BatchLoader(tokens, list(range(7)), batch_size=2, bucket_lengths=[4, 8], pad_id=PAD, device=CPU)
-    loader, asked = streamed
-    assert len(loader) == len(whole) == 4
-    assert asked == []
-    found, expected = list(loader.epoch_batches(1, 2, first)), list(whole.epoch_batches(1, 2, first))
-    assert len(found) == len(expected) == 4 - first
-    for one, other in zip(found, expected, strict=True):
+    eager = BatchLoader(tokens, list(range(7)), batch_size=2, bucket_lengths=[4, 8], pad_id=PAD, device=CPU)
+    loader, requests = streamed
+    assert len(loader) == len(eager) == 4
+    assert requests == []
+    loaded, expected = list(loader.epoch_batches(1, 2, first)), list(eager.epoch_batches(1, 2, first))
+    assert len(loaded) == len(expected) == 4 - first
+    for one, other in zip(loaded, expected, strict=True):
         assert one.global_size == other.global_size
         assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(one[:3], other[:3], strict=True))
-    assert [len(portion) for portion in asked] == {0: [4, 3], 1: [4, 1], 3: [1], 4: []}[first]
+    assert [len(portion) for portion in requests] == {0: [4, 3], 1: [4, 1], 3: [1], 4: []}[first]
 
 
 def test_batch_loader_closed_early_leaves_no_thread(streamed):
@@ -73,7 +73,7 @@ def test_batch_loader_with_an_unreadable_text_raises_in_the_loop(streamed):
 @pytest.mark.parametrize(
     ("max_length", "lengths"), [(64, [16, 32, 48, 64]), (256, [64, 128, 192, 256]), (30, [8, 16, 24, 30]), (8, [8])]
 )
-def test_bucket_lengths_undeclared_are_quarters(max_length, lengths):
+def test_default_bucket_lengths_are_quarters(max_length, lengths):
     assert bucket_lengths(max_length, None) == lengths
     assert bucket_lengths(max_length, [3, max_length]) == [3, max_length]
 
@@ -81,9 +81,9 @@ def test_bucket_lengths_undeclared_are_quarters(max_length, lengths):
 @pytest.mark.parametrize("order", ["epoch_batches", "sorted_by_length"])
 def test_batch_loader_over_an_epoch_gives_every_text_once_padded(loader, texts, order):
     seen = []
-    found = list(loader.epoch_batches(seed=3, epoch=1) if order == "epoch_batches" else loader.sorted_by_length())
-    assert len(found) == len(loader) == 3
-    for batch in found:
+    loaded = list(loader.epoch_batches(seed=3, epoch=1) if order == "epoch_batches" else loader.sorted_by_length())
+    assert len(loaded) == len(loader) == 3
+    for batch in loaded:
         longest = max(LENGTHS[label] for label in batch.labels)
         assert batch.input_ids.shape == batch.attention_mask.shape == (len(batch.labels), 4 if longest <= 4 else 8)
         for row, label in enumerate(batch.labels.tolist()):
@@ -96,7 +96,7 @@ def test_batch_loader_over_an_epoch_gives_every_text_once_padded(loader, texts, 
         assert [LENGTHS[label] for label in seen] == sorted(LENGTHS)
 
 
-def test_epoch_batches_order_depends_on_seed_and_epoch_alone(loader):
+def test_epoch_batches_order_depends_only_on_seed_and_epoch(loader):
     def order(seed, epoch):
         return [label for batch in loader.epoch_batches(seed, epoch) for label in batch.labels.tolist()]
 
@@ -107,7 +107,7 @@ def test_epoch_batches_order_depends_on_seed_and_epoch_alone(loader):
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
-def test_batch_loader_with_a_text_over_the_widest_bucket_asserts(texts):
+def test_batch_loader_asserts_that_texts_fit_the_widest_bucket(texts):
     tokens = TokenizedTexts(np.concatenate(texts).astype(np.int32), np.cumsum([0, *LENGTHS]))
     with pytest.raises(AssertionError):
         BatchLoader(tokens, list(range(7)), batch_size=3, bucket_lengths=[4], pad_id=PAD, device=CPU)

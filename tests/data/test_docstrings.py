@@ -14,8 +14,8 @@ def small_docstrings(**changes):
     )
 
 
-def package(folder, name, docstrings):
-    """An installed package, as far as docstrings go: one function for each."""
+def write_package(folder, name, docstrings):
+    """Write a package that has one function per docstring."""
     (folder / name / "tests").mkdir(parents=True)
     functions = [f'def f{number}():\n    r"""{text}"""\n' for number, text in enumerate(docstrings)]
     (folder / name / "__init__.py").write_text("\n".join(functions), encoding="utf-8")
@@ -26,10 +26,12 @@ def package(folder, name, docstrings):
 @pytest.fixture
 def two_packages(tmp_path, monkeypatch):
     filler = "and so on and so forth, a sentence that is long enough to count as a real docstring of twenty words"
-    package(
+    write_package(
         tmp_path, "seaside", [f"seaside number {n}: Seaside.wave and skyward_x, {filler}" for n in range(8)] + ["short"]
     )
-    package(tmp_path, "skyward", [f"skyward number {n}: {filler}" for n in range(8)] + [f"seaside number 0: {filler}"])
+    write_package(
+        tmp_path, "skyward", [f"skyward number {n}: {filler}" for n in range(8)] + [f"seaside number 0: {filler}"]
+    )
     monkeypatch.syspath_prepend(tmp_path)
     return DocstringsConfig(packages=["seaside", "skyward"], train_per_package=5, test_per_package=2)
 
@@ -50,7 +52,7 @@ def test_docstrings_read_twice_are_equal_balanced_and_disjoint(tmp_path):
     assert other.fingerprint() != first.fingerprint()
 
 
-def test_docstrings_with_package_names_are_masked(two_packages, tmp_path):
+def test_package_names_in_docstrings_are_masked(two_packages, tmp_path):
     corpus = load_corpus(two_packages, tmp_path / "cache")
     texts = corpus.train.texts + corpus.test.texts
     assert len(texts) == 14

@@ -1,4 +1,4 @@
-"""experiment=glue_rte on pairs that the test makes: the hub is out of reach here."""
+"""experiment=glue_rte on generated pairs, since the tests do not access the hub."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ datasets = pytest.importorskip("datasets")
 
 
 def save_rte(folder, count):
-    """A data set with GLUE's columns: does the second sentence follow from the first?"""
+    """Save a data set with GLUE's columns: does the second sentence follow from the first?"""
     labels = [number % 2 for number in range(count)]
     rows = {
         "sentence1": [f"a boat {number} on a wave" for number in range(count)],

@@ -20,13 +20,13 @@ def as_dataset(rows=ROWS, names=NAMES, **columns):
 
 
 def save(folder, **splits):
-    """Save the splits in a folder that is not yet there."""
+    """Save the splits in a new folder."""
     datasets.DatasetDict(splits).save_to_disk(str(folder))
     return str(folder)
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
+def isolated_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
@@ -40,7 +40,7 @@ def test_hf_datasets_saved_to_disk_are_read_with_their_label_order(tmp_path):
     assert load_corpus(HfConfig(name=name), tmp_path).fingerprint() == corpus.fingerprint()
 
 
-def test_hf_datasets_with_numbers_as_labels_name_them_so(tmp_path):
+def test_hf_datasets_with_integer_labels_use_the_numbers_as_names(tmp_path):
     name = save(tmp_path / "set", train=as_dataset(names=None), test=as_dataset(names=None))
     assert load_corpus(HfConfig(name=name), tmp_path).label_names == ("0", "1", "2")
 

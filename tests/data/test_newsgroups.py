@@ -14,8 +14,8 @@ def test_newsgroups_from_the_local_folder_match_scikit_learns_counts(tmp_path):
     assert corpus.label_names == ("alt.atheism", "comp.graphics", "sci.space", "talk.religion.misc")
     assert corpus.majority_share() == pytest.approx(0.291, abs=5e-4)
     assert load_corpus(NewsgroupsConfig(data_home=home), tmp_path) == corpus
-    bare = load_corpus(NewsgroupsConfig(data_home=home, remove=list(PostPart)), tmp_path)
-    assert sum(map(len, bare.train.texts)) < 0.8 * sum(map(len, corpus.train.texts))
+    stripped = load_corpus(NewsgroupsConfig(data_home=home, remove=list(PostPart)), tmp_path)
+    assert sum(map(len, stripped.train.texts)) < 0.8 * sum(map(len, corpus.train.texts))
     two = load_corpus(NewsgroupsConfig(data_home=home, categories=["sci.med", "rec.autos"]), tmp_path)
     assert two.label_names == ("rec.autos", "sci.med")
 

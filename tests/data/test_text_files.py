@@ -21,7 +21,7 @@ def write_rows(path: Path, rows=ROWS, text="text", label="label") -> str:
         path.write_text("\n".join(json.dumps({text: t, label: c, "more": [1]}) for t, c in rows) + "\n\n", "utf-8")
     else:
         with path.open("w", newline="", encoding="utf-8-sig") as file:
-            table = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")  # quotes where it must
+            table = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")  # quotes where needed
             table.writerows([("id", label, text), *((number, c, t) for number, (t, c) in enumerate(rows))])
     return str(path)
 
@@ -62,24 +62,24 @@ MANY_ROWS = [*ROWS, ("two\r\nlines, and ''\"quotes\"''", "sky"), ("☃" * 70, "7
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
-def test_lazy_texts_of_a_large_file_equal_those_in_memory(tmp_path, monkeypatch, suffix):
+def test_lazy_texts_of_a_large_file_equal_texts_in_memory(tmp_path, monkeypatch, suffix):
     train = write_rows(tmp_path / f"train{suffix}", MANY_ROWS)
     if suffix == ".jsonl":
         Path(train).write_bytes(b"\xef\xbb\xbf" + Path(train).read_bytes())
-    asked = FilesConfig(train=train, test=write_rows(tmp_path / "test.jsonl"), quoted=True)
-    here = load_corpus(asked, tmp_path)
+    config = FilesConfig(train=train, test=write_rows(tmp_path / "test.jsonl"), quoted=True)
+    in_memory = load_corpus(config, tmp_path)
     monkeypatch.setattr(text_files, "_LAZY_BYTES", Path(train).stat().st_size)
-    there = load_corpus(asked, tmp_path)
-    assert isinstance(there.train.texts, LazyTexts)
-    assert isinstance(here.train.texts, list)
-    assert isinstance(there.test.texts, list)
-    assert len(there.train.texts) == len(MANY_ROWS)
-    assert list(there.train.texts) == here.train.texts == [text for text, _ in MANY_ROWS]
-    some = np.array([4, 0, 3, 3])
-    assert list(there.train.texts.take(some)) == [MANY_ROWS[index][0] for index in some]
-    assert [there.train.texts[index] for index in some] == [MANY_ROWS[index][0] for index in some]
-    assert (there.train.labels, there.label_names) == (here.train.labels, here.label_names)
-    assert there.fingerprint() == here.fingerprint()
+    lazy = load_corpus(config, tmp_path)
+    assert isinstance(lazy.train.texts, LazyTexts)
+    assert isinstance(in_memory.train.texts, list)
+    assert isinstance(lazy.test.texts, list)
+    assert len(lazy.train.texts) == len(MANY_ROWS)
+    assert list(lazy.train.texts) == in_memory.train.texts == [text for text, _ in MANY_ROWS]
+    indices = np.array([4, 0, 3, 3])
+    assert list(lazy.train.texts.take(indices)) == [MANY_ROWS[index][0] for index in indices]
+    assert [lazy.train.texts[index] for index in indices] == [MANY_ROWS[index][0] for index in indices]
+    assert (lazy.train.labels, lazy.label_names) == (in_memory.train.labels, in_memory.label_names)
+    assert lazy.fingerprint() == in_memory.fingerprint()
 
 
 def test_lazy_texts_of_an_unchanged_file_are_scanned_once(tmp_path, monkeypatch):
@@ -261,7 +261,7 @@ def test_text_files_with_float_labels_give_whole_numbers(tmp_path):
     assert corpus.train.labels == [0, 1, 1]
 
 
-def test_text_files_with_whitespace_around_labels_strip_and_note_them(tmp_path):
+def test_text_files_with_whitespace_around_labels_strip_it_and_add_a_note(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\na,sea\nb, sea \nc,sky\n")
     corpus = load(tmp_path / "train.csv")
     assert corpus.label_names == ("sea", "sky")
@@ -286,7 +286,7 @@ def test_text_files_with_other_column_names_propose_keys(tmp_path, header, propo
     assert str(caught.value).endswith(proposal)
 
 
-def test_text_files_given_as_both_parts_note_it(tmp_path):
+def test_text_files_given_for_both_parts_add_a_note(tmp_path):
     write_rows(tmp_path / "train.csv")
     assert "are the same file" in load(tmp_path / "train.csv").notes[0]
     assert load(tmp_path / "train.csv", write_rows(tmp_path / "test.csv")).notes == ()
@@ -342,7 +342,7 @@ def test_text_files_with_an_empty_second_text_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_text_files_with_one_file_alone_split_it(tmp_path, monkeypatch, large):
+def test_text_files_with_only_a_training_file_split_it(tmp_path, monkeypatch, large):
     if large:
         monkeypatch.setattr(text_files, "_LAZY_BYTES", 0)
     rows = [(f"text {number}", ("sea", "sea", "sky")[number % 3]) for number in range(150)]
@@ -358,8 +358,8 @@ def test_text_files_with_one_file_alone_split_it(tmp_path, monkeypatch, large):
     other = load_corpus(dataclasses.replace(config, split_seed=1), tmp_path)
     assert other.fingerprint() != corpus.fingerprint()
     assert list(other.test.texts) != list(corpus.test.texts)
-    whole = load_corpus(dataclasses.replace(config, validation_frac=0.0, test_frac=0.5), tmp_path)
-    assert (len(whole.train), whole.validation, len(whole.test)) == (75, None, 75)
+    halves = load_corpus(dataclasses.replace(config, validation_frac=0.0, test_frac=0.5), tmp_path)
+    assert (len(halves.train), halves.validation, len(halves.test)) == (75, None, 75)
 
 
 def test_text_files_with_a_validation_file_read_it(tmp_path):
@@ -424,7 +424,7 @@ def test_files_config_with_a_value_out_of_range_is_refused(changes, message):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
-def test_read_rows_with_optional_columns_has_those_of_the_file(tmp_path, suffix):
+def test_read_rows_reads_optional_columns_that_exist(tmp_path, suffix):
     path, rows = tmp_path / f"texts{suffix}", [{"text": "a", "label": "sea", "more": "1"}]
     if suffix == ".parquet":
         pytest.importorskip("pyarrow.parquet").write_table(pytest.importorskip("pyarrow").Table.from_pylist(rows), path)
@@ -442,7 +442,7 @@ def test_read_rows_with_optional_columns_has_those_of_the_file(tmp_path, suffix)
 
 
 @pytest.mark.parametrize("name", ["text", "Review Text", "it's", "Größe", "a=b", "5", "Null"])
-def test_as_argument_of_a_column_is_one_that_shell_and_hydra_take(name):
+def test_as_argument_is_understood_by_the_shell_and_hydra(name):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     (argument,) = shlex.split(text_files._as_argument("data.text_column", name))

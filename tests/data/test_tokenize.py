@@ -31,14 +31,14 @@ def test_load_tokenizer_with_the_same_texts_trains_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize("max_length", [8, 16, 64])
 def test_tokenize_many_texts_equals_each_text_alone(tmp_path, max_length):
     tokenizer = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
-    found = tokenize.tokenize(tokenizer, TEXTS, max_length, tmp_path)
-    assert len(found) == len(TEXTS)
+    tokens = tokenize.tokenize(tokenizer, TEXTS, max_length, tmp_path)
+    assert len(tokens) == len(TEXTS)
     for index, text in enumerate(TEXTS):
-        ids = found.ids[found.offsets[index] : found.offsets[index + 1]].tolist()
+        ids = tokens.ids[tokens.offsets[index] : tokens.offsets[index + 1]].tolist()
         alone = tokenizer.tokenizer.encode(text, add_special_tokens=False).ids[: max_length - 2]
         cls, sep = (tokenizer.tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]"))
         assert ids == [cls, *alone, sep]
-        assert found.lengths[index] == len(ids) <= max_length
+        assert tokens.lengths[index] == len(ids) <= max_length
 
 
 def test_tokenize_the_same_texts_twice_reads_the_cache(tmp_path, monkeypatch):
@@ -58,32 +58,32 @@ def test_tokenize_the_same_texts_twice_reads_the_cache(tmp_path, monkeypatch):
 
 def test_tokenize_in_portions_gives_the_same_ids(tmp_path, monkeypatch):
     tokenizer = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
-    whole = tokenize.tokenize(tokenizer, TEXTS, 16, tmp_path / "whole")
+    at_once = tokenize.tokenize(tokenizer, TEXTS, 16, tmp_path / "at_once")
     monkeypatch.setattr(tokenize, "_ENCODE_BATCH", 2)
     portions = tokenize.tokenize(tokenizer, TEXTS, 16, tmp_path / "portions")
-    assert np.array_equal(whole.ids, portions.ids)
+    assert np.array_equal(at_once.ids, portions.ids)
 
 
 def test_tokenize_lazily_gives_the_ids_of_tokenize(tmp_path):
     tokenizer = tokenize.load_tokenizer(TINY, TEXTS, tmp_path)
-    whole = tokenize.tokenize(tokenizer, TEXTS, 16, tmp_path)
-    asked = []
-    found = tokenize.tokenize_lazily(tokenizer, lambda some: asked.append(some) or (TEXTS[index] for index in some), 16)
-    assert asked == []
-    some = np.array([3, 0, 4])
-    assert np.array_equal(found(some).lengths, whole.lengths[some])
-    for row, index in enumerate(some):
-        ids = found(some).ids[found(some).offsets[row] : found(some).offsets[row + 1]]
-        assert np.array_equal(ids, whole.ids[whole.offsets[index] : whole.offsets[index + 1]])
+    at_once = tokenize.tokenize(tokenizer, TEXTS, 16, tmp_path)
+    calls = []
+    lazy = tokenize.tokenize_lazily(tokenizer, lambda rows: calls.append(rows) or (TEXTS[row] for row in rows), 16)
+    assert calls == []
+    indices = np.array([3, 0, 4])
+    assert np.array_equal(lazy(indices).lengths, at_once.lengths[indices])
+    for row, index in enumerate(indices):
+        ids = lazy(indices).ids[lazy(indices).offsets[row] : lazy(indices).offsets[row + 1]]
+        assert np.array_equal(ids, at_once.ids[at_once.offsets[index] : at_once.offsets[index + 1]])
 
 
 def test_load_tokenizer_with_many_texts_trains_on_evenly_spaced_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenize, "_MAX_VOCAB_TEXTS", 3)
     many = [f"boat{number} upon the sea" for number in range(10)]
-    found = tokenize.load_tokenizer(TINY, many, tmp_path)
+    trained = tokenize.load_tokenizer(TINY, many, tmp_path)
     monkeypatch.undo()
     expected = tokenize.load_tokenizer(TINY, [many[0], many[3], many[6]], tmp_path / "other")
-    assert found.tokenizer.to_str() == expected.tokenizer.to_str()
+    assert trained.tokenizer.to_str() == expected.tokenizer.to_str()
 
 
 def test_load_tokenizer_from_a_folder_gives_the_saved_one(tmp_path):
@@ -125,7 +125,7 @@ def test_load_tokenizer_of_bert_base_uncased_gives_its_ids(tmp_path):
     ]
 
 
-def test_load_tokenizer_trained_on_texts_without_blanks_knows_long_words(tmp_path):
+def test_load_tokenizer_trained_on_texts_without_blanks_covers_long_words(tmp_path):
     texts = ["ACGT" * 60, "TTGA" * 60, "a boat"]
     tokenizer = tokenize.load_tokenizer(TINY, texts, tmp_path)
     tokens = tokenize.tokenize(tokenizer, texts, 256, tmp_path)
@@ -157,6 +157,6 @@ def test_tokenize_single_texts_gives_no_types(tmp_path):
 
 def test_tokenize_lazily_of_pairs_gives_the_types_of_tokenize(tmp_path):
     tokenizer = tokenize.load_tokenizer(TINY, PAIRS, tmp_path)
-    whole = tokenize.tokenize(tokenizer, PAIRS, 16, tmp_path)
+    at_once = tokenize.tokenize(tokenizer, PAIRS, 16, tmp_path)
     lazily = tokenize.tokenize_lazily(tokenizer, lambda indices: (PAIRS[index] for index in indices), 16)
-    assert np.array_equal(lazily(np.arange(3)).type_ids, whole.type_ids)
+    assert np.array_equal(lazily(np.arange(3)).type_ids, at_once.type_ids)

@@ -1,4 +1,4 @@
-"""A callback never ends a training that would have continued."""
+"""A callback never ends training that would have continued without it."""
 
 import logging
 
@@ -18,12 +18,12 @@ def parameters(trained):
     return torch.cat([parameter.detach().flatten() for parameter in trained.model.parameters()])
 
 
-def watching(folder, **options):
+def make_callback(folder, **options):
     return WatchCallback(folder, labels=labels(examples()), **{"every": 5, "figures": False} | options)
 
 
 def fail_on_call(number, error, original=None):
-    """The function, until that call; from then on it raises."""
+    """The function, which raises the error after `number` calls."""
     calls = iter(range(number))
 
     def fail(*args, **kwargs):
@@ -39,45 +39,45 @@ def errors(caplog):
 
 
 @pytest.mark.parametrize("method", ["measure_gradients", "before_update", "after_update", "__init__"])
-def test_error_in_watching_is_logged_once_and_training_is_as_without(tmp_path, caplog, monkeypatch, method):
-    alone = trainer(tmp_path / "alone", None, options={"max_grad_norm": 0.1})
-    alone.train()
+def test_error_in_monitoring_is_logged_once_and_training_is_unchanged(tmp_path, caplog, monkeypatch, method):
+    plain_trainer = trainer(tmp_path / "plain_trainer", None, options={"max_grad_norm": 0.1})
+    plain_trainer.train()
     calls = 0 if method == "__init__" else 3
     monkeypatch.setattr(Watch, method, fail_on_call(calls, ZeroDivisionError("no number"), getattr(Watch, method)))
-    done = trainer(tmp_path, watching(tmp_path / "watched"), options={"max_grad_norm": 0.1})
-    done.train()
+    watched_trainer = trainer(tmp_path, make_callback(tmp_path / "watched"), options={"max_grad_norm": 0.1})
+    watched_trainer.train()
     assert [record.message for record in errors(caplog)] == [
         "Monitoring stopped after an error; training continues: no number"
     ]
     assert errors(caplog)[0].exc_info
-    assert done.state.global_step == 12
-    assert torch.equal(parameters(done), parameters(alone))
-    assert not {"compute_loss", "training_step"} & vars(done).keys()
+    assert watched_trainer.state.global_step == 12
+    assert torch.equal(parameters(watched_trainer), parameters(plain_trainer))
+    assert not {"compute_loss", "training_step"} & vars(watched_trainer).keys()
 
 
-def test_full_disk_ends_watching_and_not_training(tmp_path, caplog, monkeypatch):
-    callback = watching(tmp_path / "watched")
+def test_full_disk_ends_monitoring_but_not_training(tmp_path, caplog, monkeypatch):
+    callback = make_callback(tmp_path / "watched")
     monkeypatch.setattr(
         EventFile,
         "_write",
         fail_on_call(4, StorageError("could not write: No space left on device."), EventFile._write),
     )
-    done = trainer(tmp_path, callback)
-    done.train()
-    assert done.state.global_step == 12
+    watched_trainer = trainer(tmp_path, callback)
+    watched_trainer.train()
+    assert watched_trainer.state.global_step == 12
     assert len(errors(caplog)) == 1
     assert "No space left on device" in errors(caplog)[0].message
     assert errors(caplog)[0].exc_info in (None, False, (None, None, None))
 
 
-def test_error_is_raised_if_asked_for(tmp_path, monkeypatch):
+def test_error_is_raised_on_request(tmp_path, monkeypatch):
     monkeypatch.setattr(Watch, "after_update", fail_on_call(2, ZeroDivisionError, Watch.after_update))
     with pytest.raises(ZeroDivisionError):
-        trainer(tmp_path, watching(tmp_path / "watched", on_error="raise")).train()
+        trainer(tmp_path, make_callback(tmp_path / "watched", on_error="raise")).train()
 
 
-def test_callback_that_failed_watches_the_next_training(tmp_path, monkeypatch):
-    callback = watching(tmp_path / "watched")
+def test_callback_that_failed_monitors_the_next_training(tmp_path, monkeypatch):
+    callback = make_callback(tmp_path / "watched")
     with monkeypatch.context() as patch:
         patch.setattr(Watch, "after_update", fail_on_call(2, ZeroDivisionError, Watch.after_update))
         trainer(tmp_path, callback).train()
@@ -86,21 +86,21 @@ def test_callback_that_failed_watches_the_next_training(tmp_path, monkeypatch):
     assert len(callback.watch.history.losses) == 12
 
 
-def test_interrupted_training_that_cannot_be_closed_does_not_end_the_next_one(tmp_path, caplog, monkeypatch):
-    callback = watching(tmp_path / "watched")
+def test_failure_to_close_an_interrupted_training_does_not_end_the_next_one(tmp_path, caplog, monkeypatch):
+    callback = make_callback(tmp_path / "watched")
     with pytest.raises(ZeroDivisionError):
         trainer(tmp_path, callback, RaiseAt(3, ZeroDivisionError)).train()
     close = fail_on_call(0, StorageError("could not write: No space left on device."))
     monkeypatch.setattr(callback.watch, "close", close)
-    done = trainer(tmp_path, callback)
-    done.train()
-    assert done.state.global_step == len(callback.watch.history.losses) == 12
+    watched_trainer = trainer(tmp_path, callback)
+    watched_trainer.train()
+    assert watched_trainer.state.global_step == len(callback.watch.history.losses) == 12
     assert [record.message for record in errors(caplog)] == [
         "Monitoring stopped after an error; training continues: could not write: No space left on device."
     ]
 
 
-def test_model_in_shards_is_refused_with_one_message(tmp_path, caplog, monkeypatch):
+def test_sharded_model_is_refused(tmp_path, caplog, monkeypatch):
     kind = type("FullyShardedDataParallel", (torch.nn.Module,), {})
     model = torch.nn.Module.__new__(kind)
     torch.nn.Module.__init__(model)
@@ -125,6 +125,6 @@ def test_model_in_shards_is_refused_with_one_message(tmp_path, caplog, monkeypat
         ({"labels": [1, 1]}, "labels: expected the labels of the training texts, of at least two classes"),
     ],
 )
-def test_arguments_out_of_range_are_refused_when_the_callback_is_made(tmp_path, options, message):
+def test_invalid_arguments_are_refused_when_the_callback_is_created(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         WatchCallback(tmp_path / "watched", **{"labels": [0, 1]} | options)

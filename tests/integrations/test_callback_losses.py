@@ -1,4 +1,4 @@
-"""WatchCallback with losses, schedules and models that are not the Trainer's default ones."""
+"""WatchCallback with losses, schedules and models other than the Trainer's defaults."""
 
 import numpy as np
 import pytest
@@ -36,16 +36,16 @@ class LossWithoutOutputs(Trainer):
         return model(**inputs).loss
 
 
-def weighted(outputs, labels, num_items_in_batch=None):
+def weighted_loss(outputs, labels, num_items_in_batch=None):
     return F.cross_entropy(outputs.logits, labels, weight=WEIGHTS)
 
 
 def watched(folder, *, callback=None, **keywords):
     options = {"every": 5, "figures": False, "on_error": "raise"} | (callback or {})
-    made = WatchCallback(folder / "watched", labels=labels(examples()), **options)
-    done = trainer(folder, made, **keywords)
-    done.train()
-    return done, made
+    watcher = WatchCallback(folder / "watched", labels=labels(examples()), **options)
+    watched_trainer = trainer(folder, watcher, **keywords)
+    watched_trainer.train()
+    return watched_trainer, watcher
 
 
 def parameters(trained):
@@ -57,27 +57,27 @@ def parameters(trained):
     [
         {"kind": LossOfModelCalledWithLabels},
         {"kind": LossOfModelCalledWithoutLabels},
-        {"compute_loss_func": weighted},
+        {"compute_loss_func": weighted_loss},
         {"options": {"label_smoothing_factor": 0.1}},
     ],
     ids=["labels in the model", "labels taken out", "compute_loss_func", "label smoothing"],
 )
-def test_callback_with_another_loss_records_the_cross_entropy_and_changes_nothing(tmp_path, keywords):
-    done, callback = watched(tmp_path / "a", **keywords)
-    alone = trainer(tmp_path / "b", None, **keywords)
-    alone.train()
+def test_callback_with_a_custom_loss_records_the_cross_entropy_and_changes_nothing(tmp_path, keywords):
+    watched_trainer, callback = watched(tmp_path / "a", **keywords)
+    plain_trainer = trainer(tmp_path / "b", None, **keywords)
+    plain_trainer.train()
     history = callback.watch.history
-    assert torch.equal(parameters(done), parameters(alone))
+    assert torch.equal(parameters(watched_trainer), parameters(plain_trainer))
     assert len(history.losses) == 12
     assert history.losses[0] == pytest.approx(np.log(3), abs=0.05)
     assert history.plan.loss_known
     assert [shot.step for shot in history.snapshots] == [0, 5, 10]
 
 
-def test_callback_without_outputs_leaves_out_what_needs_them(tmp_path, caplog):
-    done, callback = watched(tmp_path / "a", kind=LossWithoutOutputs)
+def test_callback_without_model_outputs_records_no_losses_or_logits(tmp_path, caplog):
+    watched_trainer, callback = watched(tmp_path / "a", kind=LossWithoutOutputs)
     history = callback.watch.history
-    assert done.state.global_step == len(history.grad_norms) == 12
+    assert watched_trainer.state.global_step == len(history.grad_norms) == 12
     assert not history.plan.loss_known
     assert np.isnan(history.losses).all()
     assert np.isfinite(history.snapshots[-1]["update_ratio"]).all()
@@ -86,7 +86,7 @@ def test_callback_without_outputs_leaves_out_what_needs_them(tmp_path, caplog):
     assert [message for message in caplog.messages if "no verdict on collapse for this model" in message]
 
 
-def test_callback_with_reduce_on_plateau_watches_with_a_warning(tmp_path, caplog):
+def test_callback_with_reduce_on_plateau_warns_of_unknown_rates(tmp_path, caplog):
     _, callback = watched(
         tmp_path,
         options={"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 4},
@@ -103,16 +103,16 @@ def test_callback_with_reduce_on_plateau_watches_with_a_warning(tmp_path, caplog
 @pytest.mark.parametrize(
     "name", ["cosine_with_restarts", "inverse_sqrt", "constant_with_warmup", "warmup_stable_decay", "polynomial"]
 )
-def test_callback_knows_the_rates_of_other_schedules(tmp_path, name, caplog):
+def test_callback_plans_the_rates_of_other_schedules(tmp_path, name, caplog):
     more = {"lr_scheduler_kwargs": {"num_decay_steps": 6}} if name == "warmup_stable_decay" else {}
     options = {"lr_scheduler_type": name, "warmup_steps": 3, "logging_steps": 1} | more
-    done, callback = watched(tmp_path, options=options)
-    rates = [entry["learning_rate"] for entry in done.state.log_history if "learning_rate" in entry]
+    watched_trainer, callback = watched(tmp_path, options=options)
+    rates = [entry["learning_rate"] for entry in watched_trainer.state.log_history if "learning_rate" in entry]
     assert callback.watch.history.plan.lr.tolist() == pytest.approx(rates)
     assert not [message for message in caplog.messages if "learning rate is" in message]
 
 
-def test_callback_of_a_token_classifier_has_verdicts_without_collapse(tmp_path, caplog):
+def test_callback_gives_no_verdict_on_collapse_for_a_token_classifier(tmp_path, caplog):
     torch.manual_seed(0)
     model = BertForTokenClassification(tiny_bert().config)
     rows = [row | {"labels": [number % 3 for number in range(12)]} for row in examples()]
@@ -126,12 +126,12 @@ def test_callback_of_a_token_classifier_has_verdicts_without_collapse(tmp_path, 
     assert len([message for message in caplog.messages if "no verdict on collapse for this model" in message]) == 1
 
 
-def test_callback_of_a_model_that_returns_tuples_says_what_it_needs(tmp_path):
+def test_callback_refuses_a_model_that_returns_tuples(tmp_path):
     with pytest.raises(InputError, match=r"model: expected one whose output has \.logits .* got a tuple"):
         watched(tmp_path, model=tiny_bert(return_dict=False))
 
 
-def test_callback_of_weights_in_bfloat16_notes_that_they_do_not_move(tmp_path, caplog):
+def test_callback_warns_of_bfloat16_weights_that_do_not_change(tmp_path, caplog):
     watched(
         tmp_path / "bfloat16",
         model=tiny_bert().to(torch.bfloat16),

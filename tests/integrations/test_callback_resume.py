@@ -15,7 +15,7 @@ pytest.importorskip("accelerate")
 SAVING = {"save_strategy": "steps", "save_steps": 10, "num_train_epochs": 4, "warmup_steps": 12}  # 48 steps
 
 
-def watching(folder, **options):
+def make_callback(folder, **options):
     return WatchCallback(
         folder, labels=labels(examples()), **{"every": 5, "figures": False, "on_error": "raise"} | options
     )
@@ -24,22 +24,22 @@ def watching(folder, **options):
 @pytest.fixture
 def interrupted(tmp_path):
     """The folder of a training of 48 steps that was stopped after 27, with a checkpoint at 20."""
-    trainer(tmp_path, watching(tmp_path / "watched"), StopAt(27), options=SAVING).train()
+    trainer(tmp_path, make_callback(tmp_path / "watched"), StopAt(27), options=SAVING).train()
     return tmp_path
 
 
-def resumed(folder, name, options=SAVING):
-    callback = watching(folder / name)
-    again = trainer(folder, callback, options=options)
-    again.train(resume_from_checkpoint=str(folder / "checkpoints" / "checkpoint-20"))
+def resume(folder, name, options=SAVING):
+    callback = make_callback(folder / name)
+    resumed_trainer = trainer(folder, callback, options=options)
+    resumed_trainer.train(resume_from_checkpoint=str(folder / "checkpoints" / "checkpoint-20"))
     return callback
 
 
-def test_callback_resumed_in_the_same_folder_has_the_history_of_an_undisturbed_training(interrupted, tmp_path):
-    history = resumed(interrupted, "watched").watch.history
-    whole = watching(tmp_path / "whole" / "watched")
-    trainer(tmp_path / "whole", whole, options=SAVING).train()
-    expected = whole.watch.history
+def test_callback_resumed_in_the_same_folder_has_the_history_of_an_uninterrupted_training(interrupted, tmp_path):
+    history = resume(interrupted, "watched").watch.history
+    uninterrupted = make_callback(tmp_path / "uninterrupted" / "watched")
+    trainer(tmp_path / "uninterrupted", uninterrupted, options=SAVING).train()
+    expected = uninterrupted.watch.history
     assert [shot.step for shot in history.snapshots] == list(range(0, 48, 5))
     assert history.losses == pytest.approx(expected.losses, rel=1e-6)
     assert history.grad_norms == pytest.approx(expected.grad_norms, rel=1e-6)
@@ -55,14 +55,14 @@ def test_callback_resumed_in_the_same_folder_has_the_history_of_an_undisturbed_t
 
 
 def test_callback_resumed_twice_from_one_checkpoint_is_rewound_twice(interrupted):
-    first, second = (resumed(interrupted, "watched").watch.history for _ in range(2))
+    first, second = (resume(interrupted, "watched").watch.history for _ in range(2))
     assert first.losses == second.losses
     assert scalar_steps(interrupted / "watched", "depth_ratio") == list(range(0, 48, 5))
     assert not (interrupted / "watched-2").exists()
 
 
-def test_callback_resumed_into_an_empty_folder_counts_from_the_step_of_the_trainer(interrupted):
-    history = resumed(interrupted, "other").watch.history
+def test_callback_resumed_in_an_empty_folder_starts_at_the_step_of_the_trainer(interrupted):
+    history = resume(interrupted, "other").watch.history
     assert [shot.step for shot in history.snapshots] == [20, 25, 30, 35, 40, 45]
     assert len(history.losses) == len(history.plan) == 48
     assert all(map(math.isnan, history.losses[:20]))
@@ -73,16 +73,16 @@ def test_callback_resumed_into_an_empty_folder_counts_from_the_step_of_the_train
     assert len(History.load(interrupted / "other" / HISTORY_FILE).losses) == 48
 
 
-def test_callback_resumed_at_a_step_its_folder_does_not_know_takes_another_folder(interrupted):
+def test_callback_resumed_at_an_unknown_step_uses_another_folder(interrupted):
     (interrupted / "watched" / "resume_points.json").unlink()
-    callback = resumed(interrupted, "watched")
+    callback = resume(interrupted, "watched")
     assert callback.watch.folder == interrupted / "watched-2"
     assert next(shot.step for shot in callback.watch.history.snapshots) == 20
     assert scalar_steps(interrupted / "watched", "depth_ratio") == [0, 5, 10, 15, 20, 25]
 
 
-def test_second_training_of_a_trainer_has_a_folder_of_its_own(tmp_path):
-    callback = watching(tmp_path / "watched")
+def test_second_training_of_a_trainer_uses_a_new_folder(tmp_path):
+    callback = make_callback(tmp_path / "watched")
     twice = trainer(tmp_path, callback, RaiseAt(7))
     with pytest.raises(KeyboardInterrupt):
         twice.train()
@@ -103,7 +103,7 @@ def test_hyperparameter_search_has_a_folder_for_each_trial(tmp_path):
         args=arguments(tmp_path, eval_strategy="epoch"),
         train_dataset=rows,
         eval_dataset=rows[:16],
-        callbacks=[watching(tmp_path / "watched")],
+        callbacks=[make_callback(tmp_path / "watched")],
     )
     search.hyperparameter_search(
         hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-3)},
@@ -115,8 +115,8 @@ def test_hyperparameter_search_has_a_folder_for_each_trial(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["in a callback", "in the forward pass"])
-def test_training_that_ends_by_an_exception_leaves_nothing_behind(tmp_path, where):
-    callback = watching(tmp_path / "watched")
+def test_training_that_raises_leaves_no_hooks(tmp_path, where):
+    callback = make_callback(tmp_path / "watched")
     first = trainer(tmp_path, callback, *([RaiseAt(5)] if where == "in a callback" else []))
     if where == "in the forward pass":
         handle = first.model.classifier.register_forward_pre_hook(lambda *_: 1 / 0)
@@ -132,7 +132,7 @@ def test_training_that_ends_by_an_exception_leaves_nothing_behind(tmp_path, wher
     assert other.state.global_step == 12
 
 
-def test_methods_of_the_trainer_are_its_own_again_after_training(tmp_path):
-    done = trainer(tmp_path, watching(tmp_path / "watched"))
-    done.train()
-    assert not {"compute_loss", "training_step"} & vars(done).keys()
+def test_methods_of_the_trainer_are_restored_after_training(tmp_path):
+    watched_trainer = trainer(tmp_path, make_callback(tmp_path / "watched"))
+    watched_trainer.train()
+    assert not {"compute_loss", "training_step"} & vars(watched_trainer).keys()

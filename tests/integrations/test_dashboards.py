@@ -1,4 +1,4 @@
-"""The dashboards that people have: W&B (offline), MLflow (a file store), and the Trainer's own log."""
+"""Signals in W&B (offline), MLflow (a file store), and the Trainer's own log."""
 
 import os
 import subprocess
@@ -16,30 +16,30 @@ pytest.importorskip("accelerate")
 SIGNALS = {"bertmon/depth_ratio", "bertmon/logit_std", "bertmon/update_per_lr/linear", "bertmon/doomed"}
 
 
-def watching(folder, **options):
+def make_callback(folder, **options):
     return WatchCallback(
         folder, labels=labels(examples()), **{"every": 5, "figures": False, "on_error": "raise"} | options
     )
 
 
-def logged(done):
-    return [entry for entry in done.state.log_history if "bertmon/doomed" in entry]
+def logged(watched_trainer):
+    return [entry for entry in watched_trainer.state.log_history if "bertmon/doomed" in entry]
 
 
 @pytest.mark.parametrize(
     ("report_to", "trainer_reports", "expected"),
     [("auto", "tensorboard", True), ("auto", "none", False), ("trainer", "none", True), ("none", "tensorboard", False)],
 )
-def test_headline_signals_go_through_the_trainers_log(tmp_path, monkeypatch, report_to, trainer_reports, expected):
+def test_headline_signals_are_logged_by_the_trainer(tmp_path, monkeypatch, report_to, trainer_reports, expected):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
-    done = trainer(
-        tmp_path, watching(tmp_path / "watched", report_to=report_to), options={"report_to": trainer_reports}
+    watched_trainer = trainer(
+        tmp_path, make_callback(tmp_path / "watched", report_to=report_to), options={"report_to": trainer_reports}
     )
-    done.train()
-    assert [entry["step"] for entry in logged(done)] == ([1, 6, 11] if expected else [])
+    watched_trainer.train()
+    assert [entry["step"] for entry in logged(watched_trainer)] == ([1, 6, 11] if expected else [])
     if expected:
-        assert set(logged(done)[0]) >= SIGNALS
-        assert logged(done)[0]["bertmon/doomed"] in (0.0, 1.0)
+        assert set(logged(watched_trainer)[0]) >= SIGNALS
+        assert logged(watched_trainer)[0]["bertmon/doomed"] in (0.0, 1.0)
     if expected and trainer_reports == "tensorboard":
         events = EventAccumulator(str(tmp_path / "board")).Reload()
         assert [event.step for event in events.Scalars("train/bertmon/depth_ratio")] == [1, 6, 11]
@@ -83,9 +83,9 @@ with_sync() if sys.argv[1] == "sync" else with_trainer()
 
 
 def run_program(kind, folder, **environment):
-    """In a process of its own: these libraries keep threads and processes."""
+    """Run PROGRAM in its own process, since these libraries leave threads and processes running."""
     tests, root = Path(__file__).parents[1], Path(__file__).parents[2]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", PROGRAM, kind, str(folder)],
         env=os.environ | {"PYTHONPATH": f"{tests}{os.pathsep}{root}"} | environment,
         cwd=folder,
@@ -93,7 +93,7 @@ def run_program(kind, folder, **environment):
         text=True,
         timeout=TIMEOUT,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert process.returncode == 0, process.stderr[-3000:]
 
 
 def log_records(data, block=32768):
@@ -106,7 +106,7 @@ def log_records(data, block=32768):
         length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
         content += data[position + 7 : position + 7 + length]
         position += 7 + length
-        if kind in (1, 4):  # whole, or a last part
+        if kind in (1, 4):  # a full record, or its last part
             yield content
             content = b""
 
@@ -130,7 +130,7 @@ def wandb_history(folder):
     return rows, summary, folders
 
 
-def offline(folder):
+def offline_variables(folder):
     return {
         "WANDB_MODE": "offline",
         "WANDB_SILENT": "true",
@@ -142,7 +142,7 @@ def offline(folder):
 @pytest.mark.slow
 def test_wandb_run_of_the_trainer_has_signals_figures_and_the_verdict(tmp_path):
     pytest.importorskip("wandb")
-    run_program("wandb", tmp_path, **offline(tmp_path))
+    run_program("wandb", tmp_path, **offline_variables(tmp_path))
     rows, summary, _ = wandb_history(tmp_path)
     assert len([row for row in rows if "train/bertmon/depth_ratio" in row]) == 3
     with_figure = [row for row in rows if any(key.startswith("bertmon/gradient_flow") for key in row)]
@@ -153,9 +153,9 @@ def test_wandb_run_of_the_trainer_has_signals_figures_and_the_verdict(tmp_path):
 
 
 @pytest.mark.slow
-def test_wandb_sync_tensorboard_has_what_watch_writes(tmp_path):
+def test_wandb_sync_tensorboard_uploads_what_watch_writes(tmp_path):
     pytest.importorskip("wandb")
-    run_program("sync", tmp_path, **offline(tmp_path))
+    run_program("sync", tmp_path, **offline_variables(tmp_path))
     rows, _, folders = wandb_history(tmp_path)
     keys = {key for row in rows for key in row}
     assert folders == [str(tmp_path / "watched")]

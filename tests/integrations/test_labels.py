@@ -1,4 +1,4 @@
-"""What labels cost a model that ignores the texts, and what a batch's labels cost the one that is trained."""
+"""The cross-entropy of a batch's labels."""
 
 import pytest
 import torch
@@ -26,5 +26,5 @@ def test_cross_entropy_counts_only_labels_that_are_classes(other):
         (LOGITS[:, :1], torch.tensor([0, 1, 0, 1, 0, 1])),  # one logit and a binary cross-entropy
     ],
 )
-def test_cross_entropy_of_labels_that_do_not_fit_is_unknown(logits, labels):
+def test_cross_entropy_of_labels_that_do_not_fit_is_none(logits, labels):
     assert cross_entropy_sum(logits, labels) is None

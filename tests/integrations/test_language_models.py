@@ -1,4 +1,4 @@
-"""Models with a head for each token: the loss that is recorded is the one they train on, and nobody judges collapse."""
+"""Models with a head for each token: the recorded loss is the training loss, and there is no verdict on collapse."""
 
 import math
 
@@ -39,7 +39,7 @@ def t5():
     return transformers.T5ForConditionalGeneration(config)
 
 
-def masked():
+def masked_lm():
     return transformers.BertForMaskedLM(tiny_bert().config)
 
 
@@ -48,11 +48,11 @@ def lora():
     return peft.get_peft_model(llama(), peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
 
 
-KINDS = {"gpt2": gpt2, "llama": llama, "t5": t5, "masked": masked, "lora": lora}
+KINDS = {"gpt2": gpt2, "llama": llama, "t5": t5, "masked": masked_lm, "lora": lora}
 
 
 def token_rows():
-    """Texts whose every second token has a label, itself."""
+    """Texts in which every second token is its own label."""
     rows = [row | {"labels": row["input_ids"].clone()} for row in examples()]
     for row in rows:
         row["labels"][::2] = -100
@@ -61,7 +61,7 @@ def token_rows():
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft's
 @pytest.mark.parametrize("name", KINDS)
-def test_callback_records_the_loss_that_a_language_model_trains_on(name, tmp_path, caplog):
+def test_callback_records_the_training_loss_of_a_language_model(name, tmp_path, caplog):
     torch.manual_seed(0)
     model = KINDS[name]()
     rows = token_rows()
@@ -80,7 +80,7 @@ def test_callback_records_the_loss_that_a_language_model_trains_on(name, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["gpt2", "t5"])
-def test_own_loop_of_a_language_model_has_verdicts_without_collapse(name, tmp_path, caplog):
+def test_own_loop_gives_no_verdict_on_collapse_for_a_language_model(name, tmp_path, caplog):
     torch.manual_seed(0)
     model, rows = KINDS[name](), token_rows()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -100,8 +100,8 @@ def test_own_loop_of_a_language_model_has_verdicts_without_collapse(name, tmp_pa
     ]
 
 
-def test_labels_shifted_by_the_collator_are_taken_as_they_are(tmp_path):
-    """As a collator without padding leaves them: the labels' own first one would be lost with a shift by the model."""
+def test_labels_shifted_by_the_collator_are_not_shifted_again(tmp_path):
+    """As by a collator without padding: if the model shifted them again, it would drop the first label."""
     torch.manual_seed(0)
     rows = [
         {"input_ids": row["input_ids"], "labels": row["input_ids"], "shift_labels": row["input_ids"].roll(-1)}
@@ -126,5 +126,5 @@ def test_classifiers_on_a_decoder_keep_their_labels():
     assert not shifts_labels(torch.nn.Linear(2, 2))
 
 
-def test_chance_of_token_labels_leaves_out_those_without_one():
+def test_chance_loss_of_token_labels_ignores_unlabeled_tokens():
     assert chance_loss([[-100, 0, 1], [-100, 1, 0]]) == pytest.approx(math.log(2))

@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     from bertmon.integrations.lightning import WatchCallback
     from bertmon.integrations.own_loop import Watch
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning has many
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's
 ROWS = examples()
 
 
@@ -58,13 +58,13 @@ def fit(folder, callback=None, *, ckpt_path=None, callbacks=(), **options):
     return trainer, torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
 
-def watching(folder, **options):
+def make_callback(folder, **options):
     return WatchCallback(folder, labels=labels(ROWS), **{"every": 2, "figures": False, "on_error": "raise"} | options)
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3}, {"gradient_clip_val": 0.05}])
-def test_lightning_trains_the_same_bit_for_bit_with_and_without_watching(tmp_path, options):
-    callback = watching(tmp_path / "watched")
+def test_lightning_training_is_unchanged_bit_for_bit_by_watching(tmp_path, options):
+    callback = make_callback(tmp_path / "watched")
     trainer, watched = fit(tmp_path, callback, **options)
     _, alone = fit(tmp_path, **options)
     assert torch.equal(watched, alone)
@@ -79,8 +79,8 @@ def test_lightning_trains_the_same_bit_for_bit_with_and_without_watching(tmp_pat
     assert History.load(tmp_path / "watched" / HISTORY_FILE).snapshots == history.snapshots
 
 
-def test_lightning_has_the_gradients_of_a_plain_loop(tmp_path):
-    callback = watching(tmp_path / "watched")
+def test_lightning_measures_the_gradients_of_a_plain_loop(tmp_path):
+    callback = make_callback(tmp_path / "watched")
     fit(tmp_path, callback)
     module = Classifier()
     settings = module.configure_optimizers()
@@ -116,8 +116,8 @@ def test_lightning_resumes_in_the_same_folder(tmp_path):
     def checkpoints():
         return [pl.callbacks.ModelCheckpoint(tmp_path / "saved", every_n_train_steps=5, save_top_k=-1)]
 
-    fit(tmp_path, watching(tmp_path / "watched"), callbacks=checkpoints(), **saving)
-    callback = watching(tmp_path / "watched")
+    fit(tmp_path, make_callback(tmp_path / "watched"), callbacks=checkpoints(), **saving)
+    callback = make_callback(tmp_path / "watched")
     saved = next((tmp_path / "saved").glob("*step=15.ckpt"))
     fit(tmp_path, callback, ckpt_path=saved, callbacks=checkpoints(), **saving)
     assert callback.watch.folder == tmp_path / "watched"
@@ -128,7 +128,7 @@ def test_lightning_resumes_in_the_same_folder(tmp_path):
 
 def test_lightning_loggers_get_the_signals(tmp_path):
     logger = CSVLogger(tmp_path, name="log")
-    fit(tmp_path, watching(tmp_path / "watched"), logger=logger, log_every_n_steps=1)
+    fit(tmp_path, make_callback(tmp_path / "watched"), logger=logger, log_every_n_steps=1)
     logger.save()
     table = (tmp_path / "log" / "version_0" / "metrics.csv").read_text().splitlines()
     columns = table[0].split(",")
@@ -142,27 +142,27 @@ class Interrupt(pl.Callback):
             raise ZeroDivisionError
 
 
-def test_lightning_training_that_ends_by_an_exception_has_its_history(tmp_path):
+def test_lightning_training_that_raises_writes_its_history(tmp_path):
     with pytest.raises(ZeroDivisionError):
-        fit(tmp_path, watching(tmp_path / "watched"), callbacks=[Interrupt()])
+        fit(tmp_path, make_callback(tmp_path / "watched"), callbacks=[Interrupt()])
     assert len(History.load(tmp_path / "watched" / HISTORY_FILE).losses) == 7
 
 
-def test_lightning_error_in_watching_ends_watching_and_not_training(tmp_path, monkeypatch, caplog):
+def test_lightning_error_in_watching_does_not_end_training(tmp_path, monkeypatch, caplog):
     def fail(*_):
         raise ZeroDivisionError("no number")
 
     monkeypatch.setattr(Watch, "after_update", fail)
-    trainer, _ = fit(tmp_path, watching(tmp_path / "watched", on_error="log"))
+    trainer, _ = fit(tmp_path, make_callback(tmp_path / "watched", on_error="log"))
     assert trainer.global_step == 12
     assert [message for message in caplog.messages if "no number" in message] == [
         "Monitoring stopped after an error; training continues: no number"
     ]
 
 
-def test_lightning_doomed_training_is_stopped_if_asked_for(tmp_path, monkeypatch):
+def test_lightning_doomed_training_is_stopped_on_request(tmp_path, monkeypatch):
     monkeypatch.setattr(Watch, "doomed", True)
-    trainer, _ = fit(tmp_path, watching(tmp_path / "watched", on_doomed="stop"), min_epochs=0)
+    trainer, _ = fit(tmp_path, make_callback(tmp_path / "watched", on_doomed="stop"), min_epochs=0)
     assert trainer.global_step < 12
 
 
@@ -175,7 +175,7 @@ class Diverging(Classifier):
 def test_lightning_loggers_get_a_divergence_between_two_snapshots(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{__name__}.Classifier", Diverging)
     logger = CSVLogger(tmp_path, name="log")
-    fit(tmp_path, watching(tmp_path / "watched", every=10), logger=logger, log_every_n_steps=1)
+    fit(tmp_path, make_callback(tmp_path / "watched", every=10), logger=logger, log_every_n_steps=1)
     logger.save()
     table = (tmp_path / "log" / "version_0" / "metrics.csv").read_text().splitlines()
     columns = table[0].split(",")
@@ -188,7 +188,7 @@ def test_lightning_loggers_get_a_divergence_between_two_snapshots(tmp_path, monk
     ("options", "per_step"),
     [({"max_epochs": 2}, 12), ({"max_epochs": -1, "max_steps": 30}, 12), ({"accumulate_grad_batches": 5}, 3)],
 )
-def test_lightning_scheduler_of_epochs_is_planned_as_it_steps(tmp_path, options, per_step, monkeypatch):
+def test_lightning_epoch_scheduler_is_planned_by_epoch(tmp_path, options, per_step, monkeypatch):
     class ByEpoch(Classifier):
         def configure_optimizers(self):
             settings = super().configure_optimizers()
@@ -196,16 +196,16 @@ def test_lightning_scheduler_of_epochs_is_planned_as_it_steps(tmp_path, options,
             return settings
 
     monkeypatch.setattr(f"{__name__}.Classifier", ByEpoch)
-    callback = watching(tmp_path / "watched")
+    callback = make_callback(tmp_path / "watched")
     fit(tmp_path, callback, **options)
     lr = callback.watch.history.plan.lr
     steps = np.flatnonzero(np.diff(lr)) + 1
     assert steps.tolist() == list(range(per_step, len(lr), per_step))
 
 
-def test_lightning_losses_of_a_shorter_last_window_are_means_too(tmp_path):
+def test_lightning_loss_of_a_shorter_last_window_is_its_mean(tmp_path):
     module = Classifier()
-    callback = watching(tmp_path / "watched")
+    callback = make_callback(tmp_path / "watched")
     fit(tmp_path, callback, accumulate_grad_batches=5)  # twelve batches: windows of 5, 5 and 2
     torch.manual_seed(1)
     batch_losses = [module.training_step(batch, 0).item() for batch in DataLoader(ROWS, batch_size=8)]
@@ -215,35 +215,35 @@ def test_lightning_losses_of_a_shorter_last_window_are_means_too(tmp_path):
     )
 
 
-def test_lightning_batch_that_is_skipped_is_not_counted(tmp_path, monkeypatch):
+def test_lightning_skipped_batch_is_not_counted(tmp_path, monkeypatch):
     class Skipping(Classifier):
         def training_step(self, batch, index):
             return None if index == 3 else super().training_step(batch, index)
 
     monkeypatch.setattr(f"{__name__}.Classifier", Skipping)
-    callback = watching(tmp_path / "watched")
+    callback = make_callback(tmp_path / "watched")
     fit(tmp_path, callback)
     assert len(callback.watch.history.losses) == 11
 
 
 def test_lightning_training_of_unknown_length_is_refused_with_one_message(tmp_path, caplog):
-    fit(tmp_path, watching(tmp_path / "watched", on_error="log"), max_epochs=-1, max_time="00:00:00:01")
+    fit(tmp_path, make_callback(tmp_path / "watched", on_error="log"), max_epochs=-1, max_time="00:00:00:01")
     assert [message for message in caplog.messages if "stopped after an error" in message] == [
         "Monitoring stopped after an error; training continues: Trainer: expected max_steps, or max_epochs with "
         "a known number of batches, got neither."
     ]
 
 
-def test_lightning_gradients_that_overflow_float16_are_skipped_as_the_scaler_does(tmp_path, monkeypatch):
+def test_lightning_updates_skipped_by_the_scaler_are_not_counted(tmp_path, monkeypatch):
     from lightning.pytorch.plugins.precision import MixedPrecision
 
     class Overflowing(Classifier):
         def training_step(self, batch, index):
-            overflow = torch.sqrt((self.model.classifier.bias * 0).sum())  # 0, of a gradient that is not finite
+            overflow = torch.sqrt((self.model.classifier.bias * 0).sum())  # 0, with a gradient that is not finite
             return super().training_step(batch, index) + (overflow if index < 3 else 0)
 
     monkeypatch.setattr(f"{__name__}.Classifier", Overflowing)
-    callback = watching(tmp_path / "watched", on_doomed="stop")
+    callback = make_callback(tmp_path / "watched", on_doomed="stop")
     plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
     trainer, _ = fit(tmp_path, callback, plugins=[plugin])
     assert trainer.global_step == 12

@@ -1,4 +1,4 @@
-"""Models other than BERT, and what people put around them, are watched without crashing and with names to read."""
+"""Models other than BERT, and wrapped models, are watched without errors and with readable names."""
 
 import math
 
@@ -92,7 +92,7 @@ def test_family_is_watched_with_all_signals(name, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft's
-def test_lora_adapters_have_names_to_read(tmp_path):
+def test_lora_adapters_have_readable_names(tmp_path):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
     model = peft.get_peft_model(tiny_bert(), config)
@@ -106,15 +106,15 @@ def test_lora_adapters_have_names_to_read(tmp_path):
     assert not any(map(math.isnan, snapshot["update_ratio"]))
 
 
-@pytest.mark.parametrize("around", ["compile", "data parallel", "gradient checkpointing"])
-def test_wrapped_model_has_the_names_of_the_plain_one(tmp_path, around):
+@pytest.mark.parametrize("wrapper", ["compile", "data parallel", "gradient checkpointing"])
+def test_wrapped_model_has_the_weight_names_of_the_plain_one(tmp_path, wrapper):
     plain = tiny_bert()
-    if around == "gradient checkpointing":
+    if wrapper == "gradient checkpointing":
         new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"  # transformers renamed it in v5
         getattr(plain, new if hasattr(plain, new) else old)()
         model = plain
     else:
-        model = torch.compile(plain, backend="eager") if around == "compile" else torch.nn.DataParallel(plain)
+        model = torch.compile(plain, backend="eager") if wrapper == "compile" else torch.nn.DataParallel(plain)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3)
     batch = torch.utils.data.default_collate(examples()[:8])
     with Watch(model, optimizer, tmp_path, total_steps=2, labels=[0, 1, 2], every=1, figures=False) as watch:

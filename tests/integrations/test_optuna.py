@@ -12,7 +12,7 @@ from toy_data import lines, small_bert
 from transformers import get_linear_schedule_with_warmup
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Optuna 2 uses what SQLAlchemy 1.4 calls deprecated
+    warnings.simplefilter("ignore")  # Optuna 2 uses functions that SQLAlchemy 1.4 deprecates
     import optuna
     from optuna.pruners import BasePruner, MedianPruner, NopPruner
     from optuna.trial import TrialState
@@ -36,10 +36,10 @@ class CountingPruner(BasePruner):
     """Prunes everything that it is asked about."""
 
     def __init__(self):
-        self.asked = 0
+        self.calls = 0
 
     def prune(self, study, trial):
-        self.asked += 1
+        self.calls += 1
         return True
 
 
@@ -48,7 +48,7 @@ def study_of(pruner, **arguments):
 
 
 def reports_until_pruned(trial, verdicts, value=1.0):
-    """Report a value with one verdict after the other; how many reports it took, None if it was never pruned."""
+    """Report a value with each verdict in turn. Returns the number of reports until pruning, None without pruning."""
     for step, verdict in enumerate(verdicts, 1):
         report(trial, verdict and Diagnosis(verdict, step), step, value)
         if trial.should_prune():
@@ -64,25 +64,25 @@ def test_doomed_trial_is_pruned_at_once(verdict, inner):
 
 
 @pytest.mark.parametrize("verdict", [None, Verdict.undecided, Verdict.slow])
-def test_trial_on_a_plateau_is_never_pruned_and_inner_never_asked(verdict):
+def test_trial_on_a_plateau_is_never_pruned_or_passed_to_inner(verdict):
     inner = CountingPruner()
     trial = study_of(LearnedPruner(inner)).ask()
     assert reports_until_pruned(trial, [verdict] * 20) is None
-    assert inner.asked == 0
+    assert inner.calls == 0
 
 
 def test_inner_is_asked_once_the_run_has_learned():
     inner = CountingPruner()
     trial = study_of(LearnedPruner(inner)).ask()
     assert reports_until_pruned(trial, [Verdict.undecided] * 5 + [Verdict.healthy]) == 6
-    assert inner.asked == 1
+    assert inner.calls == 1
 
 
 def test_learned_trial_without_inner_is_never_pruned():
     assert reports_until_pruned(study_of(LearnedPruner()).ask(), [Verdict.healthy] * 20) is None
 
 
-def test_median_inside_prunes_the_worse_half_but_no_plateau():
+def test_inner_median_prunes_the_worse_half_but_no_plateau():
     study = study_of(LearnedPruner(MedianPruner(n_startup_trials=4)))
 
     def objective(trial):
@@ -108,7 +108,7 @@ def curve(per_step, steps):
 
 
 def train(study, per_step):
-    """A trial with such a loss; its state and its last step."""
+    """Run a trial with such a loss. Returns its state and its last step."""
 
     def objective(trial):
         for step in range(10, STEPS + 1, 10):
@@ -123,7 +123,7 @@ def train(study, per_step):
 
 def test_behind_prunes_a_run_that_cannot_catch_up_and_no_other():
     study = study_of(LearnedPruner(BehindPruner()), direction="maximize")
-    assert train(study, 1e-3) == (TrialState.COMPLETE, STEPS)  # there is nothing to compare it with
+    assert train(study, 1e-3) == (TrialState.COMPLETE, STEPS)  # no other trial to compare with
     assert train(study, 9e-3) == (TrialState.COMPLETE, STEPS)
     state, step = train(study, 1e-3)
     assert state is TrialState.PRUNED
@@ -138,7 +138,7 @@ def test_behind_compares_with_pruned_and_running_trials_too():
     assert train(study, 1e-3)[0] is TrialState.PRUNED
 
 
-def test_behind_is_not_turned_off_by_a_trial_that_diverged():
+def test_behind_ignores_trials_that_diverged():
     study = study_of(LearnedPruner(BehindPruner()), direction="maximize")
     diverged = study.ask()
     report(diverged, Diagnosis(Verdict.healthy, 10), 90, 0.0, history=curve(math.nan, 90))
@@ -146,7 +146,7 @@ def test_behind_is_not_turned_off_by_a_trial_that_diverged():
     assert train(study, 1e-3)[0] is TrialState.PRUNED
 
 
-def test_behind_share_decides_how_far_is_too_far():
+def test_behind_prunes_below_min_share_of_best():
     study = study_of(LearnedPruner(BehindPruner(min_share_of_best=0.1)), direction="maximize")
     train(study, 9e-3)
     assert train(study, 1e-3)[0] is TrialState.COMPLETE
@@ -176,7 +176,7 @@ def test_attributes_are_json(steps):
 
 
 @pytest.mark.slow
-def test_trial_under_watch_is_pruned_when_it_collapses_and_completes_when_it_learns(tmp_path):
+def test_watched_trial_is_pruned_when_it_collapses_and_completes_when_it_learns(tmp_path):
     """Real training: at 1e-2 the example's model collapses, at 5e-4 it learns."""
     steps = 150
 

@@ -1,4 +1,4 @@
-"""Watching in a training loop of one's own: the numbers of a run, and not a bit of the loop changed."""
+"""Watch in a custom training loop: the numbers of a run, without changing a bit of the loop."""
 
 import copy
 import logging
@@ -20,7 +20,7 @@ from bertmon.training.task import build_task
 
 
 class Linear(torch.nn.Module):
-    """A model that is not transformers'."""
+    """A model that is not from transformers."""
 
     def __init__(self):
         super().__init__()
@@ -34,20 +34,20 @@ class Linear(torch.nn.Module):
 @pytest.fixture
 def linear():
     torch.manual_seed(0)
-    made = Linear()
-    return made, torch.optim.AdamW(made.parameters(), lr=0.1)
+    model = Linear()
+    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
 
 
 def linear_watch(linear, folder, **options):
-    made, adamw = linear
-    options = {"total_steps": 4, "labels": [0, 1], "every": 1, "logits": lambda batch: made(batch["x"])} | options
-    return Watch(made, adamw, folder, **options)
+    model, adamw = linear
+    options = {"total_steps": 4, "labels": [0, 1], "every": 1, "logits": lambda batch: model(batch["x"])} | options
+    return Watch(model, adamw, folder, **options)
 
 
 def make_step(watch, linear, x=None, backward=True):
-    made, adamw = linear
+    model, adamw = linear
     x = torch.randn(6, 3) if x is None else x
-    loss = torch.nn.functional.cross_entropy(made(x), torch.tensor([0, 1] * 3))
+    loss = torch.nn.functional.cross_entropy(model(x), torch.tensor([0, 1] * 3))
     if backward:
         loss.backward()
     with watch.step(loss, {"x": x}):
@@ -55,23 +55,23 @@ def make_step(watch, linear, x=None, backward=True):
     adamw.zero_grad()
 
 
-def test_watch_in_a_plain_loop_has_the_history_of_a_run(settings, tmp_path):
+def test_watch_in_a_plain_loop_records_the_history_of_a_run(settings, tmp_path):
     settings.monitor.every = 2
     settings.optimizer.bias_correction = False
     run = PreparedRun(settings).fit()
 
-    own = build_task(settings, torch.device("cpu"))
+    task = build_task(settings, torch.device("cpu"))
     total = len(run.history.plan)
-    for group in own.optimizer.param_groups:
+    for group in task.optimizer.param_groups:
         group["lr"] = settings.optimizer.lr
     factors = run.history.plan.lr / settings.optimizer.lr
-    scheduler = lr_scheduler.LambdaLR(own.optimizer, lambda step: factors[step % total])
+    scheduler = lr_scheduler.LambdaLR(task.optimizer, lambda step: factors[step % total])
     watch = Watch(
-        own.classifier,
-        own.optimizer,
+        task.classifier,
+        task.optimizer,
         tmp_path,
         total_steps=total,
-        labels=own.corpus.train.labels,
+        labels=task.corpus.train.labels,
         scheduler=scheduler,
         bias_correction=False,
         every=2,
@@ -79,16 +79,16 @@ def test_watch_in_a_plain_loop_has_the_history_of_a_run(settings, tmp_path):
     )
     with watch:
         for epoch in range(settings.train.epochs):
-            for batch in own.train.epoch_batches(settings.seed, epoch):
+            for batch in task.train.epoch_batches(settings.seed, epoch):
                 inputs = {name: getattr(batch, name).long() for name in ("input_ids", "attention_mask", "labels")}
-                loss = own.classifier(**inputs).loss
+                loss = task.classifier(**inputs).loss
                 loss.backward()
                 with watch.step(loss, inputs):
-                    torch.nn.utils.clip_grad_norm_(own.classifier.parameters(), settings.train.max_grad_norm)
-                    own.optimizer.step()
+                    torch.nn.utils.clip_grad_norm_(task.classifier.parameters(), settings.train.max_grad_norm)
+                    task.optimizer.step()
                 scheduler.step()
-                own.optimizer.zero_grad()
-    assert torch.equal(flat_parameters(own.classifier), run.weights())
+                task.optimizer.zero_grad()
+    assert torch.equal(flat_parameters(task.classifier), run.weights())
     assert watch.history.losses == run.history.losses
     assert watch.history.grad_norms == run.history.grad_norms
     assert watch.history.snapshots == run.history.snapshots
@@ -98,7 +98,7 @@ def test_watch_in_a_plain_loop_has_the_history_of_a_run(settings, tmp_path):
     assert watch.diagnosis.verdict == run.monitor.diagnosis.verdict
 
 
-def test_watch_when_closed_has_written_history_scalars_and_figures(linear, tmp_path):
+def test_watch_writes_history_scalars_and_figures_by_close(linear, tmp_path):
     with linear_watch(linear, tmp_path, total_steps=6, every=3) as watch:
         for _ in range(6):
             make_step(watch, linear)
@@ -108,7 +108,7 @@ def test_watch_when_closed_has_written_history_scalars_and_figures(linear, tmp_p
     events = EventAccumulator(str(tmp_path)).Reload()
     assert {tag: [event.step for event in events.Scalars(tag)] for tag in ("loss/train", "logit_std")} == {
         "loss/train": [0, 3, 5],
-        "logit_std": [0],  # a pass for it is made at most every tenth step
+        "logit_std": [0],  # its forward pass runs at most every tenth step
     }
     assert events.Scalars("loss/train")[1].value == pytest.approx(np.mean(watch.history.losses[1:4]), rel=1e-6)
     assert {"learning_rate", "effective_learning_rate", "grad_norm", "grad_mean/layer"} <= set(events.Tags()["scalars"])
@@ -117,24 +117,24 @@ def test_watch_when_closed_has_written_history_scalars_and_figures(linear, tmp_p
     assert len(list(tmp_path.glob("events*"))) == 1
 
 
-def test_watch_changes_no_bit_of_the_loop(linear, tmp_path):
-    made, _ = linear
-    made.layer.eval()  # a module that its owner keeps in eval mode
-    alone, own = copy.deepcopy(made), torch.random.get_rng_state()
+def test_watch_does_not_change_training(linear, tmp_path):
+    model, _ = linear
+    model.layer.eval()  # a module that its owner keeps in eval mode
+    alone, rng_state = copy.deepcopy(model), torch.random.get_rng_state()
     other = torch.optim.AdamW(alone.parameters(), lr=0.1)
     with linear_watch(linear, tmp_path) as watch:
         for _ in range(4):
             make_step(watch, linear)
-    assert (made.training, made.layer.training, made.drop.training) == (True, False, True)
-    torch.random.set_rng_state(own)
+    assert (model.training, model.layer.training, model.drop.training) == (True, False, True)
+    torch.random.set_rng_state(rng_state)
     for _ in range(4):
         torch.nn.functional.cross_entropy(alone(torch.randn(6, 3)), torch.tensor([0, 1] * 3)).backward()
         other.step()
         other.zero_grad()
-    assert torch.equal(flat_parameters(made), flat_parameters(alone))
+    assert torch.equal(flat_parameters(model), flat_parameters(alone))
 
 
-def test_learning_rate_that_was_not_planned_is_warned_about_once_and_used(linear, tmp_path, caplog):
+def test_unplanned_learning_rate_is_used_with_one_warning(linear, tmp_path, caplog):
     with linear_watch(linear, tmp_path) as watch:
         for rate in (0.1, 0.2, 0.3):
             linear[1].param_groups[0]["lr"] = rate
@@ -147,7 +147,7 @@ def test_learning_rate_that_was_not_planned_is_warned_about_once_and_used(linear
     assert [shot.lr for shot in watch.history.snapshots] == [0.1, 0.2, 0.3]
 
 
-def test_steps_beyond_the_planned_ones_are_not_watched(linear, tmp_path, caplog):
+def test_steps_beyond_total_steps_are_not_watched(linear, tmp_path, caplog):
     with linear_watch(linear, tmp_path) as watch:
         for _ in range(7):
             make_step(watch, linear)
@@ -156,7 +156,7 @@ def test_steps_beyond_the_planned_ones_are_not_watched(linear, tmp_path, caplog)
     assert warnings == ["Step 5 exceeds total_steps=4; monitoring stops here."]
 
 
-def test_loss_that_is_not_finite_ends_watching_as_diverged(linear, tmp_path):
+def test_non_finite_loss_ends_watching_as_diverged(linear, tmp_path):
     with linear_watch(linear, tmp_path, total_steps=9, every=2) as watch:
         for step in range(9):
             make_step(watch, linear, torch.full((6, 3), torch.inf) if step == 3 else None)
@@ -166,13 +166,13 @@ def test_loss_that_is_not_finite_ends_watching_as_diverged(linear, tmp_path):
     assert [shot.step for shot in watch.history.snapshots] == [0, 2]
 
 
-@pytest.mark.parametrize("done", [0, 3])
-def test_error_in_the_loop_is_raised_and_what_was_measured_is_written(linear, tmp_path, done):
+@pytest.mark.parametrize("completed_steps", [0, 3])
+def test_error_in_the_loop_is_raised_and_measurements_are_written(linear, tmp_path, completed_steps):
     watch = linear_watch(linear, tmp_path, every=2)
 
     def loop():
         with watch:
-            for _ in range(done):
+            for _ in range(completed_steps):
                 make_step(watch, linear)
             loss = linear[0](torch.ones(6, 3)).mean()
             loss.backward()
@@ -182,14 +182,12 @@ def test_error_in_the_loop_is_raised_and_what_was_measured_is_written(linear, tm
     with pytest.raises(ZeroDivisionError):
         loop()
     stored = History.load(tmp_path / HISTORY_FILE)
-    assert len(stored.losses) == done
-    assert [shot.step for shot in stored.snapshots] == [0, 2][: (done + 1) // 2]
+    assert len(stored.losses) == completed_steps
+    assert [shot.step for shot in stored.snapshots] == [0, 2][: (completed_steps + 1) // 2]
 
 
 def test_verdict_reaches_the_log_and_the_loop(linear, tmp_path, caplog):
-    thresholds = VerdictThresholds(
-        min_logit_std=1e3, min_update_per_lr=1e3
-    )  # whatever the numbers are, they are too small
+    thresholds = VerdictThresholds(min_logit_std=1e3, min_update_per_lr=1e3)  # so large that every value is too small
     with linear_watch(linear, tmp_path, thresholds=thresholds) as watch:
         make_step(watch, linear)
         assert watch.diagnosis.verdict is Verdict.undecided or watch.doomed
@@ -198,14 +196,14 @@ def test_verdict_reaches_the_log_and_the_loop(linear, tmp_path, caplog):
     assert any(": collapsed - " in message for message in caplog.messages)
 
 
-def test_compiled_model_has_the_labels_of_the_plain_one(linear, tmp_path):
-    made, adamw = linear
-    watch = Watch(torch.compile(made, backend="eager"), adamw, tmp_path, total_steps=1, labels=[0, 1])
+def test_compiled_model_is_unwrapped(linear, tmp_path):
+    model, adamw = linear
+    watch = Watch(torch.compile(model, backend="eager"), adamw, tmp_path, total_steps=1, labels=[0, 1])
     watch.close()
-    assert watch.model is made
+    assert watch.model is model
 
 
-def test_optimizer_other_than_adam_is_warned_about(linear, tmp_path, caplog):
+def test_optimizer_other_than_adam_gives_a_warning(linear, tmp_path, caplog):
     sgd = torch.optim.SGD(linear[0].parameters(), lr=0.1)
     linear_watch((linear[0], sgd), tmp_path).close()
     assert caplog.record_tuples == [
@@ -228,14 +226,14 @@ def test_optimizer_other_than_adam_is_warned_about(linear, tmp_path, caplog):
         ({"every": 0}, r"monitor\.every: expected .*, got 0"),
     ],
 )
-def test_arguments_out_of_range_are_refused_before_anything_is_written(linear, tmp_path, options, message):
+def test_invalid_arguments_are_refused_before_anything_is_written(linear, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         linear_watch(linear, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
-def test_model_folder_and_logits_that_do_not_fit_are_refused(linear, tmp_path):
-    made, _ = linear
+def test_invalid_model_folder_and_logits_are_refused(linear, tmp_path):
+    model, _ = linear
     with (
         linear_watch(linear, tmp_path) as watch,
         pytest.raises(InputError, match=r"expected gradients, got none"),
@@ -249,7 +247,7 @@ def test_model_folder_and_logits_that_do_not_fit_are_refused(linear, tmp_path):
         make_step(watch, linear)
     with pytest.raises(InputError, match="already contains a run: choose another folder or delete it"):
         linear_watch(linear, tmp_path)
-    for parameter in made.parameters():
+    for parameter in model.parameters():
         parameter.requires_grad = False
     with pytest.raises(InputError, match="model: expected a model with trainable weights, got Linear"):
         linear_watch(linear, tmp_path / "other")

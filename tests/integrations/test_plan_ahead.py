@@ -1,4 +1,4 @@
-"""What an optimizer and its scheduler will do, without training."""
+"""The planned learning rates of an optimizer and its scheduler, without training."""
 
 import copy
 
@@ -21,19 +21,19 @@ from bertmon.integrations.plan_ahead import adam_config, current_lr, past_learni
         ),
     ],
 )
-def test_planned_learning_rates_are_those_that_come(make):
+def test_planned_learning_rates_match_training(make):
     weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
     adamw = torch.optim.AdamW([{"params": weights[:1], "lr": 0.1}, {"params": weights[1:], "lr": 0.4}])
     scheduler = make(adamw)
     before = copy.deepcopy((scheduler.state_dict(), adamw.state_dict()["param_groups"]))
     planned = planned_learning_rates(adamw, scheduler, 8)
     assert str((scheduler.state_dict(), adamw.state_dict()["param_groups"])) == str(before)
-    later = []
+    actual = []
     for _ in range(8):
-        later.append(max(group["lr"] for group in adamw.param_groups))
+        actual.append(max(group["lr"] for group in adamw.param_groups))
         adamw.step()
         scheduler.step()
-    assert planned.tolist() == later
+    assert planned.tolist() == actual
 
 
 def test_planned_learning_rates_without_a_scheduler_are_constant():
@@ -43,31 +43,33 @@ def test_planned_learning_rates_without_a_scheduler_are_constant():
     assert current_lr(adamw) == 0.4
 
 
-def test_planned_learning_rates_that_depend_on_what_happens_are_unknown():
+def test_planned_learning_rates_that_depend_on_metrics_are_none():
     adamw = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
     assert planned_learning_rates(adamw, lr_scheduler.ReduceLROnPlateau(adamw), 3) is None
 
 
 @pytest.mark.parametrize(("calls", "steps"), [(2, 1), (1, 3)])
-def test_planned_learning_rates_follow_how_often_the_scheduler_is_stepped(calls, steps):
+def test_planned_learning_rates_follow_the_scheduler_interval(calls, steps):
     adamw = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=1.0)
     scheduler = lr_scheduler.ExponentialLR(adamw, 0.5)
     planned = planned_learning_rates(adamw, scheduler, 7, calls_per_step=calls, every=steps)
     assert planned.tolist() == [0.5 ** (calls * (step // steps)) for step in range(7)]
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_past_learning_rates_of_a_lambda_schedule_are_computed_and_others_are_0(known):
+@pytest.mark.parametrize("is_lambda", [True, False])
+def test_past_learning_rates_of_a_lambda_schedule_are_computed_and_others_are_0(is_lambda):
     parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
     adamw = torch.optim.AdamW([{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:], "lr": 0.4}])
     scheduler = (
-        lr_scheduler.LambdaLR(adamw, lambda step: 1 / (1 + step)) if known else lr_scheduler.ExponentialLR(adamw, 0.5)
+        lr_scheduler.LambdaLR(adamw, lambda step: 1 / (1 + step))
+        if is_lambda
+        else lr_scheduler.ExponentialLR(adamw, 0.5)
     )
-    expected = [0.4, 0.2, 0.4 / 3] if known else [0.0] * 3
+    expected = [0.4, 0.2, 0.4 / 3] if is_lambda else [0.0] * 3
     assert past_learning_rates(scheduler, 3).tolist() == pytest.approx(expected)
 
 
-def test_adam_config_has_the_constants_of_the_optimizer():
+def test_adam_config_has_the_hyperparameters_of_the_optimizer():
     adam = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))], betas=(0.8, 0.95))
     config = adam_config(adam, bias_correction=False)
     assert (config.beta1, config.beta2, config.bias_correction) == (0.8, 0.95, False)

@@ -1,4 +1,4 @@
-"""The planned learning rates of somebody else's scheduler, and what becomes of a plan that does not hold."""
+"""The planned learning rates of a user's scheduler, and plans that turn out to be wrong."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ BATCH = {
 
 
 def drop_soon(optimizer):
-    """Almost no rate is left after two calls."""
+    """A scheduler whose rate is almost 0 after two calls."""
     return lr_scheduler.StepLR(optimizer, 2, 1e-6)
 
 
@@ -48,7 +48,7 @@ def train(folder, make_scheduler, *, steps=12, stepped_every=1, overflows=(), **
     return watch
 
 
-def test_scheduler_stepped_less_often_than_planned_is_no_reason_for_a_verdict(tmp_path, caplog):
+def test_scheduler_stepped_less_often_than_planned_gives_no_verdict(tmp_path, caplog):
     watch = train(tmp_path, drop_soon, stepped_every=6)
     assert [message for message in caplog.messages if "scheduler" in message] == [
         "step 1: scheduler.step() was called 0 times since step 0, but 1 calls were planned: no verdict rests on the "
@@ -58,26 +58,26 @@ def test_scheduler_stepped_less_often_than_planned_is_no_reason_for_a_verdict(tm
     assert watch.history.plan.lr.tolist() == [1e-3] * 12
 
 
-def test_scheduler_stepped_as_planned_is_judged_by_what_it_will_do(tmp_path, caplog):
+def test_scheduler_stepped_as_planned_gives_a_verdict_from_the_remaining_rates(tmp_path, caplog):
     watch = train(tmp_path, drop_soon)
     assert watch.diagnosis.verdict is Verdict.not_learning
     assert watch.history.plan.lr == pytest.approx([1e-3, 1e-3, *np.repeat(1e-3 * 1e-6 ** np.arange(1, 6), 2)])
     assert not [message for message in caplog.messages if "scheduler" in message]
 
 
-def test_scheduler_every_plans_a_scheduler_of_epochs(tmp_path, caplog):
+def test_scheduler_every_plans_an_epoch_scheduler(tmp_path, caplog):
     watch = train(tmp_path, drop_soon, stepped_every=3, scheduler_every=3)
     assert watch.history.plan.lr == pytest.approx([1e-3] * 6 + [1e-9] * 6)
     assert watch.history.plan.lr_confirmed
     assert not [message for message in caplog.messages if "scheduler" in message]
 
 
-def test_no_verdict_rests_on_a_plan_before_the_scheduler_was_seen_to_follow_it(tmp_path):
+def test_unconfirmed_plan_gives_no_verdict(tmp_path):
     watch = train(tmp_path, drop_soon, steps=1, total_steps=12)
     assert watch.diagnosis.verdict is Verdict.undecided
 
 
-def test_scheduler_stepped_although_an_update_was_skipped_is_planned_again(tmp_path, caplog):
+def test_scheduler_stepped_after_a_skipped_update_is_planned_again(tmp_path, caplog):
     def falling(optimizer):
         return lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
 
@@ -88,6 +88,6 @@ def test_scheduler_stepped_although_an_update_was_skipped_is_planned_again(tmp_p
     assert not [message for message in caplog.messages if "planned" in message]
 
 
-def test_scheduler_every_that_is_no_number_of_updates_is_refused(tmp_path):
+def test_scheduler_every_below_1_is_refused(tmp_path):
     with pytest.raises(InputError, match="scheduler_every: expected an integer of at least 1, got 0"):
         train(tmp_path, drop_soon, scheduler_every=0)

@@ -1,4 +1,4 @@
-"""Watching in transformers' Trainer: gradients before clipping, the loss, the verdict that stops."""
+"""WatchCallback in transformers' Trainer: gradients before clipping, losses, and stopping on a verdict."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def texts(count=48):
         yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor(number % 3)}
 
 
-def small(dropout=0.0):
+def small_bert(dropout=0.0):
     torch.manual_seed(0)
     return BertForSequenceClassification(
         BertConfig(
@@ -36,7 +36,7 @@ def small(dropout=0.0):
     )
 
 
-def trained(folder, *, dropout=0.0, checkpointing=False, watched=True, options=None, **arguments):
+def train(folder, *, dropout=0.0, checkpointing=False, watched=True, options=None, **arguments):
     data = list(texts())
     callback = WatchCallback(
         folder / "watched",
@@ -44,7 +44,7 @@ def trained(folder, *, dropout=0.0, checkpointing=False, watched=True, options=N
     )
     arguments = {"per_device_train_batch_size": 8, "max_steps": 6, "learning_rate": 1e-3} | arguments
     trainer = Trainer(
-        model=small(dropout),
+        model=small_bert(dropout),
         args=TrainingArguments(
             output_dir=str(folder), report_to="none", save_strategy="no", logging_steps=1, use_cpu=True, **arguments
         ),
@@ -73,54 +73,54 @@ def logged(trainer, name):
     ],
 )
 def test_watch_callback_measures_what_the_trainer_logs(tmp_path, arguments, backward_passes):
-    trainer, callback = trained(tmp_path, max_grad_norm=0.1, **arguments)
+    trainer, callback = train(tmp_path, max_grad_norm=0.1, **arguments)
     history = callback.watch.history
     sums = [float(loss) for loss in logged(trainer, "loss")]  # the Trainer adds up the means of a step's passes
     means = [total / passes for total, passes in zip(sums, backward_passes, strict=True)]
     assert history.losses == pytest.approx(means, rel=1e-3 if "bf16" in arguments else 1e-5)
     assert history.grad_norms == pytest.approx([float(norm) for norm in logged(trainer, "grad_norm")], rel=1e-5)
-    assert min(history.grad_norms) > 0.1  # they were clipped after that
+    assert min(history.grad_norms) > 0.1  # measured before clipping
     assert [shot.lr for shot in history.snapshots] == pytest.approx(logged(trainer, "learning_rate")[::2])
     assert History.load(tmp_path / "watched" / HISTORY_FILE).snapshots == history.snapshots
 
 
 def test_gradients_are_measured_before_clipping(tmp_path):
-    _, clipped = trained(tmp_path / "clipped", max_grad_norm=1e-3)
-    _, free = trained(tmp_path / "free", max_grad_norm=0)
-    first, other = (callback.watch.history.snapshots[0] for callback in (clipped, free))
+    _, clipped = train(tmp_path / "clipped", max_grad_norm=1e-3)
+    _, unclipped = train(tmp_path / "unclipped", max_grad_norm=0)
+    first, other = (callback.watch.history.snapshots[0] for callback in (clipped, unclipped))
     for statistic in ("grad_mean", "grad_max", "grad_std", "grad_zero", "weight_rms"):
         assert first[statistic].tolist() == other[statistic].tolist()
 
 
 @pytest.mark.parametrize("arguments", [{}, {"gradient_accumulation_steps": 2}, {"bf16": True}, {"checkpointing": True}])
-def test_training_with_the_callback_gives_the_same_bits(tmp_path, arguments):
-    watched, callback = trained(tmp_path / "watched", dropout=0.1, **arguments)
-    alone, _ = trained(tmp_path / "alone", dropout=0.1, watched=False, **arguments)
+def test_training_with_the_callback_is_unchanged_bit_for_bit(tmp_path, arguments):
+    watched, callback = train(tmp_path / "watched", dropout=0.1, **arguments)
+    alone, _ = train(tmp_path / "alone", dropout=0.1, watched=False, **arguments)
     assert torch.equal(flat_parameters(watched.model), flat_parameters(alone.model))
     assert not watched.model._forward_hooks
     assert len(callback.watch.history.losses) == 6
 
 
-def test_logit_std_with_bf16_is_that_of_float32(tmp_path):
-    spreads = [
-        trained(tmp_path / str(bf16), bf16=bf16)[1].watch.history.snapshots[0].logit_std for bf16 in (False, True)
+def test_logit_std_with_bf16_equals_that_with_float32(tmp_path):
+    logit_stds = [
+        train(tmp_path / str(bf16), bf16=bf16)[1].watch.history.snapshots[0].logit_std for bf16 in (False, True)
     ]
-    assert spreads[0] == spreads[1] > 0
+    assert logit_stds[0] == logit_stds[1] > 0
 
 
-def test_doomed_run_with_stop_ends_and_with_warn_trains_on(tmp_path):
+def test_doomed_run_ends_with_stop_and_continues_with_warn(tmp_path):
     thresholds = VerdictThresholds(min_logit_std=1e3, min_update_per_lr=1e3)  # every number is too small
-    trainer, callback = trained(tmp_path, options={"thresholds": thresholds, "on_doomed": "stop"})
+    trainer, callback = train(tmp_path, options={"thresholds": thresholds, "on_doomed": "stop"})
     assert callback.watch.doomed
     assert trainer.state.global_step < 6
     assert callback.watch.diagnosis.since_step == trainer.state.global_step - 1
-    trainer, callback = trained(tmp_path / "warned", options={"thresholds": thresholds})
+    trainer, callback = train(tmp_path / "warned", options={"thresholds": thresholds})
     assert callback.watch.doomed
     assert trainer.state.global_step == 6
 
 
 def test_compiled_model_has_the_losses_of_the_trainer(tmp_path):
-    trainer, callback = trained(tmp_path, torch_compile=True, torch_compile_backend="eager")
+    trainer, callback = train(tmp_path, torch_compile=True, torch_compile_backend="eager")
     assert callback.watch.history.losses == pytest.approx(logged(trainer, "loss"), rel=1e-5)
 
 
@@ -134,7 +134,7 @@ def test_compiled_model_has_the_losses_of_the_trainer(tmp_path):
         ({"labels": [1, 1]}, r"labels: expected .*, got 2 labels of 1 classes"),
     ],
 )
-def test_arguments_of_the_callback_out_of_range_are_refused(tmp_path, options, message):
+def test_invalid_arguments_of_the_callback_are_refused(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         WatchCallback(tmp_path / "b", **{"labels": [0, 1]} | options)
     assert not (tmp_path / "b").exists()

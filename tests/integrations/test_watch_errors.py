@@ -1,4 +1,4 @@
-"""What goes wrong in measuring ends monitoring and not the loop; what is wrong in the calls is raised."""
+"""Errors in measuring end monitoring but not the loop; mistakes in calling Watch are raised."""
 
 import numpy as np
 import pytest
@@ -64,13 +64,13 @@ def test_error_in_measuring_is_logged_once_and_the_loop_continues(loop, tmp_path
     assert len(History.load(tmp_path / "watched" / HISTORY_FILE).snapshots) == 2
 
 
-def test_error_in_measuring_is_raised_if_asked_for(loop, monkeypatch):
+def test_error_in_measuring_is_raised_on_request(loop, monkeypatch):
     monkeypatch.setattr(Monitor, "after_update", fail_at(2, ZeroDivisionError(), Monitor.after_update))
     with pytest.raises(ZeroDivisionError), loop[2](on_error="raise") as watch:
         take_steps(loop, watch, 5)
 
 
-def test_history_that_cannot_be_written_at_the_end_is_logged(loop, monkeypatch, caplog):
+def test_failure_to_write_the_history_is_logged(loop, monkeypatch, caplog):
     def fail(path, content):
         raise OSError(28, "No space left on device")
 
@@ -90,7 +90,7 @@ def test_mistake_in_the_loop_is_raised_and_can_be_corrected(loop):
 
 
 @pytest.mark.parametrize("kind", [torch.Tensor.item, lambda loss: loss[None]])
-def test_loss_may_be_a_number_or_have_one_element(loop, kind):
+def test_loss_can_be_a_number_or_a_one_element_tensor(loop, kind):
     model, adamw, open_watch = loop
     with open_watch(on_error="raise") as watch:
         loss = model(**batch_of()).loss
@@ -101,7 +101,7 @@ def test_loss_may_be_a_number_or_have_one_element(loop, kind):
 
 
 @pytest.mark.parametrize("texts", [0, 1])
-def test_batch_of_fewer_than_two_texts_is_warned_about_once(loop, caplog, texts):
+def test_batch_of_fewer_than_two_texts_gives_one_warning(loop, caplog, texts):
     model, adamw, open_watch = loop
     logits = torch.zeros(texts, 3)
     with open_watch(on_error="raise", total_steps=30, logits=lambda batch: logits) as watch:
@@ -116,7 +116,7 @@ def test_batch_of_fewer_than_two_texts_is_warned_about_once(loop, caplog, texts)
     ]
 
 
-def test_model_that_cannot_be_called_in_float32_is_watched_without_its_logits(tmp_path, caplog):
+def test_model_that_cannot_run_in_float32_is_watched_without_logits(tmp_path, caplog):
     model = tiny_bert()
     model.bert.to(torch.bfloat16)
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -134,14 +134,14 @@ def test_model_that_cannot_be_called_in_float32_is_watched_without_its_logits(tm
     assert message.endswith("): no verdict on collapse for this model, gradients and updates only.")
 
 
-def test_logits_function_gets_the_batch_as_it_is(loop):
+def test_logits_function_gets_the_original_batch(loop):
     model, _, open_watch = loop
     batch = BatchEncoding(batch_of(12))
     seen = []
 
-    def logits(given):
-        seen.append(given)
-        return model(given.input_ids).logits
+    def logits(inputs):
+        seen.append(inputs)
+        return model(inputs.input_ids).logits
 
     with open_watch(on_error="raise", logits=logits) as watch:
         take_steps(loop, watch, 1, batch)
@@ -167,7 +167,7 @@ class Merging(torch.nn.Linear):
         return F.linear(x, self.weight if self.merged else self.weight + self.adapter)
 
 
-def test_module_that_acts_in_eval_is_not_made_to(tmp_path):
+def test_module_that_merges_in_eval_mode_stays_in_train_mode(tmp_path):
     torch.manual_seed(0)
     model, x = Merging(), torch.randn(6, 3)
     adamw = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -183,7 +183,7 @@ def test_module_that_acts_in_eval_is_not_made_to(tmp_path):
     assert not model.merged
 
 
-def test_model_of_several_labels_or_devices_is_refused(loop, tmp_path):
+def test_multi_label_or_multi_device_model_is_refused(loop, tmp_path):
     model, _, open_watch = loop
     model.config.problem_type = "multi_label_classification"
     with pytest.raises(InputError, match="model: expected a classifier with one label for each text or token, got pro"):

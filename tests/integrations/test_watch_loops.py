@@ -1,4 +1,4 @@
-"""Watch in the loops that people have: accelerate's, scaled float16, lists as batches, layers unfrozen on the way."""
+"""Watch in common loops: with accelerate, scaled float16, lists as batches, layers unfrozen during training."""
 
 import itertools
 import math
@@ -37,7 +37,7 @@ def take_step(watch, model, optimizer, batch):
 
 @pytest.mark.parametrize("prepared", ["all", "scheduler", "none"])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_watch_takes_what_accelerate_has_prepared(tmp_path, prepared, accumulate, caplog):
+def test_watch_accepts_objects_prepared_by_accelerate(tmp_path, prepared, accumulate, caplog):
     accelerate = pytest.importorskip("accelerate")
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
     model, steps = tiny_bert(), 12 // accumulate
@@ -57,7 +57,7 @@ def test_watch_takes_what_accelerate_has_prepared(tmp_path, prepared, accumulate
             with accelerator.accumulate(model):
                 loss = model(**batch).loss
                 accelerator.backward(loss)
-                with watch.step(loss, batch):  # in every pass, as the optimizer's step
+                with watch.step(loss, batch):  # in every pass, like the optimizer's step
                     if accelerator.sync_gradients:
                         accelerator.clip_grad_norm_(model.parameters(), 1.0)
                     optimizer.step()
@@ -68,7 +68,7 @@ def test_watch_takes_what_accelerate_has_prepared(tmp_path, prepared, accumulate
     assert not [message for message in caplog.messages if "learning rate is" in message or "exceeds" in message]
 
 
-def test_watch_of_batches_that_are_lists_measures_logits_if_told_how(tmp_path, caplog):
+def test_watch_of_batches_that_are_lists_needs_a_logits_function(tmp_path, caplog):
     model = tiny_bert()
     own_logits = {"logits": lambda batch: model(batch[0], attention_mask=batch[1]).logits}
     for name, options in (("without", {}), ("with", own_logits)):
@@ -89,7 +89,7 @@ def test_watch_of_batches_that_are_lists_measures_logits_if_told_how(tmp_path, c
     ]
 
 
-def test_watch_of_a_model_that_returns_tuples_says_what_it_needs(tmp_path):
+def test_watch_refuses_a_model_that_returns_tuples(tmp_path):
     model = tiny_bert(return_dict=False)
     optimizer = torch.optim.AdamW(model.parameters())
     with open_watch(model, optimizer, tmp_path) as watch:
@@ -102,7 +102,7 @@ def test_watch_of_a_model_that_returns_tuples_says_what_it_needs(tmp_path):
 
 
 @pytest.mark.parametrize("unscaled_first", [False, True])
-def test_watch_of_scaled_gradients_measures_unscaled_ones_and_skips_with_the_scaler(tmp_path, unscaled_first):
+def test_watch_with_a_scaler_unscales_gradients_and_leaves_out_skipped_updates(tmp_path, unscaled_first):
     def train(folder, scaler):
         model = tiny_bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -133,7 +133,7 @@ def test_watch_of_scaled_gradients_measures_unscaled_ones_and_skips_with_the_sca
         assert one.values == pytest.approx(other.values, rel=1e-2, abs=1e-9)
 
 
-def test_watch_of_layers_unfrozen_on_the_way_watches_them_from_then_on(tmp_path):
+def test_layers_unfrozen_during_training_are_watched_from_then_on(tmp_path):
     model = tiny_bert()
     for parameter in model.bert.parameters():
         parameter.requires_grad = False
@@ -154,7 +154,7 @@ def test_watch_of_layers_unfrozen_on_the_way_watches_them_from_then_on(tmp_path)
     assert scalar_steps(tmp_path, "update_ratio/enc.l.1.attention.query") == [6, 8, 10]
 
 
-def test_watch_notes_an_update_that_was_made_in_front_of_it(tmp_path, caplog):
+def test_watch_warns_of_updates_outside_its_step(tmp_path, caplog):
     model = tiny_bert()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     with open_watch(model, optimizer, tmp_path) as watch:
@@ -202,7 +202,7 @@ def test_advice_names_the_settings_of_the_loop(tmp_path):
     assert watch.diagnosis.advice == "a learning rate of 1e-4"
 
 
-def test_groups_with_learning_rates_of_their_own_are_measured_by_their_own(tmp_path):
+def test_parameter_groups_are_measured_by_their_own_learning_rates(tmp_path):
     model = tiny_bert()
     head = {id(parameter) for parameter in model.classifier.parameters()}
     groups = [
@@ -218,10 +218,10 @@ def test_groups_with_learning_rates_of_their_own_are_measured_by_their_own(tmp_p
     assert dict(zip(snapshot.layers.labels, snapshot.layers.lr_scales, strict=True)) == {
         label: pytest.approx(1.0 if label == "classifier" else 0.1) for label in snapshot.layers.labels
     }
-    assert snapshot.signals["update_per_lr/linear"] == pytest.approx(1, abs=0.2)  # Adam's first step is its rate
+    assert snapshot.signals["update_per_lr/linear"] == pytest.approx(1, abs=0.2)  # Adam's first update equals its rate
 
 
-def test_watch_of_a_layer_that_trains_instead_of_another_watches_it_too(tmp_path):
+def test_layer_unfrozen_in_exchange_for_another_is_watched(tmp_path):
     model = tiny_bert()
     layers = model.bert.encoder.layer
     for parameter in [*model.bert.parameters(), *model.classifier.parameters()]:
@@ -244,7 +244,7 @@ def test_watch_of_a_layer_that_trains_instead_of_another_watches_it_too(tmp_path
     assert measured == {0: [True, True, False, False], 1: [False, False, True, True]}
 
 
-def test_group_added_on_the_way_is_measured_by_its_own_rate(tmp_path):
+def test_group_added_during_training_is_measured_by_its_own_rate(tmp_path):
     model = tiny_bert()
     model.bert.requires_grad_(False)
     optimizer = torch.optim.AdamW(model.classifier.parameters(), lr=1e-3)
@@ -255,11 +255,11 @@ def test_group_added_on_the_way_is_measured_by_its_own_rate(tmp_path):
                 optimizer.add_param_group({"params": list(model.bert.parameters()), "lr": 1e-5})
             take_step(watch, model, optimizer, batch)
     steps = [shot.signals["update_per_lr/linear"] for shot in watch.history.snapshots]
-    assert min(steps) > 0.3  # of the first steps of an Adam; 0.01 by the largest rate
+    assert min(steps) > 0.3  # Adam's first updates; by the largest rate they would be 0.01
 
 
-@pytest.mark.parametrize("set_after", [False, True])
-def test_training_that_resumes_with_more_layers_has_one_history(tmp_path, set_after):
+@pytest.mark.parametrize("unfrozen_after", [False, True])
+def test_training_that_resumes_with_more_layers_has_one_history(tmp_path, unfrozen_after):
     def build(frozen):
         model = tiny_bert()
         model.bert.requires_grad_(not frozen)
@@ -270,7 +270,7 @@ def test_training_that_resumes_with_more_layers_has_one_history(tmp_path, set_af
         for batch in batches(6):
             take_step(watch, model, optimizer, batch)
         watch.checkpoint()
-    model, optimizer = build(frozen=set_after)
+    model, optimizer = build(frozen=unfrozen_after)
     with open_watch(model, optimizer, tmp_path, first_step=6, on_error="raise") as watch:
         model.bert.requires_grad_(True)
         for batch in batches(6):
@@ -296,7 +296,7 @@ def test_another_model_cannot_resume_a_folder(tmp_path):
         open_watch(model, optimizer, tmp_path, first_step=3)
 
 
-def test_plain_loop_after_an_interrupted_one_of_accelerate_is_watched(tmp_path):
+def test_plain_loop_after_an_interrupted_accelerate_loop_is_watched(tmp_path):
     state = pytest.importorskip("accelerate.state").GradientState()
     model = tiny_bert()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

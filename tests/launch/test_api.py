@@ -19,10 +19,10 @@ def test_all_public_names_exist_and_are_imported_on_first_use():
         _ = bertmon.nonsense
 
 
-def test_import_of_the_package_loads_nothing_heavy():
+def test_import_of_the_package_loads_no_heavy_modules():
     code = "import bertmon, sys; print(sorted({'torch', 'hydra', 'numpy', 'transformers'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout == "[]\n"
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def here(tmp_path, monkeypatch, tmp_path_factory):
     return tmp_path
 
 
-def test_train_returns_the_result_and_leaves_the_folder_of_the_command_line(here, files, bertmon_here, capsys):
+def test_train_returns_the_result_and_writes_the_same_folder_as_the_command_line(here, files, bertmon_here, capsys):
     overrides = ["experiment=quickstart", "train.epochs=1", "schedule.warmup_frac=0.3", *files]
     root = logging.getLogger()
     before = list(root.handlers)
@@ -43,12 +43,12 @@ def test_train_returns_the_result_and_leaves_the_folder_of_the_command_line(here
     printed = capsys.readouterr().out
     assert printed.startswith("experiment=quickstart, as requested")
     assert printed.rstrip().endswith("tensorboard python")
-    done = bertmon_here("run", *overrides, "hydra.run.dir=shell")
-    assert done.returncode == 0, done.stderr
+    process = bertmon_here("run", *overrides, "hydra.run.dir=shell")
+    assert process.returncode == 0, process.stderr
 
     def names(folder):
-        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-        return {name for name in found if "tfevents" not in name}
+        paths = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        return {name for name in paths if "tfevents" not in name}
 
     assert names(here / "python") == names(here / "shell")
     python, shell = results(here / "python")["."], results(here / "shell")["."]
@@ -56,7 +56,7 @@ def test_train_returns_the_result_and_leaves_the_folder_of_the_command_line(here
     assert python["config"] == shell["config"]
 
 
-def test_train_leaves_the_log_files_of_its_caller_open_and_repeats_its_lines(here, files, capsys):
+def test_train_leaves_the_callers_log_files_open_and_prints_every_time(here, files, capsys):
     root, log_file = logging.getLogger(), logging.FileHandler(here / "my.log", mode="w")
     root.addHandler(log_file)
     try:
@@ -72,7 +72,7 @@ def test_train_leaves_the_log_files_of_its_caller_open_and_repeats_its_lines(her
     assert [line for line in lines if line in ("before", "after")] == ["before", "after", "after"]
 
 
-def test_train_takes_a_config_directory(here, files):
+def test_train_accepts_a_config_directory(here, files):
     experiment = here / "my_conf" / "experiment" / "mine.yaml"
     experiment.parent.mkdir(parents=True)
     experiment.write_text("# @package _global_\nexperiment: mine\ntrain: {epochs: 1}\n")

@@ -1,6 +1,6 @@
-"""Invalid input: one clear error each, no traceback, nothing written, no raw control character.
+"""Invalid input: one clear error each, no traceback, nothing written, no raw control characters.
 
-In this process, since a start takes seconds: the whole command line, up to the moment where a run would begin.
+The tests run the full command line in this process, since a start takes seconds, up to where a run would begin.
 """
 
 import contextlib
@@ -74,7 +74,7 @@ VALUES = [  # an override, part of the message
     ("data.bucket_lengths=7", "data.bucket_lengths"),
     ("data.bucket_lengths=[8,a,32]", "Value 'a' of type 'str' could not be converted to Integer"),
     ("data.bucket_lengths=[[8],32]", "data.bucket_lengths: expected ascending integers above 0 that end with"),
-    # a model that cannot be
+    # impossible models
     ("model.hidden_size=100000000", "model.hidden_size: expected an integer of at least 1 and at most 100000"),
     (
         "model.num_hidden_layers=100000000",
@@ -132,7 +132,7 @@ VALUES = [  # an override, part of the message
     ("seed=${seed}", "Recursive interpolation"),
     ("seed=${oc.env:NO_SUCH_VARIABLE}", "'NO_SUCH_VARIABLE' not found"),
     ("cache=${nope:1}", "cache was renamed to cache_dir."),
-    # control characters, odd encodings
+    # control characters, invalid encodings
     ("seed=1\x1b[31m", "seed=1\\x1b[31m"),
     ("schedule.decay='\x1b[2J'", "Invalid value '\\x1b[2J', expected one of"),
     ("schedule.decay='\udce9'", "command line: expected UTF-8, got schedule.decay='\\udce9'."),
@@ -204,7 +204,7 @@ def sparse(name: str) -> Make:
     return make
 
 
-def holds(name: str, content: bytes) -> Make:
+def write(name: str, content: bytes) -> Make:
     return lambda: Path(name).write_bytes(content)
 
 
@@ -225,65 +225,65 @@ TEXTS = [  # name of the training file, how to create it, part of the message
     ("gigabyte.jsonl", sparse("gigabyte.jsonl"), "data.train: gigabyte.jsonl, line 1 is longer than 10000000 bytes."),
     (
         "line.jsonl",
-        holds("line.jsonl", b'{"text": "' + b"x" * 11_000_000),
+        write("line.jsonl", b'{"text": "' + b"x" * 11_000_000),
         "data.train: line.jsonl, line 1 is longer than 10000000 bytes.",
     ),
     (
         "quote.csv",
-        holds("quote.csv", ROW + b'"' + b"word\n" * 3_000_000),
+        write("quote.csv", ROW + b'"' + b"word\n" * 3_000_000),
         "data.train: quote.csv, line 3 is malformed: field larger than field limit (",
     ),
     (
         "utf16.csv",
-        holds("utf16.csv", ROW.decode().encode("utf-16")),
+        write("utf16.csv", ROW.decode().encode("utf-16")),
         "data.train: expected at least two labels, got only sea in utf16.csv.",
     ),
-    ("utf16le.csv", holds("utf16le.csv", ROW.decode().encode("utf-16-le")), "line 1 has a NUL byte"),
-    ("utf32.tsv", holds("utf32.tsv", ROW.decode().encode("utf-32-be")), "line 1 has a NUL byte"),
-    ("latin.csv", holds("latin.csv", ROW + "été,sky\n".encode("latin-1")), "line 3 is not UTF-8"),
+    ("utf16le.csv", write("utf16le.csv", ROW.decode().encode("utf-16-le")), "line 1 has a NUL byte"),
+    ("utf32.tsv", write("utf32.tsv", ROW.decode().encode("utf-32-be")), "line 1 has a NUL byte"),
+    ("latin.csv", write("latin.csv", ROW + "été,sky\n".encode("latin-1")), "line 3 is not UTF-8"),
     (
         "nul.csv",
-        holds("nul.csv", ROW + b"a\0b,sky\n"),
+        write("nul.csv", ROW + b"a\0b,sky\n"),
         "data.train: nul.csv, line 3 has a NUL byte: expected text in UTF-8; set dat",
     ),
     (
         "boms.csv",
-        holds("boms.csv", b"\xef\xbb\xbf\xef\xbb\xbf" + ROW),
+        write("boms.csv", b"\xef\xbb\xbf\xef\xbb\xbf" + ROW),
         "data.train: boms.csv, line 1 has no 'text'; it has '\\ufefftext', 'label'. S",
     ),
     (
         "utf16long.csv",
-        holds("utf16long.csv", b"\xff\xfe" + "あい\n".encode("utf-16-le")),
+        write("utf16long.csv", b"\xff\xfe" + "あい\n".encode("utf-16-le")),
         "data.train: utf16long.csv, line 1 has no 'text' and no 'label'; it has '\u3042\u3044'",
     ),
     (
         "mac.csv",
-        holds("mac.csv", ROW.replace(b"\n", b"\r")),
+        write("mac.csv", ROW.replace(b"\n", b"\r")),
         "data.train: expected at least two labels, got only sea in mac.csv.",
     ),
     (
         "twins.jsonl",
-        holds("twins.jsonl", b'{"text": "x", "label": "a", "label": "b"}'),
+        write("twins.jsonl", b'{"text": "x", "label": "a", "label": "b"}'),
         "data.train: twins.jsonl, line 1 is not JSON (it has a key twice).",
     ),
     (
         "nan.jsonl",
-        holds("nan.jsonl", b'{"text": "x", "label": NaN}'),
+        write("nan.jsonl", b'{"text": "x", "label": NaN}'),
         "data.train: nan.jsonl has empty cells: 1 of 1 rows has no label: line 1. Fi",
     ),
-    ("nested.jsonl", holds("nested.jsonl", b'{"text": {"a": ["x"]}, "label": "a"}'), 'has {"a": ["x"]} as \'text\''),
+    ("nested.jsonl", write("nested.jsonl", b'{"text": {"a": ["x"]}, "label": "a"}'), 'has {"a": ["x"]} as \'text\''),
     (
         "escape.csv",
-        holds("escape.csv", ROW + b"x,\x1b[31mred\n"),
+        write("escape.csv", ROW + b"x,\x1b[31mred\n"),
         "data.train: escape.csv, line 3 has \"\\u001b[31mred\" as 'label': expected at ",
     ),
-    ("lines.csv", holds("lines.csv", ROW + b'x,"a\nb"\n'), "line 3 has \"a\\nb\" as 'label'"),
-    ("bidi.csv", holds("bidi.csv", ROW + "x,a\u202eb\n".encode()), "\"a\\u202eb\" as 'label'"),
-    ("label.csv", holds("label.csv", ROW + b"x," + b"y" * 2000), "none of them a control character"),
-    ("column.csv", holds("column.csv", b"te\x1b[31mxt,label\nx,y\n"), "it has 'te\\x1b[31mxt', 'label'"),
+    ("lines.csv", write("lines.csv", ROW + b'x,"a\nb"\n'), "line 3 has \"a\\nb\" as 'label'"),
+    ("bidi.csv", write("bidi.csv", ROW + "x,a\u202eb\n".encode()), "\"a\\u202eb\" as 'label'"),
+    ("label.csv", write("label.csv", ROW + b"x," + b"y" * 2000), "none of them a control character"),
+    ("column.csv", write("column.csv", b"te\x1b[31mxt,label\nx,y\n"), "it has 'te\\x1b[31mxt', 'label'"),
     (
         "columns.csv",
-        holds("columns.csv", b"\x1b[31m,\x1b[31m\nx,y\n"),
+        write("columns.csv", b"\x1b[31m,\x1b[31m\nx,y\n"),
         "data.train: columns.csv, line 1 has no 'text' and no 'label'; it has '\\x1b[",
     ),
 ]
@@ -291,13 +291,13 @@ TEXTS = [  # name of the training file, how to create it, part of the message
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A folder with a task in it, and no run that would train."""
+    """A folder with a data set, in which no run can train."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_texts(tmp_path / "train.csv", 8, seed=1)
     write_texts(tmp_path / "test.csv", 4, seed=2)
 
-    def run_training(*arguments, **more):
+    def run_training(*arguments, **options):
         raise AssertionError("a run has begun")
 
     monkeypatch.setattr("bertmon.launch.job.run_training", run_training)
@@ -345,7 +345,7 @@ def error_of(monkeypatch, *arguments) -> str:
         ),
     ],
 )
-def test_values_that_do_not_fit_together_are_one_error(monkeypatch, overrides, message):
+def test_incompatible_values_are_one_error(monkeypatch, overrides, message):
     assert message in error_of(monkeypatch, "experiment=quickstart", *FILES, *TINY, *overrides)
 
 
@@ -448,22 +448,24 @@ def test_tensorboard_with_invalid_arguments_is_one_error(monkeypatch, arguments,
 
 
 def test_command_line_as_a_process(folder):
-    """Bytes that are not UTF-8, exit codes, and what is printed when the process ends."""
+    """Bytes that are not UTF-8, exit codes, and output when the process ends."""
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
-    def ends(*arguments) -> str:
+    def errors(*arguments) -> str:
         command = [sys.executable, "-m", "bertmon", *arguments]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=TIMEOUT, check=False)
-        assert done.returncode == 1, done
-        assert b"Traceback" not in done.stdout + done.stderr
-        assert not re.search(rb"[\x00-\x08\x0b-\x1f\x7f]", done.stdout + done.stderr)
-        return done.stderr.decode()
+        process = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, timeout=TIMEOUT, check=False
+        )
+        assert process.returncode == 1, process
+        assert b"Traceback" not in process.stdout + process.stderr
+        assert not re.search(rb"[\x00-\x08\x0b-\x1f\x7f]", process.stdout + process.stderr)
+        return process.stderr.decode()
 
     quickstart = ["experiment=quickstart", *FILES, *TINY]
-    assert "command line: expected UTF-8, got data.train=caf\\udce9.csv." in ends(
+    assert "command line: expected UTF-8, got data.train=caf\\udce9.csv." in errors(
         *quickstart, b"data.train=caf\xe9.csv"
     )
     expected = "hydra.sweep.dir: expected a folder other than the current one and those above it, got ..."
-    assert expected in ends(*quickstart, "-m", "hydra.sweep.dir=..")
-    assert "x/\\x1b[31m: not a sweep folder" in ends("resume", "x/\x1b[31m")
+    assert expected in errors(*quickstart, "-m", "hydra.sweep.dir=..")
+    assert "x/\\x1b[31m: not a sweep folder" in errors("resume", "x/\x1b[31m")
     assert {path.name for path in folder.iterdir()} == {"train.csv", "test.csv"}

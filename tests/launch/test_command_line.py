@@ -1,4 +1,4 @@
-"""Keys and values as users mistype them: what bertmon says instead of Hydra, and that its advice works."""
+"""Mistyped keys and values: bertmon's messages instead of Hydra's, and the advice in them."""
 
 import re
 import shlex
@@ -34,11 +34,11 @@ UNKNOWN = [  # arguments, the whole message
 
 
 @pytest.mark.parametrize(("arguments", "message"), UNKNOWN)
-def test_wrong_arguments_are_one_message_and_nothing_is_written(bertmon_here, files, tmp_path, arguments, message):
-    done = bertmon_here("run", "experiment=quickstart", *files, *arguments)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+def test_invalid_arguments_are_one_message_and_nothing_is_written(bertmon_here, files, tmp_path, arguments, message):
+    process = bertmon_here("run", "experiment=quickstart", *files, *arguments)
+    assert process.returncode == 1
+    assert message in process.stderr
+    assert "Traceback" not in process.stdout + process.stderr
     assert not (tmp_path / "multirun").exists()
 
 
@@ -63,12 +63,12 @@ def test_renamed_key_in_a_users_file_is_refused_with_its_new_name(bertmon_here, 
     experiment = tmp_path / "my_conf" / "experiment" / "mine.yaml"
     experiment.parent.mkdir(parents=True)
     experiment.write_text("# @package _global_\nexperiment: mine\ntrain:\n  clip: 1.0\n")
-    done = bertmon_here("run", "--config-dir", "my_conf", "experiment=mine", *files)
-    assert done.returncode == 1
-    assert done.stderr == "conf experiment/mine: train.clip was renamed to train.max_grad_norm.\n"
+    process = bertmon_here("run", "--config-dir", "my_conf", "experiment=mine", *files)
+    assert process.returncode == 1
+    assert process.stderr == "conf experiment/mine: train.clip was renamed to train.max_grad_norm.\n"
 
 
-def test_users_own_config_directory_works(bertmon_here, files, tmp_path):
+def test_custom_config_directory_works(bertmon_here, files, tmp_path):
     experiment = tmp_path / "my_conf" / "experiment" / "mine.yaml"
     experiment.parent.mkdir(parents=True)
     preset = [
@@ -80,9 +80,9 @@ def test_users_own_config_directory_works(bertmon_here, files, tmp_path):
         "train: {epochs: 1}",
     ]
     experiment.write_text("\n".join(preset) + "\n")
-    done = bertmon_here("run", "--config-dir", "my_conf", "experiment=mine", *files)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("experiment=mine, as requested; others are ")
+    process = bertmon_here("run", "--config-dir", "my_conf", "experiment=mine", *files)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("experiment=mine, as requested; others are ")
     (folder,) = (tmp_path / "multirun").iterdir()
     (result,) = results(folder).values()
     assert (result["experiment"], result["total_steps"], result["config"]["optimizer"]["lr"]) == ("mine", 5, 5.5e-4)
@@ -90,7 +90,7 @@ def test_users_own_config_directory_works(bertmon_here, files, tmp_path):
     assert (config.experiment, config.train.epochs) == ("mine", 1)
 
 
-def test_saved_config_is_run_again_by_rerun_and_never_silently_replaced(bertmon_here, files, tmp_path):
+def test_saved_config_is_refused_by_run_and_used_by_rerun(bertmon_here, files, tmp_path):
     Path("mine/model").mkdir(parents=True)
     Path("mine/model/mine.yaml").write_text("defaults: [bert_small]\nnum_hidden_layers: 2\n")
     overrides = ["train.epochs=1", "optimizer.lr=3e-4", "name=first", "train.class_weights={sea: 2, sky: 1.5}"]
@@ -100,8 +100,8 @@ def test_saved_config_is_run_again_by_rerun_and_never_silently_replaced(bertmon_
     assert refused.returncode == 1
     assert "run/.hydra/config.yaml would not be used" in refused.stderr
     assert refused.stderr.rstrip().endswith("rerun run")
-    done = bertmon_here("rerun", "run", "hydra.run.dir=again")
-    assert done.returncode == 0, done.stderr
+    process = bertmon_here("rerun", "run", "hydra.run.dir=again")
+    assert process.returncode == 0, process.stderr
     first, again = results(tmp_path / "run")["."], results(tmp_path / "again")["."]
     assert first["config"] == again["config"]
     assert first["evaluations"] == again["evaluations"]
@@ -117,7 +117,7 @@ def test_saved_config_is_run_again_by_rerun_and_never_silently_replaced(bertmon_
         ({"a b": 2, "c:d": 1}, "train.class_weights={a\\ b:2,c\\:d:1}"),
     ],
 )
-def test_rerun_gives_weights_by_name_as_hydra_reads_them(weights, override):
+def test_rerun_writes_class_weights_in_hydras_syntax(weights, override):
     assert rerun._override("train.class_weights", weights, Path("run")) == override
 
 
@@ -128,16 +128,16 @@ def test_rerun_of_names_that_no_override_can_express_is_refused(name):
 
 
 def test_flags_first_keeps_the_value_of_a_flag_next_to_it():
-    words = ["seed=1", "--config-dir", "conf=v2", "-m", "-p", "a=b"]
-    assert flags_first(words) == ["--config-dir", "conf=v2", "-m", "-p", "a=b", "seed=1"]
+    arguments = ["seed=1", "--config-dir", "conf=v2", "-m", "-p", "a=b"]
+    assert flags_first(arguments) == ["--config-dir", "conf=v2", "-m", "-p", "a=b", "seed=1"]
 
 
-def test_flags_first_keeps_the_order_otherwise():
-    words = ["b=1", "-m", "~monitor", "--config-dir", "x", "+a=2", "hydra/launcher=joblib"]
-    assert flags_first(words) == ["-m", "--config-dir", "x", "b=1", "~monitor", "+a=2", "hydra/launcher=joblib"]
+def test_flags_first_keeps_the_order_of_other_arguments():
+    arguments = ["b=1", "-m", "~monitor", "--config-dir", "x", "+a=2", "hydra/launcher=joblib"]
+    assert flags_first(arguments) == ["-m", "--config-dir", "x", "b=1", "~monitor", "+a=2", "hydra/launcher=joblib"]
 
 
-def test_check_arguments_passes_what_is_right():
+def test_check_arguments_accepts_valid_arguments():
     check_arguments(
         ["-m", "schedule.warmup_frac=0.1,0.7", "~monitor", "data=files", "hydra/launcher=joblib", "--cfg", "job"]
     )

@@ -1,4 +1,4 @@
-"""A run that fails leaves its memory to the next runs of its sweep: on a GPU the usual failure is a lack of it."""
+"""A failed run frees its memory for the next runs of the sweep; on a GPU, runs usually fail for lack of memory."""
 
 import weakref
 
@@ -8,8 +8,8 @@ import torch
 from bertmon.training import run_training
 
 
-@pytest.mark.parametrize("keep", [False, True])  # the control: an error that is kept keeps the model
-def test_a_run_that_fails_keeps_no_memory_from_the_next_one(bertmon_here, files, monkeypatch, keep):
+@pytest.mark.parametrize("keep", [False, True])  # the control: a stored error keeps the model alive
+def test_failed_run_frees_its_memory_for_the_next_one(bertmon_here, files, monkeypatch, keep):
     models, alive, errors = [], [], []
     build_task = run_training.build_task
 
@@ -28,7 +28,7 @@ def test_a_run_that_fails_keeps_no_memory_from_the_next_one(bertmon_here, files,
         return task
 
     monkeypatch.setattr(run_training, "build_task", build)
-    done = bertmon_here("run", "-m", "experiment=custom", "seed=0,1", "train.epochs=1", *files)
-    assert alive == [0, int(keep)], done.stdout + done.stderr
-    assert done.returncode == 1
-    assert "CUDA out of memory. Planted." in done.stdout + done.stderr
+    process = bertmon_here("run", "-m", "experiment=custom", "seed=0,1", "train.epochs=1", *files)
+    assert alive == [0, int(keep)], process.stdout + process.stderr
+    assert process.returncode == 1
+    assert "CUDA out of memory. Planted." in process.stdout + process.stderr

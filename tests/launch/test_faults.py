@@ -1,4 +1,4 @@
-"""What a sweep survives: real processes and real faults. benchmarks/fault_injection.py has more, and counts."""
+"""Real faults in the real processes of a sweep. benchmarks/fault_injection.py injects more and counts the outcomes."""
 
 import json
 import subprocess
@@ -17,35 +17,35 @@ def test_sweep_survives_runs_that_raise_exit_or_run_out_of_memory(bertmon, demo_
     (tmp_path / "sitecustomize.py").write_text(FAILING_RUNS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     sweep = tmp_path / "sweep"
-    eight = "schedule.warmup_frac=0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8"
-    done = bertmon(eight, "-m", "train.epochs=1", "monitor.figures=false", f"hydra.sweep.dir={sweep}", *demo_files)
-    assert done.returncode == 1
+    warmups = "schedule.warmup_frac=0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8"
+    process = bertmon(warmups, "-m", "train.epochs=1", "monitor.figures=false", f"hydra.sweep.dir={sweep}", *demo_files)
+    assert process.returncode == 1
     expected = {"0.3": "the cat sat on the keyboard", "0.5": "can't allocate memory", "0.7": "enough"}
     for name, result in results(sweep).items():
         warmup_frac = name.partition("=")[2].partition("/")[0]
         if warmup_frac not in expected:
             assert result["status"] == "finished"
             continue
-        why = expected[warmup_frac]
+        reason = expected[warmup_frac]
         assert result["status"] == "failed"
-        assert why in result["error"]
+        assert reason in result["error"]
         log = (sweep / name / "run.log").read_text()
         assert "Traceback" in log
-        assert why in log
+        assert reason in log
         later = f"warmup_frac={float(warmup_frac) + 0.1:.1f}/seed=0:"
-        assert done.stdout.index(why) < done.stdout.index(later)  # at once, not at the end
-        assert why in (sweep / "report.html").read_text().replace("&#39;", "'")
-    assert "failed: the cat sat on the keyboard" in done.stderr
+        assert process.stdout.index(reason) < process.stdout.index(later)  # at once, not at the end
+        assert reason in (sweep / "report.html").read_text().replace("&#39;", "'")
+    assert "failed: the cat sat on the keyboard" in process.stderr
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a disk of its own, of one megabyte, and a function that changes its mount options."""
+    """A folder on its own disk of one megabyte, and a function that changes its mount options."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip("a disk can be mounted by root alone")
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False)
+    if mount.returncode:
+        pytest.skip("only root can mount a disk")
     yield folder, lambda options: subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
     subprocess.run(["umount", folder], check=True)
 
@@ -54,15 +54,15 @@ LONG = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=20", "monitor.every=
 
 
 @pytest.mark.slow
-def test_full_disk_ends_the_launch_which_resumes_once_there_is_room(bertmon, demo_files, tmp_path, small_disk):
+def test_full_disk_ends_the_launch_and_it_resumes_once_there_is_space(bertmon, demo_files, tmp_path, small_disk):
     disk, remount = small_disk
     assert bertmon(*LONG, f"hydra.sweep.dir={tmp_path / 'whole'}", *demo_files).returncode == 0
 
-    done = bertmon(*LONG, f"hydra.sweep.dir={disk / 'sweep'}", *demo_files)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stdout + done.stderr
+    process = bertmon(*LONG, f"hydra.sweep.dir={disk / 'sweep'}", *demo_files)
+    assert process.returncode == 1
+    assert "Traceback" not in process.stdout + process.stderr
     first = disk / "sweep/warmup_frac=0.1/seed=0"
-    (line,) = (line for line in done.stderr.splitlines() if "Once it can be written" in line)
+    (line,) = (line for line in process.stderr.splitlines() if "Once it can be written" in line)
     assert line.startswith("could not write ")
     assert "No space left on device." in line
     assert f"The last checkpoint is {first / checkpoint.CHECKPOINT_FILE}." in line
@@ -79,9 +79,9 @@ def test_full_disk_ends_the_launch_which_resumes_once_there_is_room(bertmon, dem
 def test_folder_that_cannot_be_created_is_one_error(bertmon, demo_files, small_disk):
     disk, remount = small_disk
     remount("ro")
-    done = bertmon(*LONG, f"hydra.sweep.dir={disk / 'sweep'}", *demo_files)
-    assert done.returncode == 1
-    assert done.stderr == f"could not create {disk / 'sweep'}: Read-only file system.\n"
+    process = bertmon(*LONG, f"hydra.sweep.dir={disk / 'sweep'}", *demo_files)
+    assert process.returncode == 1
+    assert process.stderr == f"could not create {disk / 'sweep'}: Read-only file system.\n"
 
 
 def test_killed_run_is_reported_as_interrupted(tmp_path):

@@ -1,4 +1,4 @@
-"""What is registered with Hydra, and which of Hydra's private parts are touched."""
+"""The registrations with Hydra, and the private parts of Hydra in use."""
 
 import ast
 import re
@@ -17,8 +17,8 @@ ROOT = Path(bertmon.__file__).parents[1]
 SOURCES = [*(ROOT / "bertmon").rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")]
 
 
-def test_private_parts_of_hydra_and_its_plugins_are_these():
-    """Each may change with a new version: hydra-core is pinned below 1.4."""
+def test_private_parts_of_hydra_and_its_plugins_in_use_are_known():
+    """Each can change in a new version: hydra-core is pinned below 1.4."""
     private = set()
     for path in SOURCES:
         text = path.read_text()
@@ -31,7 +31,7 @@ def test_private_parts_of_hydra_and_its_plugins_are_these():
         if ".sweeper.launcher" in text:
             private.add((path.name, "OptunaSweeper.sweeper.launcher"))
     assert private == {
-        ("api.py", "hydra._internal.callbacks"),  # for mypy alone: the type of HydraContext.callbacks
+        ("api.py", "hydra._internal.callbacks"),  # only for mypy: the type of HydraContext.callbacks
         ("__init__.py", "OptunaSweeper.sweeper.launcher"),  # wrapped, so that a trial has several seeds
     }
 
@@ -63,7 +63,7 @@ def test_sweeps_name_their_runs_by_hydras_own_setting(files):
         with_sweeps = compose.with_overrides(config.copy(), overrides[:2], ())
         before = OmegaConf.to_yaml(with_sweeps)
         launch = compose.compose_runs(with_sweeps)
-        assert OmegaConf.to_yaml(with_sweeps) == before  # nothing is changed
+        assert OmegaConf.to_yaml(with_sweeps) == before  # unchanged
     assert config.hydra.mode == RunMode.MULTIRUN
     assert launch.swept == ["schedule.warmup_frac", "seed"]
     assert launch.task_overrides == ["experiment=quickstart"]
@@ -71,7 +71,7 @@ def test_sweeps_name_their_runs_by_hydras_own_setting(files):
     assert exclude.startswith("hydra.job.config.override_dirname.exclude_keys=[")
     names = [str(run.run_dir).split("/", 2)[2] for run in launch.runs]
     assert names == [f"warmup_frac={frac}/seed={seed}" for frac in (0.1, 0.7) for seed in (1, 2)]
-    assert len({str(run.run_dir).split("/")[1] for run in launch.runs}) == 1  # one moment names them all
+    assert len({str(run.run_dir).split("/")[1] for run in launch.runs}) == 1  # all are named by the same time
 
 
 def test_auto_experiment_without_a_driver_needs_no_torch(monkeypatch):
@@ -83,7 +83,7 @@ def test_auto_experiment_without_a_driver_needs_no_torch(monkeypatch):
     assert hydra_setup.auto_experiment() == "quickstart"
 
 
-def test_auto_experiment_asks_torch_on_a_machine_with_a_driver(monkeypatch):
+def test_auto_experiment_uses_torch_on_a_machine_with_a_driver(monkeypatch):
     import torch
 
     monkeypatch.setattr(hydra_setup.ctypes, "CDLL", lambda name: None)
@@ -92,14 +92,14 @@ def test_auto_experiment_asks_torch_on_a_machine_with_a_driver(monkeypatch):
         assert hydra_setup.auto_experiment() == experiment
 
 
-def test_run_name_of_a_single_run_is_the_users_or_the_experiments():
+def test_run_name_of_a_single_run_is_its_name_or_its_experiment():
     overrides = ["optimizer.lr=1", "seed=3"]
     assert hydra_setup.run_name("RunMode.RUN", overrides, [], None, "quickstart") == "quickstart"
     assert hydra_setup.run_name("RunMode.RUN", overrides, [], "mine", "quickstart") == "mine"
     assert hydra_setup.run_name("RunMode.MULTIRUN", overrides, [], "mine", "quickstart") == "lr=1"
 
 
-def test_sweep_dir_has_the_users_name():
+def test_sweep_dir_ends_with_the_name():
     assert hydra_setup.sweep_dir(None, "now") == "multirun/now"
     assert hydra_setup.sweep_dir(None, "now", "mine") == "multirun/now_mine"
     assert hydra_setup.sweep_dir("multirun/then", "now", "mine") == "multirun/then"

@@ -1,4 +1,4 @@
-"""The same sweep with every launcher, as a user starts it: real processes, and the results of the basic launcher."""
+"""The same sweep with every launcher, as a user starts it: real processes, with the results of the basic launcher."""
 
 import json
 import re
@@ -18,7 +18,7 @@ SWEEP = ["schedule.warmup_frac=0.1,0.7", "-m", "train.epochs=2", "monitor.figure
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch):
-    """As many threads a run everywhere: the same sums in the same order."""
+    """One thread per run everywhere: the same sums in the same order."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -27,29 +27,29 @@ def test_sweep_is_the_same_with_every_launcher(bertmon, demo_files, tmp_path):
     launchers = ("basic", "joblib", "submitit_local", "ray")
     printed = {}
     for name in launchers:
-        done = bertmon(*SWEEP, *demo_files, f"hydra.sweep.dir={name}", f"hydra/launcher={name}")
-        assert done.returncode == 0, done.stderr
-        printed[name] = done.stdout
-    whole, report = read_runs(tmp_path / "basic"), shown(tmp_path / "basic")
+        launch = bertmon(*SWEEP, *demo_files, f"hydra.sweep.dir={name}", f"hydra/launcher={name}")
+        assert launch.returncode == 0, launch.stderr
+        printed[name] = launch.stdout
+    expected, report = read_runs(tmp_path / "basic"), stable_report(tmp_path / "basic")
     for name in launchers[1:]:
         folder = tmp_path / name
-        assert read_runs(folder) == whole
-        assert shown(folder) == report
-        assert json.loads((folder / "sweep.json").read_text())["runs"] == list(whole)
+        assert read_runs(folder) == expected
+        assert stable_report(folder) == report
+        assert json.loads((folder / "sweep.json").read_text())["runs"] == list(expected)
 
         lines = printed[name].splitlines()
         assert lines[-2] == f"Report: {name}/report.html"
         assert lines[-1].endswith(f"-m bertmon tensorboard {name}")
-        assert printed[name].count("Report: ") == 1  # by the launching process alone
+        assert printed[name].count("Report: ") == 1  # only by the launching process
         lines += [line for path in (folder / ".submitit").rglob("*_log.out") for line in path.read_text().splitlines()]
         lines = [re.sub(r"^\x1b\[\d+m\(_run_job pid=\d+\)\x1b\[0m ", "", line) for line in lines]  # Ray's own
-        for run in whole:
+        for run in expected:
             assert any(line.startswith(f"{run}: 40 texts to train on") for line in lines)
         assert not [line for line in lines if line.startswith("step ")]
 
 
-def shown(folder):
-    """The report, without what differs between any two sweeps."""
+def stable_report(folder):
+    """The report without the parts that differ between any two sweeps."""
     return re.sub(r"\d+ s\b|Written by .*|# .*|\| (Started|Command|Folder) .*", "", (folder / "report.md").read_text())
 
 
@@ -60,39 +60,39 @@ def test_interrupted_joblib_sweep_leaves_checkpoints_and_resumes(bertmon, demo_f
     assert bertmon(*long, "hydra.sweep.dir=plain").returncode == 0
     process = bertmon(*long, *parallel, wait=False)
     wait_until(lambda: list(tmp_path.glob(f"parallel/*/*/{checkpoint.CHECKPOINT_FILE}")), process)
-    done = interrupt(process, signal.SIGTERM)
-    assert done.returncode == 128 + signal.SIGTERM
-    assert "Traceback" not in done.stdout + done.stderr
-    assert "bertmon resume parallel" in done.stdout
+    launch = interrupt(process, signal.SIGTERM)
+    assert launch.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in launch.stdout + launch.stderr
+    assert "bertmon resume parallel" in launch.stdout
     statuses = [run["status"] for run in results(tmp_path / "parallel").values()]
     assert "interrupted" in statuses
     assert "running" not in statuses
     assert len(list(tmp_path.glob(f"parallel/*/*/{checkpoint.CHECKPOINT_FILE}"))) == statuses.count("interrupted")
 
-    done = bertmon(*long, *parallel, "resume=parallel")
-    assert done.returncode == 0, done.stderr
-    assert "resuming at step" in done.stdout
+    launch = bertmon(*long, *parallel, "resume=parallel")
+    assert launch.returncode == 0, launch.stderr
+    assert "resuming at step" in launch.stdout
     assert read_runs(tmp_path / "parallel") == read_runs(tmp_path / "plain")
 
 
 @pytest.mark.slow
-def test_failed_parallel_run_names_its_lines(bertmon, demo_files, tmp_path, monkeypatch):
+def test_failed_parallel_run_prefixes_its_lines(bertmon, demo_files, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(FAILING_RUNS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    chosen = ["hydra/launcher=joblib", "hydra.sweep.dir=sweep"]
-    done = bertmon("schedule.warmup_frac=0.1,0.3,0.9", "-m", "monitor.figures=false", *demo_files, *chosen)
-    assert done.returncode == 1
+    options = ["hydra/launcher=joblib", "hydra.sweep.dir=sweep"]
+    launch = bertmon("schedule.warmup_frac=0.1,0.3,0.9", "-m", "monitor.figures=false", *demo_files, *options)
+    assert launch.returncode == 1
     assert [result["status"] for result in results(tmp_path / "sweep").values()] == ["finished", "failed", "finished"]
-    assert "\nwarmup_frac=0.3/seed=0: RuntimeError: the cat sat on the keyboard\n" in done.stdout
-    assert "\nTraceback" not in done.stdout
-    assert "failed: the cat sat on the keyboard" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "\nwarmup_frac=0.3/seed=0: RuntimeError: the cat sat on the keyboard\n" in launch.stdout
+    assert "\nTraceback" not in launch.stdout
+    assert "failed: the cat sat on the keyboard" in launch.stderr
+    assert "Traceback" not in launch.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.slurm
 @pytest.mark.skipif(not slurm.INSTALLED, reason=f"Slurm is not installed, or this is not root: {slurm.INSTALL}")
-def test_jobs_of_a_real_slurm_are_queued_again_and_resume(tmp_path):
+def test_jobs_of_a_real_slurm_are_requeued_and_resume(tmp_path):
     with slurm.cluster(tmp_path / "slurm"):
         sweep = slurm.signalled(tmp_path / "sweep")
         sweep.end()
@@ -112,9 +112,9 @@ SEARCH = [
 
 
 @pytest.mark.slow
-def test_search_gets_the_mean_over_seeds_and_resumes(bertmon, demo_files, tmp_path):
-    done = bertmon(*SEARCH, *demo_files, "hydra.sweep.dir=search")
-    assert done.returncode == 0, done.stderr
+def test_search_optimizes_the_mean_over_seeds_and_resumes(bertmon, demo_files, tmp_path):
+    launch = bertmon(*SEARCH, *demo_files, "hydra.sweep.dir=search")
+    assert launch.returncode == 0, launch.stderr
     runs = results(tmp_path / "search")
     assert len(runs) == 6
     values = {}
@@ -127,7 +127,7 @@ def test_search_gets_the_mean_over_seeds_and_resumes(bertmon, demo_files, tmp_pa
     assert best.best_value == pytest.approx(max(sum(each) / 2 for each in values.values()))
     warmup, lr = best.best_params["schedule.warmup_frac"], best.best_params["optimizer.lr"]
     assert sum(values[warmup, lr]) / 2 == best.best_value
-    assert "warmup_frac  " in done.stdout
+    assert "warmup_frac  " in launch.stdout
 
     again = bertmon(*SEARCH, *demo_files, "hydra.sweep.dir=search")
     assert again.returncode == 1
@@ -168,11 +168,11 @@ WRONG = [  # arguments, part of the message
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG)
-def test_wrong_launcher_settings_are_one_error(bertmon_here, demo_files, tmp_path, arguments, message):
-    done = bertmon_here("run", *demo_files, *arguments)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+def test_invalid_launcher_settings_are_one_error(bertmon_here, demo_files, tmp_path, arguments, message):
+    launch = bertmon_here("run", *demo_files, *arguments)
+    assert launch.returncode == 1
+    assert message in launch.stderr
+    assert "Traceback" not in launch.stdout + launch.stderr
     assert not (tmp_path / "multirun").exists()
 
 
@@ -206,9 +206,9 @@ def test_missing_plugin_is_one_error_and_everything_else_works(tmp_path, start_p
     commands = [[*SWEEP, choice, *TINY_OVERRIDES] for choice in EXTRAS]
     others = [["--cfg", "all", "hydra/launcher=ray", "hydra/sweeper=optuna"], ["--help"]]
     command = [sys.executable, "-c", WITHOUT_PLUGINS, json.dumps([*commands, *others])]
-    done = completed(start_process(command))
-    assert done.returncode == 0, done.stderr
-    ends = json.loads(done.stdout)
+    launch = completed(start_process(command))
+    assert launch.returncode == 0, launch.stderr
+    ends = json.loads(launch.stdout)
     for (choice, extra), end in zip(EXTRAS.items(), ends, strict=False):
         assert end == [f"{choice} is not installed: pip install 'bertmon[{extra}]' installs it.", ""]
     assert [code for code, _ in ends[len(EXTRAS) :]] == [0, 0]

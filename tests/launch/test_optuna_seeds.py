@@ -1,4 +1,4 @@
-"""The launcher inside is a stand-in."""
+"""SeedAveragingLauncher around a stub of a launcher."""
 
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
@@ -23,16 +23,16 @@ class Stub:
 
 def test_launch_averages_seeds_and_runs_repeated_trials_once():
     stub = Stub({("a=1", "seed=0"): 0.5, ("a=1", "seed=7"): 0.7, ("a=2", "seed=0"): 0.2, ("a=2", "seed=7"): 0.4})
-    each = SeedAveragingLauncher(stub, [0, 7])
-    ended = each.launch([("a=1",), ("a=2",), ("a=1",)], initial_job_idx=3)
+    launcher = SeedAveragingLauncher(stub, [0, 7])
+    ended = launcher.launch([("a=1",), ("a=2",), ("a=1",)], initial_job_idx=3)
     assert [run.return_value for run in ended] == pytest.approx([0.6, 0.3, 0.6])
     assert stub.launched == [(6, list(stub.values))]
-    assert each.failed == []
+    assert launcher.failed == []
 
 
 def test_launch_with_a_failed_run_returns_its_error():
-    each = SeedAveragingLauncher(Stub({("a=1", "seed=0"): 0.5, ("a=1", "seed=7"): RuntimeError("fire")}), [0, 7])
-    (ended,) = each.launch([("a=1",)], initial_job_idx=0)
+    launcher = SeedAveragingLauncher(Stub({("a=1", "seed=0"): 0.5, ("a=1", "seed=7"): RuntimeError("fire")}), [0, 7])
+    (ended,) = launcher.launch([("a=1",)], initial_job_idx=0)
     with pytest.raises(RuntimeError, match="fire"):
         _ = ended.return_value
-    assert len(each.failed) == 1
+    assert len(launcher.failed) == 1

@@ -1,4 +1,4 @@
-"""data=files: what one's own texts are trained with unless an experiment is given."""
+"""The default experiment for the user's own data (data=files, data=hf)."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from bertmon.launch.command_line import with_own_data_defaults
         (["data=files", "data.train=a.csv", "model.init=random"], "custom"),
     ],
 )
-def test_own_data_without_an_experiment_gets_one_that_suits_it(arguments, experiment):
+def test_own_data_without_an_experiment_gets_a_suitable_one(arguments, experiment):
     assert with_own_data_defaults(arguments) == [*arguments, f"experiment={experiment}"]
 
 
@@ -42,5 +42,5 @@ def test_preset_of_own_data_is_fine_tuned_too(tmp_path):
         ["data=nowhere", "--config-dir", "my_conf"],
     ],
 )
-def test_other_command_lines_stay_as_they_are(arguments):
+def test_other_command_lines_are_unchanged(arguments):
     assert with_own_data_defaults(arguments) == arguments

@@ -1,4 +1,4 @@
-"""One run on two processes, as torchrun starts them, compared with the same run on one."""
+"""One run on two processes started by torchrun, compared with the same run on one."""
 
 import json
 import signal
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def bertmon(tmp_path, start_process, start_warm):
-    """Starts bertmon in tmp_path on a number of processes; returns the process, with several that of torchrun."""
+    """Start bertmon in tmp_path on a number of processes. Returns the process, or torchrun's for several."""
     cache = str(tmp_path / "cache")
 
     def start(processes, *arguments):
@@ -33,7 +33,7 @@ def bertmon(tmp_path, start_process, start_warm):
 
 @pytest.fixture
 def bertmon_with_failing_rank(tmp_path, start_process):
-    """Starts bertmon in tmp_path on two processes, the second of which fails at its third step."""
+    """Start bertmon in tmp_path on two processes, the second of which fails at its third step."""
     program = str(Path(__file__).parents[1] / "failing_rank.py")
 
     def start(*arguments):
@@ -44,21 +44,21 @@ def bertmon_with_failing_rank(tmp_path, start_process):
 
 
 def output_of(process):
-    done = completed(process)
-    assert done.returncode == 0, done
-    return done.stdout + done.stderr
+    outcome = completed(process)
+    assert outcome.returncode == 0, outcome
+    return outcome.stdout + outcome.stderr
 
 
 # 40 texts in batches of 13: the last batch has one text, none for the second of two processes
 SETUP = ["train.batch_size=13", "train.epochs=3", "train.checkpoint_every=4", "monitor.every=1", "train.log_every=1"]
 
 
-def assert_close(there, expected):
-    """Equal but for the order in which numbers were added up."""
-    np.testing.assert_allclose(there.losses, expected.losses, rtol=1e-4)
-    np.testing.assert_allclose(there.grad_norms, expected.grad_norms, rtol=1e-3)
-    assert [shot.step for shot in there.snapshots] == [shot.step for shot in expected.snapshots]
-    for shot, other in zip(there.snapshots, expected.snapshots, strict=True):
+def assert_close(actual, expected):
+    """Assert equality up to the order of additions."""
+    np.testing.assert_allclose(actual.losses, expected.losses, rtol=1e-4)
+    np.testing.assert_allclose(actual.grad_norms, expected.grad_norms, rtol=1e-3)
+    assert [shot.step for shot in actual.snapshots] == [shot.step for shot in expected.snapshots]
+    for shot, other in zip(actual.snapshots, expected.snapshots, strict=True):
         assert shot.layers == other.layers
         assert shot.logit_std == pytest.approx(other.logit_std, rel=1e-2, nan_ok=True)
         for statistic in STATISTICS:
@@ -93,7 +93,7 @@ def test_two_processes_resume_after_a_signal(bertmon, demo_files, tmp_path):
     broken = bertmon(2, *long, "hydra.run.dir=broken")
     log = tmp_path / "broken" / "run.log"
     wait_until(lambda: log.exists() and "step 8 of" in log.read_text(), broken)
-    interrupt(broken, signal.SIGTERM)  # torchrun passes it on
+    interrupt(broken, signal.SIGTERM)  # torchrun forwards it
     assert json.loads((tmp_path / "broken/result.json").read_text())["status"] == "interrupted"
     assert (tmp_path / "broken" / checkpoint.CHECKPOINT_FILE).exists()
     output_of(bertmon(2, *long, "hydra.run.dir=broken", "resume=broken"))
@@ -101,15 +101,15 @@ def test_two_processes_resume_after_a_signal(bertmon, demo_files, tmp_path):
     assert (tmp_path / "broken" / HISTORY_FILE).read_bytes() == (tmp_path / "whole" / HISTORY_FILE).read_bytes()
 
 
-def test_mistake_is_printed_once_and_ends_both_processes(bertmon, demo_files, tmp_path):
-    done = completed(bertmon(2, *demo_files, "data.train=nowhere.csv"))
-    assert done.returncode != 0
-    assert (done.stdout + done.stderr).count("data.train: expected an existing file") == 1
+def test_invalid_input_is_printed_once_and_ends_both_processes(bertmon, demo_files, tmp_path):
+    outcome = completed(bertmon(2, *demo_files, "data.train=nowhere.csv"))
+    assert outcome.returncode != 0
+    assert (outcome.stdout + outcome.stderr).count("data.train: expected an existing file") == 1
     assert not (tmp_path / "multirun").exists()
 
 
 def test_failure_of_the_second_process_ends_both(bertmon_with_failing_rank, demo_files, tmp_path):
-    done = completed(bertmon_with_failing_rank(*demo_files, *SETUP, "hydra.run.dir=failed"))
-    assert done.returncode != 0
-    assert "the second GPU fell off the bus" in done.stderr
+    outcome = completed(bertmon_with_failing_rank(*demo_files, *SETUP, "hydra.run.dir=failed"))
+    assert outcome.returncode != 0
+    assert "the second GPU fell off the bus" in outcome.stderr
     assert json.loads((tmp_path / "failed" / "result.json").read_text())["status"] == "failed"

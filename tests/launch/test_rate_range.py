@@ -1,4 +1,4 @@
-"""bertmon range: what it prints."""
+"""The output of bertmon range."""
 
 import copy
 import functools
@@ -17,19 +17,19 @@ OVERRIDES = ["experiment=quickstart", "optimizer.lr=1e-3", "schedule.warmup_frac
 
 
 @functools.cache
-def composed() -> RunConfig:
+def default_config() -> RunConfig:
     return load_config(OVERRIDES)
 
 
 def outcome(last: float, broke: bool = True) -> RateRange:
-    return RateRange(plan_run(composed(), 225, 1.4), steps=200, last=last, broke=broke)
+    return RateRange(plan_run(default_config(), 225, 1.4), steps=200, last=last, broke=broke)
 
 
 def report(last: float, broke: bool = True) -> list[str]:
-    return rate_range.report(composed(), outcome(last, broke), 2.0, 1e-4, OVERRIDES)
+    return rate_range.report(default_config(), outcome(last, broke), 2.0, 1e-4, OVERRIDES)
 
 
-def test_command_keeps_the_distance_from_the_cliff_and_wastes_none():
+def test_command_keeps_the_distance_from_the_cliff_and_no_more():
     lines = report(3e-3)
     assert max(map(len, lines[:-1])) <= 80
     words = shlex.split(lines[-1])
@@ -44,7 +44,7 @@ def test_every_rate_of_the_table_keeps_the_distance():
     header = next(number for number, line in enumerate(lines) if line.startswith("schedule.warmup_frac "))
     rows = [line.split() for line in lines[header + 1 : -2]]
     assert [float(row[0]) for row in rows] == [0, 0.06, 0.1, 0.2, 0.3, 0.5, 0.7]
-    config = copy.deepcopy(composed())
+    config = copy.deepcopy(default_config())
     for warmup, *rates in rows:
         config.schedule.warmup_frac = float(warmup)
         for rate, config.optimizer.bias_correction in zip(rates, (False, True), strict=True):
@@ -54,11 +54,11 @@ def test_every_rate_of_the_table_keeps_the_distance():
 
 
 @pytest.mark.parametrize(
-    ("last", "words"), [(1e-3, "above it"), (6e-3, "below it, but not by that factor"), (2e-2, "below it")]
+    ("last", "side"), [(1e-3, "above it"), (6e-3, "below it, but not by that factor"), (2e-2, "below it")]
 )
-def test_report_says_on_which_side_the_plan_is(last, words):
+def test_report_says_on_which_side_of_the_cliff_the_plan_is(last, side):
     text = "\n".join(report(last))
-    assert f": {words}." in text
+    assert f": {side}." in text
     assert "start lower" not in text
 
 
@@ -66,7 +66,7 @@ def test_report_of_a_run_that_broke_early_says_to_start_lower():
     assert any("start lower, with --from 1e-5" in line for line in report(5e-4))
 
 
-def test_table_leaves_out_warmups_that_do_not_fit_next_to_the_decay():
+def test_table_leaves_out_warmups_that_leave_no_room_for_the_decay():
     overrides = [*OVERRIDES, "schedule=warmup_stable_decay", "schedule.decay_frac=0.6"]
     lines = rate_range.report(load_config(overrides), outcome(3e-3), 2.0, 1e-4, overrides)
     header = next(number for number, line in enumerate(lines) if line.startswith("schedule.warmup_frac "))
@@ -110,7 +110,7 @@ def test_range_of_a_real_run_leaves_no_files(demo_files, tmp_path, monkeypatch, 
         (["data=files"], "data.train: expected a value, got none; give data.train=..."),
     ],
 )
-def test_bad_input_is_one_message(arguments, message):
+def test_invalid_input_is_one_message(arguments, message):
     with pytest.raises(SystemExit) as end:
         rate_range.main(arguments)
     assert end.value.code == message

@@ -1,4 +1,4 @@
-"""`bertmon resume`, and launches that meet in one folder."""
+"""`bertmon resume`, and concurrent launches in one folder."""
 
 import json
 import shutil
@@ -27,16 +27,16 @@ def test_resume_command_finishes_a_sweep_and_refuses_other_folders(bertmon, star
     ]
     assert bertmon(*command).returncode == 0
     expected = RunContent.read(sweep / SECOND)
-    shutil.rmtree(sweep / SECOND)  # it has never started
+    shutil.rmtree(sweep / SECOND)  # as if it had never started
     first = (sweep / FIRST / "result.json").stat().st_mtime_ns
 
     def resume(*folders):
         arguments = ["resume", *map(str, folders)]
         return completed(start_warm("bertmon", *arguments, cwd=Path("/"), cache=str(tmp_path / "cache")))
 
-    done = resume(sweep)
-    assert done.returncode == 0, done.stderr
-    assert f"{FIRST}: already finished (finished, " in done.stdout
+    process = resume(sweep)
+    assert process.returncode == 0, process.stderr
+    assert f"{FIRST}: already finished (finished, " in process.stdout
     assert RunContent.read(sweep / SECOND) == expected
     assert (sweep / FIRST / "result.json").stat().st_mtime_ns == first
 
@@ -55,7 +55,7 @@ def test_resume_command_finishes_a_sweep_and_refuses_other_folders(bertmon, star
 
 
 @pytest.mark.slow
-def test_two_launches_of_the_same_runs_at_once_share_none(bertmon, demo_files, tmp_path):
+def test_concurrent_launches_of_the_same_runs_do_not_share_them(bertmon, demo_files, tmp_path):
     command = [
         "schedule.warmup_frac=0.1,0.7",
         "-m",
@@ -64,9 +64,9 @@ def test_two_launches_of_the_same_runs_at_once_share_none(bertmon, demo_files, t
         *NO_FIGURES,
         *demo_files,
     ]
-    both = [bertmon(*command, wait=False) for _ in range(2)]
-    errors = [process.communicate(timeout=TIMEOUT)[1] for process in both]
-    codes = [process.returncode for process in both]
+    launches = [bertmon(*command, wait=False) for _ in range(2)]
+    errors = [process.communicate(timeout=TIMEOUT)[1] for process in launches]
+    codes = [process.returncode for process in launches]
     assert sorted(codes) == [0, 1]
     refused = errors[codes.index(1)]
     assert refused.count("\n") == 1
@@ -74,7 +74,7 @@ def test_two_launches_of_the_same_runs_at_once_share_none(bertmon, demo_files, t
     assert "resume=sweep" in refused
     statuses = [json.loads(path.read_text())["status"] for path in (tmp_path / "sweep").rglob("result.json")]
     assert statuses == ["finished", "finished"]
-    more = bertmon("schedule.warmup_frac=0.3,0.5", *command[1:])  # other runs may join
-    assert more.returncode == 0
+    joining = bertmon("schedule.warmup_frac=0.3,0.5", *command[1:])  # other runs may join
+    assert joining.returncode == 0
     plan = json.loads((tmp_path / "sweep" / SWEEP_FILE).read_text())
     assert plan["runs"] == [f"warmup_frac={warmup}/seed=0" for warmup in (0.1, 0.7, 0.3, 0.5)]

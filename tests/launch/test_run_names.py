@@ -19,7 +19,7 @@ CASES = [  # overrides of the run, excluded keys, the name
 
 
 @pytest.mark.parametrize(("overrides", "excluded", "name"), CASES)
-def test_setting_dir_name_has_what_differs(overrides, excluded, name):
+def test_setting_dir_name_has_the_overrides_of_the_run(overrides, excluded, name):
     assert setting_dir_name(overrides, excluded, "quickstart") == name
 
 
@@ -52,6 +52,6 @@ def test_setting_overrides_leaves_out_seed_and_excluded_keys():
 @pytest.mark.parametrize(
     "folder", ["multirun/1", "a,b", "it's", "a b=c", "${x}", "back\\slash", "a\\'b", "end\\", "汉字", "a[1]", "é"]
 )
-def test_quote_override_comes_through_hydras_parser_unchanged(folder):
+def test_quote_override_is_unchanged_by_hydras_parser(folder):
     (override,) = OverridesParser.create().parse_overrides([f"resume={quote_override(folder)}"])
     assert (override.value(), override.is_sweep_override()) == (folder, False)

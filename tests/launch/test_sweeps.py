@@ -1,4 +1,4 @@
-"""Sweeps over whole presets, over the user's own groups, and folders that several launches share."""
+"""Sweeps over presets and over the user's own groups, and folders that several launches share."""
 
 import json
 import os
@@ -16,25 +16,25 @@ from bertmon.training.run_training import _config_value
 SHORT = ["train.epochs=1", "monitor=off", "train.eval_every=100"]
 
 
-def preset(folder: Path, name: str, text: str) -> None:
+def write_preset(folder: Path, name: str, text: str) -> None:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(f"# @package _global_\n{text}")
 
 
 def test_sweep_over_experiments_runs_each_of_them(bertmon_here, files, tmp_path):
-    done = bertmon_here("run", "experiment=quickstart,custom", *files, *SHORT, "-m")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("experiment=quickstart,custom, as requested; others are ")
+    process = bertmon_here("run", "experiment=quickstart,custom", *files, *SHORT, "-m")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("experiment=quickstart,custom, as requested; others are ")
     (folder,) = (tmp_path / "multirun").iterdir()
     assert {run["experiment"] for run in results(folder).values()} == {"quickstart", "custom"}
     assert "experiment=quickstart" not in json.loads((folder / "sweep.json").read_text())["command"]
 
 
-def test_sweep_over_a_group_of_ones_own_names_its_runs_by_it(bertmon_here, demo_files, tmp_path):
-    preset(tmp_path / "my_conf", "size/small.yaml", "optimizer: {weight_decay: 0.1}\n")
-    preset(tmp_path / "my_conf", "size/large.yaml", "optimizer: {weight_decay: 0.2}\n")
-    done = bertmon_here("run", "--config-dir", "my_conf", "+size=small,large", *demo_files, *SHORT, "-m")
-    assert done.returncode == 0, done.stderr
+def test_sweep_over_a_custom_group_names_its_runs_by_it(bertmon_here, demo_files, tmp_path):
+    write_preset(tmp_path / "my_conf", "size/small.yaml", "optimizer: {weight_decay: 0.1}\n")
+    write_preset(tmp_path / "my_conf", "size/large.yaml", "optimizer: {weight_decay: 0.2}\n")
+    process = bertmon_here("run", "--config-dir", "my_conf", "+size=small,large", *demo_files, *SHORT, "-m")
+    assert process.returncode == 0, process.stderr
     (folder,) = (tmp_path / "multirun").iterdir()
     runs = results(folder)
     assert {name: run["config"]["optimizer"]["weight_decay"] for name, run in runs.items()} == {
@@ -55,24 +55,26 @@ def test_sweep_over_a_group_of_ones_own_names_its_runs_by_it(bertmon_here, demo_
         ("optimizer.lr", 2e-5),
     ],
 )
-def test_config_value_is_that_of_a_key_or_what_was_given(key, value):
+def test_config_value_is_that_of_the_key_or_of_the_override(key, value):
     assert _config_value(RunConfig(), key, "given") == (RunConfig().optimizer.lr if value == 2e-5 else value)
 
 
-def test_folders_that_a_preset_names_are_used_and_resumed(bertmon_here, demo_files, tmp_path):
-    preset(
+def test_folder_set_by_a_preset_is_used_and_resumed(bertmon_here, demo_files, tmp_path):
+    write_preset(
         tmp_path / "my_conf",
         "experiment/mine.yaml",
         "defaults: [quickstart]\nhydra: {sweep: {dir: 'out/${now:%H-%M-%S-%f}'}}\n",
     )
-    done = bertmon_here("run", "--config-dir", "my_conf", "experiment=mine", *demo_files[1:], *SHORT, "seed=0,1", "-m")
-    assert done.returncode == 0, done.stderr
+    process = bertmon_here(
+        "run", "--config-dir", "my_conf", "experiment=mine", *demo_files[1:], *SHORT, "seed=0,1", "-m"
+    )
+    assert process.returncode == 0, process.stderr
     (folder,) = (tmp_path / "out").iterdir()
     assert not (tmp_path / "multirun").exists()
     (deleted,) = folder.glob("*/seed=1")
     shutil.rmtree(deleted)
-    done = bertmon_here("resume", str(folder))
-    assert done.returncode == 0, done.stderr
+    process = bertmon_here("resume", str(folder))
+    assert process.returncode == 0, process.stderr
     assert len(results(folder)) == 2
     assert [path.name for path in (tmp_path / "out").iterdir()] == [folder.name]
 
@@ -82,9 +84,9 @@ def test_resume_of_a_sweep_whose_data_has_changed_is_refused(bertmon_here, demo_
     (deleted,) = (tmp_path / "sweep").glob("*/seed=1")
     shutil.rmtree(deleted)
     write_texts(tmp_path / "train.csv", 30, seed=1)
-    done = bertmon_here("resume", "sweep")
-    assert done.returncode == 1
-    assert "seed=0: the data has changed since this run started. Restore it, or start a new sweep" in done.stderr
+    process = bertmon_here("resume", "sweep")
+    assert process.returncode == 1
+    assert "seed=0: the data has changed since this run started. Restore it, or start a new sweep" in process.stderr
     assert not deleted.exists()
 
 
@@ -93,7 +95,7 @@ def test_resume_of_a_sweep_whose_data_has_changed_is_refused(bertmon_here, demo_
 FIRST, SECOND = Launch(("a", "b"), ("seed=0,1", "-m"), "/x"), Launch(("c",), ("seed=2", "-m"), "/y")
 
 
-def test_sweep_file_of_a_launch_that_joins_has_both(tmp_path):
+def test_sweep_file_with_a_joining_launch_has_both(tmp_path):
     both = SweepFile(FIRST.runs, FIRST.command, FIRST.directory).with_launch(SECOND)
     assert both.runs == ("a", "b", "c")
     assert both.launches == (FIRST, SECOND)
@@ -114,10 +116,10 @@ def test_sweep_file_keeps_the_command_that_has_more_runs():
 
 def test_resume_of_joined_launches_starts_those_with_unfinished_runs(bertmon_here, demo_files, tmp_path):
     for seeds in ("0,1", "2"):
-        done = bertmon_here("run", *demo_files, *SHORT, f"seed={seeds}", "-m", "hydra.sweep.dir=sweep")
-        assert done.returncode == 0, done.stderr
+        process = bertmon_here("run", *demo_files, *SHORT, f"seed={seeds}", "-m", "hydra.sweep.dir=sweep")
+        assert process.returncode == 0, process.stderr
     commands = [argv[1:] for argv in resume_argvs(Path("sweep"))]
-    assert ["seed=2" in command for command in commands] == [True]  # none is unfinished: the last one
+    assert ["seed=2" in command for command in commands] == [True]  # all are finished: only the last one
     for seed in (0, 2):
         (deleted,) = (tmp_path / "sweep").glob(f"*/seed={seed}")
         shutil.rmtree(deleted)
@@ -126,7 +128,7 @@ def test_resume_of_joined_launches_starts_those_with_unfinished_runs(bertmon_her
         ["seed=0,1"],
         ["seed=2"],
     ]
-    done = bertmon_here("resume", "sweep")
-    assert done.returncode == 0, done.stderr
+    process = bertmon_here("resume", "sweep")
+    assert process.returncode == 0, process.stderr
     assert sorted(run["seed"] for run in results(tmp_path / "sweep").values()) == [0, 1, 2]
     assert os.getcwd() == str(tmp_path)

@@ -1,4 +1,4 @@
-"""How torch's threads wait: set before torch is loaded, unless the user has."""
+"""The spinning of torch's threads, limited before torch is loaded unless the user has set it."""
 
 import os
 
@@ -23,7 +23,7 @@ def test_configure_threads_limits_spinning(environment):
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
-def test_configure_threads_keeps_what_the_user_has_set(environment, name):
+def test_configure_threads_keeps_variables_set_by_the_user(environment, name):
     environment.setenv(name, "7")
     before = dict(os.environ)
     configure_threads()

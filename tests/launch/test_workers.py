@@ -30,23 +30,23 @@ def test_claim_gpu_takes_the_one_with_the_fewest_workers(tmp_path, monkeypatch):
         with workers._claim_gpu(2):
             assert devices == [0, 1, 0]
         with workers._claim_gpu(2):
-            assert devices == [0, 1, 0, 0]  # the one that has become free
+            assert devices == [0, 1, 0, 0]  # the one that was released
     for count in (0, 1):
         with workers._claim_gpu(count):
             assert len(devices) == 4
 
 
-def deferred(*numbers):
-    """Names and codes of the exceptions that are pending after the signals, in order."""
+def pending_after(*numbers):
+    """Names and codes of the exceptions pending after the signals, in order."""
     with deferred_signals(True) as pending:
         for number in numbers:
-            signal.raise_signal(number)  # at once; of two that os.kill sends to a busy process one may be lost
+            signal.raise_signal(number)  # synchronous; os.kill can lose one of two to a busy process
         return [repr(each) for each in pending]
 
 
 @pytest.fixture
 def handlers():
-    """As in a Slurm job; in a shell's background SIGINT would be ignored."""
+    """Handlers as in a Slurm job; a background process of a shell would ignore SIGINT."""
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
         signal.SIGUSR2: signal.signal(signal.SIGUSR2, lambda number, frame: None),
@@ -57,14 +57,14 @@ def handlers():
 
 
 def test_deferred_signals_put_the_requeue_signal_first(handlers):
-    assert deferred(signal.SIGTERM, signal.SIGUSR2) == ["Terminated(140)", "Terminated(143)"]
-    assert deferred(signal.SIGUSR2, signal.SIGTERM) == ["Terminated(140)", "Terminated(143)"]
-    assert deferred(signal.SIGINT) == ["KeyboardInterrupt()"]
+    assert pending_after(signal.SIGTERM, signal.SIGUSR2) == ["Terminated(140)", "Terminated(143)"]
+    assert pending_after(signal.SIGUSR2, signal.SIGTERM) == ["Terminated(140)", "Terminated(143)"]
+    assert pending_after(signal.SIGINT) == ["KeyboardInterrupt()"]
     with pytest.raises(KeyboardInterrupt):
-        deferred(signal.SIGINT, signal.SIGINT)
+        pending_after(signal.SIGINT, signal.SIGINT)
 
 
-def test_parallel_run_raises_submitits_signal_again_at_the_end():
+def test_parallel_run_reraises_submitits_signal_at_the_end():
     received = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: received.append(number))
     try:
@@ -91,7 +91,7 @@ def test_run_in_the_launching_process_keeps_its_signals(monkeypatch, tmp_path):
         begin = time.monotonic()
         with exclusive(tmp_path / ".lock", "running"), pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        assert time.monotonic() - begin < 30  # no other process has to write a checkpoint: it would wait for a minute
+        assert time.monotonic() - begin < 30  # it would wait a minute if another process had a run
     finally:
         monkeypatch.delenv("BERTMON_LAUNCHER_PID", raising=False)
         for number, handler in zip(numbers, before, strict=True):

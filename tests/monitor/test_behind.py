@@ -1,4 +1,4 @@
-"""Whether a run can still catch up: by hand on straight lines, and on the stored runs."""
+"""Whether a run can still catch up, on losses that are straight lines."""
 
 import math
 
@@ -39,13 +39,13 @@ def test_best_case_of_a_straight_line_is_the_line_at_twice_its_slope():
     assert best_case(line, BehindThresholds(speedup=1.0)) == pytest.approx(now + 0.5e-3 * 400)
 
 
-def test_best_case_counts_the_learning_rates_that_are_left_and_not_the_steps():
+def test_best_case_counts_remaining_learning_rates_and_not_steps():
     lr = np.concatenate([np.full(600, 1e-3), np.full(400, 1e-4)])
     decayed = history(2.0 - 1e-3 * np.arange(600), lr)
     assert best_case(decayed) == pytest.approx(loss_reduction(decayed) + 2 * 0.5e-3 * 40)
 
 
-def test_best_case_of_a_rising_loss_is_what_it_has_now():
+def test_best_case_of_a_rising_loss_is_its_present_reduction():
     rising = history(np.linspace(1.0, 1.5, 600))
     assert best_case(rising) == pytest.approx(loss_reduction(rising))
 

@@ -43,16 +43,16 @@ def snapshot(plan, step, *, logit_std=1e-3, depth_ratio=1.0, per_lr=0.2, layers=
 
 
 def history(plan, *snapshots, loss=CHANCE):
-    done = snapshots[-1].step + 1
-    losses = loss if isinstance(loss, list) else [loss] * done
-    return History(plan, losses, [1.0] * done, list(snapshots))
+    steps = snapshots[-1].step + 1
+    losses = loss if isinstance(loss, list) else [loss] * steps
+    return History(plan, losses, [1.0] * steps, list(snapshots))
 
 
 def constant(plan, until, every=30, **signals):
     return [snapshot(plan, step, **signals) for step in range(0, until + 1, every)]
 
 
-def test_signals_of_a_snapshot_are_those_that_it_was_made_with():
+def test_snapshot_has_the_signals_that_it_was_made_with():
     steps = plan()
     signals = snapshot(steps, 30, logit_std=2e-3, depth_ratio=1e-4, per_lr=0.3).signals
     assert signals == pytest.approx(
@@ -63,7 +63,7 @@ def test_signals_of_a_snapshot_are_those_that_it_was_made_with():
     assert "depth_ratio" not in snapshot(steps, 30, layers=one_layer).signals
 
 
-def test_depth_ratio_is_that_of_the_worst_group_of_matrices():
+def test_depth_ratio_comes_from_the_worst_group_of_matrices():
     shot = snapshot(plan(), 30)
     shot.values[LAYERS.labels.index("enc.l.0.output.dense"), 0] = 1e-7
     value, label = shot.depth_ratio
@@ -89,7 +89,7 @@ def test_plateau_is_undecided_at_first_and_slow_later():
     assert diagnosis.findings[0].threshold == pytest.approx(0.95 * CHANCE)
 
 
-def test_loss_below_chance_is_healthy_whatever_else():
+def test_loss_below_chance_is_healthy_regardless_of_earlier_verdicts():
     steps = plan()
     run = history(steps, *constant(steps, 300, logit_std=1e-3), loss=1.2)
     diagnosis = diagnose(run, THRESHOLDS)
@@ -99,7 +99,7 @@ def test_loss_below_chance_is_healthy_whatever_else():
     assert diagnose(run, THRESHOLDS, diagnosis) is diagnosis
 
 
-def test_losses_below_chance_that_scatter_have_not_learned_and_are_not_slow():
+def test_noisy_losses_below_chance_are_neither_healthy_nor_slow():
     steps = plan()
     losses = [0.0, 2.6] * 150 + [0.0]  # mean 1.3, standard error 0.24
     diagnosis = diagnose(history(steps, *constant(steps, 300, logit_std=1e-2), loss=losses), THRESHOLDS)
@@ -108,7 +108,7 @@ def test_losses_below_chance_that_scatter_have_not_learned_and_are_not_slow():
     assert diagnose(history(steps, *constant(steps, 300, logit_std=1e-2), loss=losses), THRESHOLDS, slow) is slow
 
 
-def test_loss_around_the_threshold_does_not_change_the_verdict_to_and_fro():
+def test_loss_around_the_threshold_does_not_make_the_verdict_flip():
     steps = plan()
     shots = [snapshot(steps, step, logit_std=1e-2 * math.exp(step / 50)) for step in range(0, 301, 30)]
     diagnosis = diagnose(history(steps, *shots), THRESHOLDS)
@@ -132,7 +132,7 @@ def test_run_that_has_learned_stays_healthy_while_no_other_rule_applies():
 COLLAPSED = {"logit_std": 1e-6, "depth_ratio": 1e-4, "per_lr": 5e-3}
 
 
-def test_collapse_is_found_at_its_first_snapshot_with_all_its_signs():
+def test_collapse_is_found_at_its_first_snapshot_with_all_findings():
     steps = plan(bias_correction=False)
     diagnosis = diagnose(history(steps, *constant(steps, 60), snapshot(steps, 90, **COLLAPSED)), THRESHOLDS)
     assert diagnosis.verdict is Verdict.collapsed
@@ -157,38 +157,38 @@ def test_collapse_is_found_at_its_first_snapshot_with_all_its_signs():
 @pytest.mark.parametrize(
     "signals",
     [
-        {"logit_std": 1e-6},  # gradients and steps as they should be: a fresh, narrow model
-        {"depth_ratio": 1e-4},  # logits that depend on the text: not lost
+        {"logit_std": 1e-6},  # normal gradients and updates: a new, narrow model
+        {"depth_ratio": 1e-4},  # logits that depend on the text: no collapse
         {"per_lr": 5e-3},
-        {"logit_std": math.nan, "depth_ratio": 1e-4},  # batches of one text have no spread
+        {"logit_std": math.nan, "depth_ratio": 1e-4},  # batches of one text have no standard deviation
     ],
 )
-def test_collapse_by_one_odd_signal_is_not_found(signals):
+def test_one_abnormal_signal_is_not_a_collapse(signals):
     steps = plan()
     shots = [*constant(steps, 60), snapshot(steps, 90, **signals)]
     assert diagnose(history(steps, *shots), THRESHOLDS).verdict is Verdict.undecided
 
 
 @pytest.mark.parametrize("signals", [{"depth_ratio": 1e-4}, {"per_lr": 5e-3}])
-def test_collapse_by_the_same_logits_and_one_more_sign_is_found(signals):
+def test_equal_logits_and_one_more_signal_are_a_collapse(signals):
     steps = plan()
     shots = [*constant(steps, 60), snapshot(steps, 90, logit_std=1e-6, **signals)]
     assert diagnose(history(steps, *shots), THRESHOLDS).verdict is Verdict.collapsed
 
 
-def test_collapse_of_a_run_that_has_learned_takes_more_than_an_odd_batch():
+def test_collapse_of_a_run_that_has_learned_takes_more_than_one_unusual_batch():
     steps = plan()
     shots = [*constant(steps, 300, logit_std=0.9, depth_ratio=1e-2), snapshot(steps, 330, **COLLAPSED)]
     diagnosis = diagnose(history(steps, *shots[:-1], loss=1.1), THRESHOLDS)
     assert diagnose(history(steps, *shots, loss=1.1), THRESHOLDS, diagnosis) is diagnosis
     assert diagnose(history(steps, *shots, loss=CHANCE), THRESHOLDS, diagnosis).verdict is Verdict.collapsed
-    for step in (360, 390):  # the loss cannot have diagnosis all: three batches in a row are not odd
+    for step in (360, 390):  # three batches in a row are no outliers, whatever the loss
         assert diagnose(history(steps, *shots, loss=1.1), THRESHOLDS, diagnosis) is diagnosis
         shots.append(snapshot(steps, step, **COLLAPSED))
     assert diagnose(history(steps, *shots, loss=1.1), THRESHOLDS, diagnosis).verdict is Verdict.collapsed
 
 
-def test_collapse_is_withdrawn_when_the_logits_have_come_back_for_good():
+def test_collapse_is_withdrawn_when_the_logits_have_recovered():
     steps = plan()
     shots = [*constant(steps, 60), snapshot(steps, 90, **COLLAPSED)]
     diagnosis = diagnose(history(steps, *shots), THRESHOLDS)
@@ -199,24 +199,24 @@ def test_collapse_is_withdrawn_when_the_logits_have_come_back_for_good():
     assert diagnose(history(steps, *shots), THRESHOLDS, diagnosis).verdict is Verdict.slow
 
 
-@pytest.mark.parametrize("fresh", [0.02, 1.0])
-def test_collapse_of_a_model_whose_logits_spread_wide_at_first_is_relative_to_them(fresh):
-    """A pretrained MiniLM starts at 0.02: what is a plateau for a small model is a collapse for it."""
+@pytest.mark.parametrize("initial_std", [0.02, 1.0])
+def test_collapse_with_a_large_initial_logit_std_is_relative_to_it(initial_std):
+    """A pretrained MiniLM starts at 0.02: values of a plateau in a small model are a collapse there."""
     steps = plan()
-    start = snapshot(steps, 0, logit_std=fresh)
-    shrunk = {"logit_std": 0.029 * fresh, "depth_ratio": 0.014}
+    start = snapshot(steps, 0, logit_std=initial_std)
+    shrunk = {"logit_std": 0.029 * initial_std, "depth_ratio": 0.014}
     diagnosis = diagnose(history(steps, start, snapshot(steps, 30, **shrunk)), THRESHOLDS)
     assert diagnosis.verdict is Verdict.collapsed
-    assert diagnosis.findings[-1].threshold == pytest.approx(0.03 * fresh)
-    for signals in ({"logit_std": 0.031 * fresh}, {"depth_ratio": 0.016, "per_lr": 0.005}):
+    assert diagnosis.findings[-1].threshold == pytest.approx(0.03 * initial_std)
+    for signals in ({"logit_std": 0.031 * initial_std}, {"depth_ratio": 0.016, "per_lr": 0.005}):
         run = history(steps, start, snapshot(steps, 30, **(shrunk | signals)))
         assert diagnose(run, THRESHOLDS).verdict is Verdict.undecided
-    late = history(steps, snapshot(steps, 30, logit_std=fresh), snapshot(steps, 60, **shrunk))
+    late = history(steps, snapshot(steps, 30, logit_std=initial_std), snapshot(steps, 60, **shrunk))
     assert diagnose(late, THRESHOLDS).verdict is Verdict.undecided  # step 0 was not measured
 
 
 @pytest.mark.parametrize(("depth_ratio", "stays"), [(0.14, True), (0.16, False)])
-def test_collapse_relative_to_the_first_logits_is_withdrawn_when_gradients_have_come_back(depth_ratio, stays):
+def test_collapse_relative_to_the_initial_logits_is_withdrawn_when_gradients_have_recovered(depth_ratio, stays):
     steps = plan()
     shots = [snapshot(steps, 0, logit_std=0.02), snapshot(steps, 60, logit_std=5e-4, depth_ratio=0.014)]
     diagnosis = diagnose(history(steps, *shots), THRESHOLDS)
@@ -226,7 +226,7 @@ def test_collapse_relative_to_the_first_logits_is_withdrawn_when_gradients_have_
 
 
 def test_slope_of_logits_that_have_shrunk_is_not_used():
-    """A BERT-base on a plateau that ended: 0.01 of the spread at step 0, gradients vanishing but not gone."""
+    """A BERT-base on a plateau that ended: 0.01 of the initial standard deviation, gradients that vanish in part."""
     steps = plan(lr=1e-4)
     shots = [snapshot(steps, step, logit_std=2e-4, depth_ratio=0.016) for step in range(30, 600, 30)]
     shrunk = history(steps, snapshot(steps, 0, logit_std=2e-2), *shots[:9])
@@ -235,25 +235,25 @@ def test_slope_of_logits_that_have_shrunk_is_not_used():
     assert diagnose(flat, THRESHOLDS).verdict is Verdict.not_learning
     late = history(steps, snapshot(steps, 0, logit_std=2e-2), *shots)
     diagnosis = diagnose(late, THRESHOLDS)
-    assert diagnosis.verdict is Verdict.not_learning  # no growth that is known saves it now
-    assert "too large" in diagnosis.cause  # larger steps or more of them would not help
+    assert diagnosis.verdict is Verdict.not_learning  # not even the fastest known growth would suffice now
+    assert "too large" in diagnosis.cause  # larger or more steps would not help
     assert "too small" in diagnose(flat, THRESHOLDS).cause
 
 
-def test_collapse_watched_at_every_step_is_not_withdrawn_sooner():
+def test_collapse_measured_at_every_step_is_not_withdrawn_sooner():
     steps = plan()
     window = len(steps) // 20
     assert window > 20
     diagnosis = diagnose(history(steps, snapshot(steps, 0), snapshot(steps, 60, **COLLAPSED)), THRESHOLDS)
     shots = [snapshot(steps, 0), snapshot(steps, 60, **COLLAPSED)]
     for step in range(61, 61 + window):
-        shots.append(snapshot(steps, step, logit_std=1e-2 if step % 10 == 1 else math.nan))  # a pass every tenth step
+        shots.append(snapshot(steps, step, logit_std=1e-2 if step % 10 == 1 else math.nan))  # measured every tenth step
         later = diagnose(history(steps, *shots), THRESHOLDS, diagnosis)
         assert (later is diagnosis) == (step < 60 + window)
     assert later.verdict is Verdict.undecided
 
 
-def test_advice_where_nothing_else_keeps_the_rate_small_is_a_rate():
+def test_advice_is_a_rate_if_no_other_key_lowers_it():
     steps = plan(lr=1e-3, bias_correction=True, warmup_frac=0.7)
     diagnosis = diagnose(history(steps, *constant(steps, 390), snapshot(steps, 420, **COLLAPSED)), THRESHOLDS)
     assert diagnosis.cause == "a learning rate of 1e-3 at step 419 is too large for this model"
@@ -274,20 +274,20 @@ def test_advice_where_nothing_else_keeps_the_rate_small_is_a_rate():
         ),
     ],
 )
-def test_advice_is_in_the_keys_that_count(keys, advice):
+def test_advice_uses_the_keys_that_take_effect(keys, advice):
     steps = plan(bias_correction=False)
     run = history(steps, snapshot(steps, 0), snapshot(steps, 90, **COLLAPSED))
     assert diagnose(run, THRESHOLDS, setting_names=setting_names(keys)).advice == advice
 
 
-def test_a_weight_that_was_not_measured_at_step_0_does_not_hide_the_cause():
+def test_weight_that_was_not_measured_at_step_0_does_not_hide_the_cause():
     steps = plan(lr=1e-5)
     shots = constant(steps, 150)
     shots[0].values[1] = math.nan
     assert diagnose(history(steps, *shots), THRESHOLDS).advice == "optimizer.lr=3.3e-4 or more steps"
 
 
-def test_slope_is_unknown_where_the_rate_is_0():
+def test_slope_is_unknown_if_the_rate_is_0():
     steps = plan(lr=1e-4)
     steps.effective_lr[100:] = 0
     assert diagnose(history(steps, *constant(steps, 400)), THRESHOLDS).verdict is Verdict.not_learning
@@ -299,7 +299,7 @@ def test_cause_before_the_first_update_is_unknown():
     assert (diagnosis.verdict, diagnosis.cause, diagnosis.advice) == (Verdict.collapsed, None, None)
 
 
-def test_not_learning_with_too_small_a_rate_is_found_when_enough_of_it_has_been_used():
+def test_not_learning_with_too_small_a_rate_is_found_after_a_share_of_the_rates():
     steps = plan(lr=1e-5)
     share = np.cumsum(steps.effective_lr) / steps.effective_lr.sum()
     assert share[120] < 0.3 < share[150]
@@ -314,15 +314,15 @@ def test_not_learning_with_too_small_a_rate_is_found_when_enough_of_it_has_been_
     )
 
 
-def test_not_learning_at_the_fastest_growth_is_found_with_the_first_update():
+def test_not_learning_even_at_the_fastest_growth_is_found_at_the_first_update():
     steps = plan(lr=1e-6)
     assert diagnose(history(steps, snapshot(steps, 0)), THRESHOLDS).verdict is Verdict.undecided
     diagnosis = diagnose(history(steps, snapshot(steps, 0), snapshot(steps, 1)), THRESHOLDS)
     assert diagnosis.verdict is Verdict.not_learning
-    left = steps.effective_lr[2:].sum()
-    assert diagnosis.findings[0].value == pytest.approx(1e-3 * math.exp(600 * left))
+    remaining = steps.effective_lr[2:].sum()
+    assert diagnosis.findings[0].value == pytest.approx(1e-3 * math.exp(600 * remaining))
     assert diagnosis.advice == "optimizer.lr=3.3e-4 or more steps"
-    shots = [snapshot(steps, 0)]  # too few for a line: nothing new is known, so nothing is taken back
+    shots = [snapshot(steps, 0)]  # too few for a line: without new evidence the verdict stays
     for step in (100, 200, 300):
         shots.append(snapshot(steps, step))
         assert diagnose(history(steps, *shots), THRESHOLDS, diagnosis) is diagnosis
@@ -334,19 +334,19 @@ def test_advice_is_never_a_rate_that_mostly_fails():
     assert (diagnosis.verdict, diagnosis.advice) == (Verdict.not_learning, "more steps")
 
 
-def test_not_learning_with_a_noisy_spread_is_not_found():
+def test_not_learning_with_a_noisy_logit_std_is_not_found():
     steps = plan(lr=1e-4)
     shots = [snapshot(steps, 30 * number, logit_std=2e-4 * math.exp(2 * (-1) ** number)) for number in range(10)]
     assert diagnose(history(steps, *shots), THRESHOLDS).verdict is Verdict.slow
     assert diagnose(history(steps, *constant(steps, 270, logit_std=2e-4)), THRESHOLDS).verdict is Verdict.not_learning
 
 
-def test_spread_that_grows_fast_enough_is_undecided():
+def test_logit_std_that_grows_fast_enough_is_undecided():
     steps = plan(lr=2e-5)
-    clock = np.cumsum(steps.effective_lr)
+    lr_sum = np.cumsum(steps.effective_lr)
     for target, verdict in ((1e-3, Verdict.not_learning), (1.0, Verdict.undecided)):
-        rate = math.log(target / 1e-4) / clock[-1]
-        shots = [snapshot(steps, step, logit_std=1e-4 * math.exp(rate * clock[step])) for step in range(0, 170, 10)]
+        rate = math.log(target / 1e-4) / lr_sum[-1]
+        shots = [snapshot(steps, step, logit_std=1e-4 * math.exp(rate * lr_sum[step])) for step in range(0, 170, 10)]
         assert diagnose(history(steps, *shots), THRESHOLDS).verdict is verdict
 
 
@@ -358,7 +358,7 @@ def test_not_learning_with_large_steps_blames_too_large_a_rate():
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.inf)])
-def test_loss_or_gradient_that_is_not_finite_is_a_divergence(loss, norm):
+def test_non_finite_loss_or_gradient_norm_is_a_divergence(loss, norm):
     steps = plan()
     shots = constant(steps, 60)
     shots[-1].values[-3:, STATISTICS.index("grad_max")] = math.inf
@@ -368,16 +368,16 @@ def test_loss_or_gradient_that_is_not_finite_is_a_divergence(loss, norm):
     assert diagnosis.verdict is Verdict.diverged
     assert diagnosis.verdict.doomed
     assert diagnosis.findings[0].layer == "classifier"
-    what = "loss/train is" if not math.isfinite(loss) else "grad_norm is"
-    assert str(diagnosis).startswith(f"step 60: diverged - {what} ")
+    start = "loss/train is" if not math.isfinite(loss) else "grad_norm is"
+    assert str(diagnosis).startswith(f"step 60: diverged - {start} ")
     assert str(diagnosis).endswith("too large. Try optimizer.lr=9.8e-5.")
 
 
 def test_advice_after_a_divergence_is_below_the_rate_that_broke_it():
     steps = plan(lr=1e6, warmup_frac=1.0)
     diagnosis = diagnose(History(steps, [1.0] * 12 + [math.nan], [1.0] * 13), THRESHOLDS)
-    known = "small models learn at peak effective rates up to about 1e-3 (docs/article.md)"
-    assert diagnosis.cause == f"a learning rate of 1.8e4 is too large: {known}"
+    evidence = "small models learn at peak effective rates up to about 1e-3 (docs/article.md)"
+    assert diagnosis.cause == f"a learning rate of 1.8e4 is too large: {evidence}"
     assert diagnosis.advice == "optimizer.lr=1e-3"  # a tenth of the rate is not known to work for any model
 
 
@@ -386,7 +386,7 @@ def test_divergence_at_the_first_step_has_no_cause():
     assert str(diagnosis) == "step 0: diverged - loss/train is nan."
 
 
-def test_thresholds_of_the_config_decide():
+def test_thresholds_decide_the_verdict():
     steps = plan()
     run = history(steps, *constant(steps, 30, logit_std=1e-3))
     strict = dataclasses.replace(THRESHOLDS, min_logit_std=1e-2, min_depth_ratio=2.0)
@@ -398,7 +398,7 @@ def test_thresholds_of_the_config_decide():
 @pytest.mark.parametrize("warmup_frac", [0.0, 0.1, 0.7, 1.0])
 @pytest.mark.parametrize("lr", [1e-5, 1e-3, 1e-1])
 @pytest.mark.parametrize("step", [1, 30, 300, 599])
-def test_advice_is_an_override_that_hydra_reads(bias_correction, warmup_frac, lr, step):
+def test_advice_is_an_override_that_hydra_parses(bias_correction, warmup_frac, lr, step):
     steps = plan(lr=lr, warmup_frac=warmup_frac, bias_correction=bias_correction)
     diagnosis = diagnose(history(steps, snapshot(steps, 0), snapshot(steps, step, **COLLAPSED)), THRESHOLDS)
     assert diagnosis.verdict is Verdict.collapsed
@@ -415,12 +415,12 @@ def test_advice_is_an_override_that_hydra_reads(bias_correction, warmup_frac, lr
 
 
 def stored(diagnosis):
-    """A diagnosis as a JSON file holds it, with null for what JSON lacks."""
+    """A diagnosis as in a JSON file, with null for values that JSON lacks."""
     text = json.dumps(dataclasses.asdict(diagnosis)).replace("NaN", "null").replace("Infinity", "null")
     return json.loads(text)
 
 
-def test_diagnosis_through_json_is_the_same():
+def test_diagnosis_is_unchanged_by_json():
     steps = plan(bias_correction=False)
     collapse = diagnose(history(steps, *constant(steps, 60), snapshot(steps, 90, **COLLAPSED)), THRESHOLDS)
     learned = diagnose(history(steps, *constant(steps, 300), loss=1.2), THRESHOLDS)
@@ -433,7 +433,7 @@ def test_diagnosis_through_json_is_the_same():
     assert again.findings[0].threshold == math.inf
 
 
-def test_diagnosis_of_version_0_1_has_the_names_of_today():
+def test_diagnosis_of_version_0_1_gets_the_current_names():
     finding = {"layer": None, "value": 1e-6, "threshold": 3e-5, "step": 60, "words": "every text gets the same logits"}
     fields = {"verdict": "collapsed", "since_step": 60, "cause": "too large a rate", "advice": "optimizer.lr=1e-4"}
     old = fields | {"findings": [finding | {"signal": name} for name in ("depth_profile", "logit_spread", "grad_norm")]}
@@ -446,7 +446,7 @@ def test_diagnosis_of_version_0_1_has_the_names_of_today():
         "optimizer.lr=1e-4",
     )
     healthy = {"verdict": "healthy", "since_step": 0, "findings": [], "cause": None, "advice": None}
-    assert Diagnosis.from_dict(healthy) == Diagnosis(Verdict.undecided, 0)  # 0.1 had no word of its own for it
+    assert Diagnosis.from_dict(healthy) == Diagnosis(Verdict.undecided, 0)  # 0.1 had no separate verdict for it
 
 
 @pytest.mark.parametrize(
@@ -458,12 +458,12 @@ def test_diagnosis_of_version_0_1_has_the_names_of_today():
         {"verdict": "slow", "since_step": 1, "findings": [{"signal": "loss/train"}]},
     ],
 )
-def test_diagnosis_of_other_fields_is_an_error_that_readers_expect(fields):
+def test_diagnosis_of_invalid_fields_raises_an_error_that_readers_catch(fields):
     with pytest.raises((KeyError, TypeError, ValueError)):
         Diagnosis.from_dict(fields)
 
 
-def test_verdicts_that_are_doomed_are_the_last_three():
+def test_doomed_verdicts_are_collapsed_diverged_and_not_learning():
     assert [verdict for verdict in Verdict if verdict.doomed] == [
         Verdict.collapsed,
         Verdict.diverged,
@@ -471,7 +471,7 @@ def test_verdicts_that_are_doomed_are_the_last_three():
     ]
 
 
-def test_loss_far_above_chance_after_a_good_part_of_the_run_is_not_a_plateau():
+def test_loss_far_above_chance_late_in_the_run_is_not_a_plateau():
     steps = plan()
     early = history(steps, *constant(steps, 150), loss=50.0)
     assert diagnose(early, THRESHOLDS).verdict is Verdict.undecided

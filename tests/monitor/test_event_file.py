@@ -1,4 +1,4 @@
-"""What a run writes for TensorBoard, read back by TensorBoard's own reader."""
+"""The TensorBoard files of a run, read by TensorBoard's own reader."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ def read(folder):
     return EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
 
 
-def test_figure_that_cannot_be_drawn_ends_the_figures_and_not_the_run(tmp_path, monkeypatch, caplog):
+def test_figure_that_cannot_be_drawn_stops_figures_but_not_the_run(tmp_path, monkeypatch, caplog):
     class Drawer:
         def submit(self, snapshot):
             future = Future()
@@ -83,7 +83,7 @@ def test_headlines_sort_first_and_have_logarithms(tmp_path):
     events = read(tmp_path)
     tags = sorted(events.Tags()["scalars"])
     headlines = ["Headlines/log10_depth_ratio", "Headlines/log10_update_per_lr", "Headlines/loss_train"]
-    assert tags[:3] == headlines  # there is no logarithm of 0
+    assert tags[:3] == headlines  # 0 has no logarithm
     assert [events.Scalars(tag)[0].value for tag in headlines] == pytest.approx([-4, 1, 1.5])
     assert events.Scalars("depth_ratio")[0].value == pytest.approx(1e-4)
 
@@ -122,7 +122,7 @@ def test_truncate_to_positions_removes_everything_later(tmp_path):
         writer.scalars(2, {"x": 3.0})
         both = writer.positions()
         writer.scalars(3, {"x": 4.0})
-    with RunWriter(tmp_path, draw=False) as writer:  # as a process that was killed before its first checkpoint
+    with RunWriter(tmp_path, draw=False) as writer:  # like a process killed before its first checkpoint
         writer.scalars(9, {"x": 9.0})
     with RunWriter(tmp_path, draw=False, truncate_to=both):
         pass
@@ -130,7 +130,7 @@ def test_truncate_to_positions_removes_everything_later(tmp_path):
     assert all(isinstance(position, int) for position in both.values())
 
 
-def test_truncate_to_of_a_file_that_lost_bytes_keeps_the_rest_and_warns(tmp_path, caplog):
+def test_truncate_to_in_a_file_that_lost_bytes_keeps_the_rest_and_warns(tmp_path, caplog):
     with RunWriter(tmp_path, draw=False) as writer:
         writer.scalars(1, {"x": 1.0})
         writer.scalars(2, {"x": 2.0})

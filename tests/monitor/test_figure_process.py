@@ -28,15 +28,15 @@ def alive(pid):
     return True
 
 
-def test_submitted_figures_are_those_rendered_here(process):
+def test_submitted_figures_equal_those_rendered_in_this_process(process):
     snapshots = [bert_snapshot(2), bert_snapshot(1)]
     figures = [process.submit(snapshot) for snapshot in snapshots]
     assert [each.result() for each in figures] == [render(snapshot) for snapshot in snapshots]
 
 
-def test_submit_waits_for_nothing_and_close_for_everything(process):
+def test_submit_does_not_wait_and_close_waits_for_all_figures(process):
     process.submit(bert_snapshot(1)).result()
-    os.kill(process._process.pid, signal.SIGSTOP)  # the slowest process of all
+    os.kill(process._process.pid, signal.SIGSTOP)  # as slow as a process can be
     figures = [process.submit(bert_snapshot(1)) for _ in range(100)]
     assert not any(each.done() for each in figures)
     os.kill(process._process.pid, signal.SIGCONT)
@@ -87,7 +87,7 @@ def test_figure_process_ends_with_a_parent_that_is_killed():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_forked_child_draws_in_a_process_of_its_own():
+def test_forked_child_draws_in_its_own_process():
     code = (
         "import os, sys\n"
         "from conftest import bert_snapshot\n"
@@ -97,11 +97,11 @@ def test_forked_child_draws_in_a_process_of_its_own():
         "child = os.fork()\n"
         "if not child:\n"
         "    draw()\n"
-        "    sys.exit()\n"  # atexit waits for nothing of the parent's
+        "    sys.exit()\n"  # atexit does not wait for the parent's process
         "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), draw())\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(
+    child = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],
         env=environment,
         capture_output=True,
@@ -109,7 +109,7 @@ def test_forked_child_draws_in_a_process_of_its_own():
         timeout=TIMEOUT,
         check=True,
     )
-    assert done.stdout.split() == ["0", "2"]
+    assert child.stdout.split() == ["0", "2"]
 
 
 def test_writing_figures_imports_no_matplotlib_in_the_training_process(tmp_path):
@@ -124,5 +124,5 @@ def test_writing_figures_imports_no_matplotlib_in_the_training_process(tmp_path)
         "sys.exit(str(loaded & {'matplotlib', 'seaborn', 'pandas'}) if loaded & {'matplotlib', 'seaborn'} else 0)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    child = subprocess.run([sys.executable, "-c", code, tmp_path], env=environment, capture_output=True, text=True)
+    assert (child.returncode, child.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""The figures of a step: what they show, that drawing them fast changes nothing, and that all have the same axes."""
+"""The figures of a step: their contents, their equality with plain matplotlib figures, and their common axes."""
 
 import io
 from itertools import pairwise
@@ -19,7 +19,7 @@ from bertmon.monitor.history import STATISTICS, Snapshot
 
 
 def plain_figure(kind: str, snapshot: Snapshot):
-    """The slow, obvious way to the same picture: matplotlib's own bars and marks, on the axes of a background."""
+    """The same figure drawn slowly with matplotlib's own bars and marks, on the axes of the background."""
     rows = range(len(snapshot.layers))
     colors = [plot_style.KIND_COLORS[kind] for kind in snapshot.layers.kinds]
     background = getattr(figures, f"{kind}_background")
@@ -49,7 +49,7 @@ def pixels(figure):
 
 @pytest.mark.parametrize("layers", [2, 12, 24])
 @pytest.mark.parametrize("kind", ["gradient_flow", "update_ratio", "gradient_depth"])
-def test_figure_equals_the_one_that_matplotlib_draws_plainly(layers, kind):
+def test_figure_equals_one_drawn_with_plain_matplotlib(layers, kind):
     snapshot = bert_snapshot(layers)
     fast, plain = pixels(getattr(figures, kind)(snapshot)), pixels(plain_figure(kind, snapshot))
     assert fast.shape == plain.shape
@@ -59,7 +59,7 @@ def test_figure_equals_the_one_that_matplotlib_draws_plainly(layers, kind):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 12, 24])
-def test_gradient_flow_cuts_no_bar_and_no_mark(layers):
+def test_gradient_flow_clips_no_bar_and_no_mark(layers):
     snapshot = bert_snapshot(layers)
     figure = figures.gradient_flow(snapshot)
     width = figure.get_figwidth() * figure.dpi
@@ -71,12 +71,12 @@ def test_gradient_flow_cuts_no_bar_and_no_mark(layers):
     assert max(bar[:, 0].max() for bar in bars) < 0.975 * width
 
 
-def test_axes_are_the_same_for_every_run_and_rise_for_larger_values_only():
+def test_axes_are_the_same_for_every_run_and_grow_only_for_larger_values():
     tiny, usual, huge = np.array([1e-30, np.nan]), np.array([1e-6, 3.0]), np.array([2e4, np.inf])
     assert figures.axis_decades((-12, 1), tiny) == (-12, 1)
     assert figures.axis_decades((-12, 1), usual) == (-12, 1)
     assert figures.axis_decades((-12, 1), usual, huge) == (-12, 7)
-    assert figures.axis_decades((-9, 0), np.array([1.0])) == (-9, 3)  # on the edge it would be cut
+    assert figures.axis_decades((-9, 0), np.array([1.0])) == (-9, 3)  # on the edge it would be clipped
 
 
 @pytest.mark.parametrize("layers", [1, 24])

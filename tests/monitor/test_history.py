@@ -1,4 +1,4 @@
-"""The history: what its file holds, and what it makes of a file that is none."""
+"""The history of a run: its file, and files that are not histories."""
 
 import dataclasses
 import io
@@ -22,7 +22,7 @@ def measured_history():
     return History(plan(40, lr=1e-4), losses=[1.5, math.nan], grad_norms=[0.25, math.inf], snapshots=snapshots)
 
 
-def test_history_from_its_file_is_the_one_that_was_written(tmp_path):
+def test_history_loaded_from_its_file_equals_the_original(tmp_path):
     history = measured_history()
     (tmp_path / "history.npz").write_bytes(history.to_bytes())
     loaded = History.load(tmp_path / "history.npz")
@@ -40,8 +40,8 @@ def test_history_without_a_step_can_be_stored(tmp_path):
     assert (loaded.losses, loaded.snapshots) == ([], [])
 
 
-def rewritten(content: bytes, **changes):
-    """The arrays of a history's file with others in their place; None leaves one out."""
+def replace_arrays(content: bytes, **changes):
+    """The bytes of a history with other arrays; None removes one."""
     with np.load(io.BytesIO(content)) as stored:
         arrays = {name: stored[name] for name in stored.files} | changes
     file = io.BytesIO()
@@ -51,7 +51,7 @@ def rewritten(content: bytes, **changes):
 
 def test_history_of_version_0_1_with_logit_spread_is_read():
     history = measured_history()
-    old = rewritten(history.to_bytes(), logit_std=None, logit_spread=np.array([1e-3, math.nan], dtype=np.float32))
+    old = replace_arrays(history.to_bytes(), logit_std=None, logit_spread=np.array([1e-3, math.nan], dtype=np.float32))
     loaded = History.from_bytes(old)
     assert loaded.snapshots[0].logit_std == pytest.approx(1e-3)
     assert math.isnan(loaded.snapshots[1].logit_std)
@@ -74,9 +74,9 @@ def test_history_of_version_0_1_with_logit_spread_is_read():
         {"lr": np.array([object()])},  # a pickle
     ],
 )
-def test_history_whose_parts_do_not_fit_is_a_value_error(changes):
+def test_history_with_inconsistent_arrays_is_a_value_error(changes):
     with pytest.raises(ValueError, match="history"):
-        History.from_bytes(rewritten(measured_history().to_bytes(), **changes))
+        History.from_bytes(replace_arrays(measured_history().to_bytes(), **changes))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"\x80\x04\x95\x00.\x94."])
@@ -90,7 +90,7 @@ def test_history_of_a_folder_is_an_os_error(tmp_path):
         History.load(tmp_path)
 
 
-def test_mean_since_is_over_the_steps_from_there_on():
+def test_mean_since_averages_the_steps_from_that_one_on():
     history = History(plan(), losses=[4.0, 1.0, 2.0], grad_norms=[9.0, 0.5, 1.5])
     assert history.mean_since(1) == {
         "loss/train": 1.5,
@@ -101,7 +101,7 @@ def test_mean_since_is_over_the_steps_from_there_on():
     assert history.mean_since(0, 1.0)["clipped"] == pytest.approx(2 / 3)
 
 
-# --- what a snapshot says of the whole run -------------------------------------------------------
+# --- weights and signals of a snapshot -----------------------------------------------------------
 
 
 def test_matrix_groups_are_the_matrices_that_every_layer_has():
@@ -117,7 +117,7 @@ def test_matrix_groups_are_the_matrices_that_every_layer_has():
     assert [len(rows) for rows in groups.values()] == [3] * 6
 
 
-def test_snapshot_signals_that_do_not_exist_are_left_out():
+def test_snapshot_leaves_out_undefined_signals():
     table = WeightTable(("only",), ("linear",), (0,))
     values = np.full((1, len(STATISTICS)), math.nan)
     assert Snapshot(0, 0.0, 0.0, math.nan, table, values).signals == {}

@@ -1,4 +1,4 @@
-"""The monitor: at which steps it measures, what it measures there, and what follows from it."""
+"""The monitor: the steps at which it measures, its measurements, and its verdicts."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ def plan(steps=5, lr=0.5):
 
 
 class FixedProbe:
-    """A probe that finds what it is given; None: nothing was measured."""
+    """A probe that returns the given values; None means that nothing was measured."""
 
     def __init__(self, *values):
         self._values = list(values)
@@ -47,7 +47,7 @@ def record(monitor, loss=1.0, grad_norm=1.0):
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def test_monitor_on_watched_steps_measures_before_clipping_and_the_change_that_was_made():
+def test_monitor_measures_gradients_before_clipping_and_the_update_after_it():
     parameter, weights = linear_weight([[3.0, 4.0]], "enc.l.3.weight", 3)
     log = RecordingLog()
     monitor = Monitor(weights, History(plan()), MonitorConfig(every=2), log, probe=FixedProbe(0.25))
@@ -118,7 +118,7 @@ def test_monitor_of_a_step_after_a_divergence_measures_nothing():
     assert monitor.diagnosis.verdict is Verdict.diverged
 
 
-def test_monitor_that_is_off_is_never_due_and_records_losses_all_the_same():
+def test_monitor_that_is_off_is_never_due_but_records_losses():
     parameter, weights = linear_weight()
     log, probe = RecordingLog(), FixedProbe(1.0)
     monitor = Monitor(weights, History(plan()), MonitorConfig(every=1, enabled=False), log, probe=probe)
@@ -142,7 +142,7 @@ def test_monitor_that_is_off_is_never_due_and_records_losses_all_the_same():
 
 
 @pytest.mark.parametrize(("loss", "grad_norm"), [(math.nan, 1.0), (1.0, math.inf)])
-def test_monitor_that_is_off_says_that_a_value_is_not_finite(caplog, loss, grad_norm):
+def test_monitor_that_is_off_logs_a_value_that_is_not_finite(caplog, loss, grad_norm):
     monitor = Monitor({}, History(plan()), MonitorConfig(enabled=False), RecordingLog(), probe=None)
     record(monitor)
     record(monitor, loss, grad_norm)
@@ -155,7 +155,7 @@ def test_monitor_that_is_off_says_that_a_value_is_not_finite(caplog, loss, grad_
     assert monitor.diagnosis is None
 
 
-def test_pending_scalars_come_in_the_order_of_their_steps_up_to_the_first_that_is_not_finite():
+def test_pending_scalars_are_flushed_in_order_up_to_the_first_non_finite_one():
     history, pending = History(plan()), PendingScalars()
     assert pending.flush_to(history)
     for loss in (1.0, 2.0):
@@ -166,7 +166,7 @@ def test_pending_scalars_come_in_the_order_of_their_steps_up_to_the_first_that_i
         pending.add(torch.tensor(1.0), torch.tensor(norm))
     assert not pending.flush_to(history)
     assert history.losses == [1.0, 2.0, 1.0, 1.0]
-    assert pending.flush_to(history)  # what came after is gone
+    assert pending.flush_to(history)  # later values were dropped
     assert len(history.losses) == 4
 
 
@@ -188,15 +188,15 @@ def test_log_means_without_a_new_step_writes_nothing():
 
 def test_monitor_starts_undecided_and_writes_each_change_of_verdict_once(caplog):
     parameter, weights = linear_weight()
-    # whatever the steps are, they are too small: the standard deviation of the logits decides
+    # every update counts as too small, so the standard deviation of the logits decides
     thresholds = VerdictThresholds(min_logit_std=1e-2, min_update_per_lr=1e3)
-    spreads = [1, 1, 1e-6, 1e-6, 1e-6, *(20 * [1])]
+    logit_stds = [1, 1, 1e-6, 1e-6, 1e-6, *(20 * [1])]
     log = RecordingLog()
     config = MonitorConfig(every=1, thresholds=thresholds)
-    monitor = Monitor(weights, History(plan(30)), config, log, probe=FixedProbe(*spreads))
+    monitor = Monitor(weights, History(plan(30)), config, log, probe=FixedProbe(*logit_stds))
     caplog.set_level(logging.INFO)
     assert monitor.diagnosis.verdict is Verdict.undecided
-    for step in range(len(spreads)):
+    for step in range(len(logit_stds)):
         parameter.grad = torch.ones(2, 2)
         with monitor.update(step, None):
             parameter.data -= 0.1
@@ -212,7 +212,7 @@ def test_monitor_starts_undecided_and_writes_each_change_of_verdict_once(caplog)
     assert monitor.diagnosis.verdict is Verdict.healthy
 
 
-def test_monitor_told_of_a_divergence_between_two_steps_is_diverged():
+def test_divergence_reported_between_two_steps_is_the_verdict():
     log = RecordingLog()
     monitor = Monitor({}, History(plan()), MonitorConfig(), log, probe=None)
     monitor.report_divergence("loss/test", math.inf, 3)
@@ -224,7 +224,7 @@ def test_monitor_told_of_a_divergence_between_two_steps_is_diverged():
 # --- resuming ------------------------------------------------------------------------------------
 
 
-def test_monitor_state_through_json_continues_as_if_nothing_had_happened():
+def test_monitor_restored_from_json_continues_unchanged():
     def monitored(history, log):
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Dropout(0.5))
@@ -242,9 +242,9 @@ def test_monitor_state_through_json_continues_as_if_nothing_had_happened():
             if step % 4 == 0:
                 monitor.log_means()
 
-    whole_log, log = RecordingLog(), RecordingLog()
-    model, whole = monitored(History(plan(30)), whole_log)
-    train(model, whole, range(25))
+    expected_log, log = RecordingLog(), RecordingLog()
+    model, expected = monitored(History(plan(30)), expected_log)
+    train(model, expected, range(25))
 
     model, first = monitored(History(plan(30)), log)
     train(model, first, range(14))
@@ -256,13 +256,13 @@ def test_monitor_state_through_json_continues_as_if_nothing_had_happened():
         model[0].weight.copy_(weight)
     train(model, second, range(14, 25))
 
-    assert second.history.losses == whole.history.losses
-    assert second.history.snapshots == whole.history.snapshots
+    assert second.history.losses == expected.history.losses
+    assert second.history.snapshots == expected.history.snapshots
     measured = [shot.step for shot in second.history.snapshots if not math.isnan(shot.logit_std)]
     assert measured == [0, 10, 20]
-    assert (log.points, log.texts, log.snapshots) == (whole_log.points, whole_log.texts, whole_log.snapshots)
-    assert second.diagnosis == whole.diagnosis
-    assert second.state_dict() == whole.state_dict()
+    assert (log.points, log.texts, log.snapshots) == (expected_log.points, expected_log.texts, expected_log.snapshots)
+    assert second.diagnosis == expected.diagnosis
+    assert second.state_dict() == expected.state_dict()
 
 
 def test_monitor_state_keeps_a_verdict_with_its_findings():

@@ -1,4 +1,4 @@
-"""The standard deviation of the logits: of the texts alone, and at most every tenth step with a pass of its own."""
+"""The standard deviation of the logits: over the texts only, and with an extra pass at most every tenth step."""
 
 import math
 
@@ -30,7 +30,7 @@ def turn_off_dropout(model):
     model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
 
 
-def test_logit_std_of_one_text_repeated_is_zero_in_spite_of_dropout(task, batch):
+def test_logit_std_of_one_text_repeated_is_zero_despite_dropout(task, batch):
     model, same = task.classifier, [0] * batch.global_size
     repeated = batch._replace(
         input_ids=batch.input_ids[same],
@@ -45,7 +45,7 @@ def test_logit_std_of_one_text_repeated_is_zero_in_spite_of_dropout(task, batch)
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-def test_logit_std_is_that_of_float32_whatever_the_precision(task, batch):
+def test_logit_std_is_that_of_float32_at_any_precision(task, batch):
     model = task.classifier
     model.eval()
     exact = step.compute_logits(model, batch, Precision.fp32).detach()[:8]
@@ -58,7 +58,7 @@ def test_logit_std_is_that_of_float32_whatever_the_precision(task, batch):
     assert math.isnan(step.build_probe(model, Precision.fp32).logit_std(0, batch, exact[:1]))
 
 
-def test_logit_std_with_dropout_makes_a_pass_at_most_every_tenth_step(task, batch, monkeypatch):
+def test_logit_std_with_dropout_runs_a_pass_at_most_every_tenth_step(task, batch, monkeypatch):
     passes = []
     compute_logits = step.compute_logits
     monkeypatch.setattr(step, "compute_logits", lambda *args: passes.append(args) or compute_logits(*args))
@@ -67,10 +67,10 @@ def test_logit_std_with_dropout_makes_a_pass_at_most_every_tenth_step(task, batc
     assert len(passes) == 3
     measured = {number: value.item() for number, value in enumerate(values) if value is not None}
     assert list(measured) == [0, 10, 20]
-    assert len(set(measured.values())) == 1  # the weights are the same all along
+    assert len(set(measured.values())) == 1  # the weights do not change
 
 
-def test_logit_std_of_an_exact_training_pass_needs_no_pass_of_its_own(task, batch, monkeypatch):
+def test_logit_std_of_an_exact_training_pass_needs_no_extra_pass(task, batch, monkeypatch):
     turn_off_dropout(task.classifier)
     monkeypatch.setattr(step, "compute_logits", lambda *args: pytest.fail("a pass was made"))
     probe = step.build_probe(task.classifier, Precision.fp32)
@@ -78,7 +78,7 @@ def test_logit_std_of_an_exact_training_pass_needs_no_pass_of_its_own(task, batc
 
 
 @pytest.mark.parametrize("precision", list(Precision))
-def test_training_logits_are_used_in_float32_without_dropout_alone(task, precision):
+def test_training_logits_are_used_only_in_float32_without_dropout(task, precision):
     assert not is_exact(task.classifier)
     turn_off_dropout(task.classifier)
     assert is_exact(task.classifier)
@@ -86,7 +86,7 @@ def test_training_logits_are_used_in_float32_without_dropout_alone(task, precisi
     assert exact is (precision is Precision.fp32)
 
 
-def test_logit_std_pass_reads_the_first_texts_alone(task, batch):
+def test_logit_std_pass_reads_only_the_first_texts(task, batch):
     larger = batch._replace(
         input_ids=batch.input_ids.repeat(3, 1),
         attention_mask=batch.attention_mask.repeat(3, 1),
@@ -102,7 +102,7 @@ def test_logit_std_pass_reads_the_first_texts_alone(task, batch):
     assert sizes == [MAX_TEXTS]
 
 
-def test_logit_std_without_logits_of_the_training_pass_measures_them(task, batch):
+def test_logit_std_without_logits_of_the_training_pass_computes_them(task, batch):
     turn_off_dropout(task.classifier)
     probe = step.build_probe(task.classifier, Precision.fp32)
     logits = step.compute_logits(task.classifier, batch, Precision.fp32).detach()
@@ -110,7 +110,7 @@ def test_logit_std_without_logits_of_the_training_pass_measures_them(task, batch
     assert without == pytest.approx(probe.logit_std(0, batch, logits).item(), rel=1e-5)
 
 
-def test_first_texts_cuts_the_rows_of_tensors_alone():
+def test_first_texts_cuts_only_the_rows_of_tensors():
     inputs = {"input_ids": torch.arange(40).reshape(20, 2), "scale": torch.ones(()), "flag": True}
     first = first_texts(inputs)
     assert first["input_ids"].tolist() == inputs["input_ids"][:8].tolist()
@@ -139,7 +139,7 @@ def test_probe_that_raises_restores_the_mode_of_every_module():
         ("opt", {"word_embed_proj_dim": 4, "ffn_dim": 4, "dropout": 0.0, "attention_dropout": 0.0}, True),
     ],
 )
-def test_is_exact_knows_dropout_of_every_family(family, keys, exact):
+def test_is_exact_recognizes_dropout_of_every_family(family, keys, exact):
     sizes = {"vocab_size": 8, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "pad_token_id": 0}
     config = AutoConfig.for_model(family, **sizes, **keys)
     assert is_exact(AutoModelForSequenceClassification.from_config(config)) is exact

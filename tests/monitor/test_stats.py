@@ -1,4 +1,4 @@
-"""Statistics of gradients, updates and logits, next to their definitions written out."""
+"""Statistics of gradients, updates and logits, compared with their definitions."""
 
 import math
 
@@ -28,7 +28,7 @@ def on_other_devices(gradients):
 
 @pytest.fixture(params=[on_cpu, on_other_devices])
 def gradient_statistics(request):
-    """Both ways to compute them: that of the CPU, and that of all other devices."""
+    """Both implementations: for the CPU, and for all other devices."""
     return request.param
 
 
@@ -92,7 +92,7 @@ def test_update_statistics_of_two_steps_equal_their_definitions():
             assert rms == pytest.approx(old.square().mean().sqrt().item())
 
 
-def test_weight_statistics_when_other_parameters_have_gradients_follow():
+def test_weight_statistics_follow_the_parameters_with_gradients():
     parameters = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
     statistics = stats.WeightStatistics(parameters)
     for live in ([0], [0, 1], [1]):
@@ -106,7 +106,7 @@ def test_weight_statistics_when_other_parameters_have_gradients_follow():
 
 
 class HostToDevice(TorchFunctionMode):
-    """Notes tensors made of Python's or numpy's values, and copies from the CPU to another device."""
+    """Records tensors made from Python's or numpy's values, and copies from the CPU to another device."""
 
     def __init__(self):
         super().__init__()
@@ -144,14 +144,14 @@ class HostToDevice(TorchFunctionMode):
         lambda: torch.empty(3, device="meta").copy_(torch.ones(3)),
     ],
 )
-def test_host_to_device_copy_is_noted(copy):
+def test_host_to_device_copy_is_recorded(copy):
     with HostToDevice() as mode:
         copy()
     assert mode.copies
 
 
 def test_second_measurement_on_another_device_copies_nothing_from_the_host():
-    """The host waits for the device with each such copy: element counts and rows are made once."""
+    """The host waits for the device at each such copy, so element counts and rows are created once."""
     parameters = [torch.nn.Parameter(torch.empty(size, device="meta")) for size in ((3, 2), (4,), (3, 2))]
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)
@@ -198,7 +198,7 @@ def tf32():
     matmul.fp32_precision = before
 
 
-def test_eval_fp32_sets_everything_for_the_body_and_restores_it(tf32):
+def test_eval_fp32_sets_modes_and_precision_in_the_body_and_restores_them(tf32):
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
     model[0].eval()  # a module that its owner keeps in eval mode
     with torch.autocast("cpu", torch.bfloat16):

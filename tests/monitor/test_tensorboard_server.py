@@ -1,4 +1,4 @@
-"""What TensorBoard itself says about a sweep, asked over HTTP as its pages ask."""
+"""TensorBoard's own data on a sweep, requested over HTTP as by its pages."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ NAMES = ["warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0"]
 
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory):
-    """A function that asks TensorBoard, started on two finished runs, for the JSON at a path."""
+    """A function that requests the JSON at a path from a TensorBoard of two finished runs."""
     folder = tmp_path_factory.mktemp("tensorboard")
     settings, sweep = small_run(folder), folder / "sweep"
     for name, warmup_frac in zip(NAMES, (0.1, 0.7), strict=True):

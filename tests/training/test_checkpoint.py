@@ -1,4 +1,4 @@
-"""Checkpoints: training resumes bit for bit as if nothing had happened, and a file that is not complete is refused."""
+"""Checkpoints: training resumes bit for bit, and a file that is not complete is refused."""
 
 import dataclasses
 import math
@@ -28,8 +28,8 @@ def metadata(steps=0):
 @pytest.fixture
 def layer():
     """A layer and its optimizer."""
-    made = torch.nn.Linear(2, 2)
-    return made, torch.optim.AdamW(made.parameters())
+    linear = torch.nn.Linear(2, 2)
+    return linear, torch.optim.AdamW(linear.parameters())
 
 
 class StoppedError(Exception):
@@ -38,13 +38,13 @@ class StoppedError(Exception):
 
 @pytest.mark.parametrize("steps", [1, 4, 6, 11])  # 6 is the end of the first epoch, 11 the last step but one
 @pytest.mark.parametrize("variant", ["plain", "uncorrected", "bf16", "watched at every step", "not watched"])
-def test_training_resumed_from_a_checkpoint_gives_the_same_bits(settings, tmp_path, steps, variant):
+def test_training_resumed_from_a_checkpoint_is_unchanged_bit_for_bit(settings, tmp_path, steps, variant):
     settings.optimizer.bias_correction = variant != "uncorrected"
     settings.train.precision = Precision.bf16 if variant == "bf16" else Precision.fp32
     settings.monitor.every = 1 if variant == "watched at every step" else 3
     settings.monitor.enabled = variant != "not watched"
     settings.train.eval_every, settings.train.log_every = 5, 4
-    whole = PreparedRun(settings).fit()
+    full = PreparedRun(settings).fit()
 
     path = tmp_path / checkpoint.CHECKPOINT_FILE
     log = RecordingLog()
@@ -62,20 +62,20 @@ def test_training_resumed_from_a_checkpoint_gives_the_same_bits(settings, tmp_pa
 
     stored = Checkpoint(path)
     resumed = PreparedRun(settings, history=History.from_bytes(stored.history), log=log)
-    seed_everything(1234)  # whatever other runs have left behind
+    seed_everything(1234)  # like other runs in between
     stored.restore(resumed.task.classifier, resumed.task.optimizer)
     resumed.monitor.load_state_dict(stored.metadata.monitor)
     resumed.state = stored.metadata.state
     assert resumed.state.steps == steps
     resumed.fit()
 
-    assert torch.equal(resumed.weights(), whole.weights())
-    assert (resumed.history.losses, resumed.history.grad_norms) == (whole.history.losses, whole.history.grad_norms)
-    assert resumed.history.snapshots == whole.history.snapshots
-    assert (log.points, log.texts, log.snapshots) == (whole.log.points, whole.log.texts, whole.log.snapshots)
-    assert resumed.monitor.diagnosis == whole.monitor.diagnosis
-    assert (resumed.state.status, resumed.state.evaluations) == (whole.state.status, whole.state.evaluations)
-    moments, expected = (run.task.optimizer.state_dict()["state"] for run in (resumed, whole))
+    assert torch.equal(resumed.weights(), full.weights())
+    assert (resumed.history.losses, resumed.history.grad_norms) == (full.history.losses, full.history.grad_norms)
+    assert resumed.history.snapshots == full.history.snapshots
+    assert (log.points, log.texts, log.snapshots) == (full.log.points, full.log.texts, full.log.snapshots)
+    assert resumed.monitor.diagnosis == full.monitor.diagnosis
+    assert (resumed.state.status, resumed.state.evaluations) == (full.state.status, full.state.evaluations)
+    moments, expected = (run.task.optimizer.state_dict()["state"] for run in (resumed, full))
     assert moments.keys() == expected.keys()
     for row, state in moments.items():
         assert all(torch.equal(value, expected[row][name]) for name, value in state.items())
@@ -83,7 +83,7 @@ def test_training_resumed_from_a_checkpoint_gives_the_same_bits(settings, tmp_pa
 
 def test_checkpoint_restores_random_states(tmp_path, layer):
     seed_everything(3)
-    random.gauss(0, 1)  # leaves a second number behind for the next call
+    random.gauss(0, 1)  # stores a second number for the next call
     np.random.standard_normal()
     save_checkpoint(tmp_path / "c", *layer, metadata(), b"history")
 
@@ -97,7 +97,7 @@ def test_checkpoint_restores_random_states(tmp_path, layer):
     assert draw() == expected
 
 
-def test_checkpoint_metadata_and_history_come_back_as_they_were(tmp_path, layer):
+def test_checkpoint_metadata_and_history_are_restored_unchanged(tmp_path, layer):
     evaluations = [EvalResult(3, 1.5, 0.25, 0.5, -0.25, ((1, 2), (3, 4))), EvalResult(6, math.inf, 0.5, 0.25, 0.0)]
     state = TrainState(
         Status.running, 6, evaluations, evaluations[:1], train_seconds=1.5, eval_seconds=0.5, compile_seconds=0.25
@@ -116,20 +116,20 @@ def corrupt_files(content):
     yield content[: len(content) // 2]
     yield content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
     yield content + b"x"
-    yield content.replace(b"fingerprint", b"fingerprinz")  # its metadata is not what was hashed
+    yield content.replace(b"fingerprint", b"fingerprinz")  # metadata that does not match its hash
     yield b"\x80\x04\x95\x00.\x94."  # a pickle
     yield b"\xff" * 8 + content[8:]  # a huge header
     yield "läuft noch".encode()
 
 
-def test_checkpoint_that_is_corrupt_is_named(tmp_path, layer):
-    save_checkpoint(tmp_path / "whole", *layer, metadata(), b"history")
+def test_corrupt_checkpoint_is_named(tmp_path, layer):
+    save_checkpoint(tmp_path / "full", *layer, metadata(), b"history")
     bad = tmp_path / "bad"
-    for content in corrupt_files((tmp_path / "whole").read_bytes()):
+    for content in corrupt_files((tmp_path / "full").read_bytes()):
         bad.write_bytes(content)
         with pytest.raises(CorruptCheckpointError, match=f"^{bad}: corrupt checkpoint"):
             Checkpoint(bad)
-    save_file({"weight": torch.ones(2)}, bad)  # complete, and another program's
+    save_file({"weight": torch.ones(2)}, bad)  # a complete file of another program
     with pytest.raises(CorruptCheckpointError, match="corrupt checkpoint"):
         Checkpoint(bad)
     with pytest.raises(CorruptCheckpointError, match="not a file"):
@@ -139,7 +139,7 @@ def test_checkpoint_that_is_corrupt_is_named(tmp_path, layer):
 
 
 @pytest.mark.parametrize("change", [{"state": None}, {"state": {"steps": 1}}, {"more": 1}])
-def test_checkpoint_metadata_of_other_fields_is_an_error_that_readers_expect(change):
+def test_checkpoint_metadata_of_invalid_fields_raises_an_error_that_readers_catch(change):
     fields = dataclasses.asdict(metadata()) | change
     with pytest.raises((KeyError, TypeError, ValueError)):
         CheckpointMetadata.from_dict(fields)
@@ -159,7 +159,7 @@ def test_failed_write_of_a_checkpoint_leaves_the_previous_one(tmp_path, layer, m
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
-def test_tied_weights_come_back(tmp_path):
+def test_tied_weights_are_restored(tmp_path):
     def model():
         tied = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
         tied[1].weight = tied[0].weight

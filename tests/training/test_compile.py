@@ -1,4 +1,4 @@
-"""torch.compile: one graph per shape, a limit that is reported, memory that is freed, a compiler that is looked for."""
+"""torch.compile: one graph per shape, a limit that is reported, memory that is freed, and a check for a compiler."""
 
 import functools
 import importlib.util
@@ -19,7 +19,7 @@ from bertmon.training.task import build_task
 
 @pytest.fixture(autouse=True)
 def _eager_backend(monkeypatch):
-    """Dynamo traces and counts graphs; they run as they are, so that no C++ compiler is needed."""
+    """Dynamo traces and counts graphs but runs them eagerly, so that no C++ compiler is needed."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     monkeypatch.setattr(step, "_require_compiler", lambda device_type: None)
     yield
@@ -37,7 +37,7 @@ def first_epoch(settings) -> tuple[torch.nn.Module, list[torch.Size]]:
     return task.classifier, shapes
 
 
-def test_a_shape_has_one_graph_whether_its_texts_are_padded_or_not(settings, tmp_path):
+def test_shape_has_one_graph_with_and_without_padding(settings, tmp_path):
     rows = [f"{'boat ' * length}sea,{'sea' if length % 2 else 'sky'}" for length in (9, 60, 61, 62)]
     mixed = tmp_path / "mixed.csv"
     mixed.write_text("\n".join(["text,label", *rows]))
@@ -46,7 +46,7 @@ def test_a_shape_has_one_graph_whether_its_texts_are_padded_or_not(settings, tmp
     settings.data.bucket_lengths = [32]
     task = build_task(settings, torch.device("cpu"))
     masks = [step._attention_mask(task.classifier, batch, torch.float32) for batch in task.train.epoch_batches(0, 0)]
-    assert [mask is None for mask in masks].count(True) == 3  # the control: of two graphs without the rule
+    assert [mask is None for mask in masks].count(True) == 3  # the control: without the rule there would be two graphs
     counters.clear()
     first_epoch(settings)
     assert counters["stats"]["unique_graphs"] == 1
@@ -60,7 +60,7 @@ def test_more_shapes_than_graphs_are_one_clear_error(settings, monkeypatch, tmp_
         run_training(settings, tmp_path / "run", name="run")
 
 
-def test_the_limit_is_that_of_one_run_and_not_of_all_runs_of_a_process(settings, monkeypatch):
+def test_limit_applies_to_each_run_and_not_to_the_process(settings, monkeypatch):
     monkeypatch.setattr(step, "MAX_GRAPHS", 2)
     for layers in (1, 2, 3):  # each has graphs of its own
         settings.model.num_hidden_layers = layers
@@ -68,7 +68,7 @@ def test_the_limit_is_that_of_one_run_and_not_of_all_runs_of_a_process(settings,
         assert len(set(shapes)) == 2
 
 
-def test_a_compiled_model_does_not_outlive_the_next_ones_compilation(settings):
+def test_compiled_model_is_freed_by_the_next_compilation(settings):
     first = weakref.ref(first_epoch(settings)[0])
     assert first() is not None  # the control: it is part of a cycle
     step.maybe_compile(torch.nn.Linear(1, 1), True)
@@ -86,7 +86,7 @@ def test_a_compiled_model_does_not_outlive_the_next_ones_compilation(settings):
         ("mps", "gcc", None),
     ],
 )
-def test_what_a_device_needs_for_compiling_is_looked_for(device, missing, message, monkeypatch):
+def test_missing_compiler_of_a_device_is_reported(device, missing, message, monkeypatch):
     monkeypatch.undo()  # the fixture's
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.delenv("CXX", raising=False)

@@ -1,4 +1,4 @@
-"""What a run says about its data and its model before the first step."""
+"""The log lines on the data and the model before the first step of a run."""
 
 import dataclasses
 
@@ -36,7 +36,11 @@ def test_first_lines_of_an_albert_name_the_missing_depth_ratio(settings, first_l
 
 @pytest.mark.parametrize(
     ("changes", "compared"),
-    [({}, True), ({"hidden_size": 132}, False), ({"model_type": "roberta-prelayernorm", "max_position_embeddings": 40}, False)],
+    [
+        ({}, True),
+        ({"hidden_size": 132}, False),
+        ({"model_type": "roberta-prelayernorm", "max_position_embeddings": 40}, False),
+    ],
 )
 def test_first_lines_compare_the_peak_with_models_like_the_studied_ones_alone(settings, first_lines, changes, compared):
     wide = dataclasses.replace(settings.model, **changes)

@@ -1,4 +1,4 @@
-"""Schedules: transformers' run ahead, one's own, and what is refused; and when a run is evaluated."""
+"""Schedules of transformers and of the user, invalid schedules, and the steps at which a run is evaluated."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("decay", SCHEDULES)
-def test_lr_factors_are_the_rates_that_transformers_schedule_gives(decay):
+def test_lr_factors_match_the_schedule_of_transformers(decay):
     keys, options = SCHEDULES[decay]
     factors = lr_factors(ScheduleConfig(decay=Decay(decay), warmup_frac=0.2, **keys), 40)
     adamw = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(()))], lr=3e-4)
@@ -44,7 +44,7 @@ def triangle(step, warmup_steps, total_steps):
     return min(step / warmup_steps, (total_steps - step) / (total_steps - warmup_steps))
 
 
-def test_lr_factors_of_a_function_are_what_it_returns(monkeypatch):
+def test_lr_factors_of_a_function_are_its_values(monkeypatch):
     config = ScheduleConfig(warmup_frac=0.5, function=f"{__name__}.triangle")
     assert lr_factors(config, 6).tolist() == [0, 1 / 3, 2 / 3, 1, 2 / 3, 1 / 3]
 
@@ -62,7 +62,7 @@ def negative(step, warmup_steps, total_steps):
         (f"{__name__}.negative", r"expected finite factors of at least 0, got -1\.0 at step 2"),
     ],
 )
-def test_lr_factors_of_a_function_that_does_not_fit_names_it(name, message):
+def test_lr_factors_of_an_invalid_function_are_refused(name, message):
     with pytest.raises(InputError, match=message):
         lr_factors(ScheduleConfig(function=name), 5)
 

@@ -1,4 +1,4 @@
-"""How float32 products are computed, in runs and in the probe: flags alone, which a build without CUDA has too."""
+"""The precision of float32 products in runs and in the probe: only flags, which builds without CUDA have too."""
 
 import logging
 import os
@@ -18,13 +18,13 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def flags() -> tuple[str, str, str]:
-    """What products of float32 matrices are computed in on CUDA, on the CPU, and where neither says it."""
+    """The precision of float32 matrix products on CUDA, on the CPU, and in general."""
     backends = torch.backends
     return backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision, backends.fp32_precision
 
 
 @pytest.fixture(autouse=True)
-def _restored():
+def _restore_flags():
     yield
     torch.backends.fp32_precision = "none"
     torch.set_float32_matmul_precision("highest")
@@ -38,12 +38,12 @@ def set_medium() -> None:
     torch.set_float32_matmul_precision("medium")
 
 
-def set_all_backends() -> None:  # as transformers' Trainer(tf32=True)
+def set_all_backends() -> None:  # like transformers' Trainer(tf32=True)
     torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
     torch.backends.fp32_precision = "tf32"
 
 
-def set_cuda_alone() -> None:
+def set_only_cuda() -> None:
     torch.backends.cuda.matmul.fp32_precision = "tf32"
 
 
@@ -59,8 +59,8 @@ def legacy_flag() -> object:
         return None
 
 
-@pytest.mark.parametrize("set_flags", [set_high, set_medium, set_all_backends, set_cuda_alone, set_both_apis])
-def test_eval_fp32_switches_tf32_off_and_restores_what_was_set(set_flags):
+@pytest.mark.parametrize("set_flags", [set_high, set_medium, set_all_backends, set_only_cuda, set_both_apis])
+def test_eval_fp32_switches_tf32_off_and_restores_the_flags(set_flags):
     set_flags()
     before = flags(), legacy_flag()
     assert before != (("ieee", "ieee", "none"), "highest")
@@ -69,7 +69,7 @@ def test_eval_fp32_switches_tf32_off_and_restores_what_was_set(set_flags):
     assert (flags(), legacy_flag()) == before
 
 
-def test_eval_fp32_leaves_flags_that_follow_the_general_one_following_it():
+def test_eval_fp32_keeps_flags_following_the_general_one():
     set_all_backends()
     with eval_fp32(torch.nn.Linear(1, 1)):
         pass
@@ -93,8 +93,8 @@ def test_both_sets_of_flags_agree_in_eval_fp32_so_that_inductor_can_read_them():
 @pytest.mark.parametrize(
     ("precision", "expected"), [(Precision.fp32, "ieee"), (Precision.bf16, "ieee"), (Precision.tf32, "tf32")]
 )
-def test_a_run_computes_float32_products_as_its_config_says_whatever_was_set(settings, tmp_path, precision, expected):
-    (set_high if expected == "ieee" else set_cuda_alone)()
+def test_run_sets_the_precision_of_its_config_whatever_was_set_before(settings, tmp_path, precision, expected):
+    (set_high if expected == "ieee" else set_only_cuda)()
     settings.train.precision = precision
     settings.train.epochs = 1
     settings.monitor.figures = False
@@ -103,17 +103,17 @@ def test_a_run_computes_float32_products_as_its_config_says_whatever_was_set(set
     assert torch.backends.cuda.matmul.allow_tf32 is (expected == "tf32")
 
 
-def test_fp32_is_ieee_although_the_environment_asks_for_tf32():
+def test_fp32_is_ieee_even_if_the_environment_enables_tf32():
     """NVIDIA's containers set this variable."""
     code = (
         "import torch; from bertmon.training.step import *; print(torch.backends.cuda.matmul.allow_tf32);"
         "set_precision(Precision.fp32, torch.device('cpu')); print(torch.backends.cuda.matmul.allow_tf32)"
     )
     environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
-    printed = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=TIMEOUT
     )
-    assert printed.stdout.split() == ["True", "False"]
+    assert process.stdout.split() == ["True", "False"]
 
 
 @pytest.mark.parametrize(
@@ -126,11 +126,11 @@ def test_fp32_is_ieee_although_the_environment_asks_for_tf32():
         (Precision.fp32, CUDA, None),
     ],
 )
-def test_a_precision_that_the_device_has_not_is_one_warning(precision, device, warning, monkeypatch, caplog):
-    asked = []
+def test_precision_that_the_device_lacks_gives_one_warning(precision, device, warning, monkeypatch, caplog):
+    requests = []
 
     def is_bf16_supported(including_emulation: bool = True) -> bool:
-        asked.append(including_emulation)
+        requests.append(including_emulation)
         return including_emulation  # as on a T4
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
@@ -138,10 +138,10 @@ def test_a_precision_that_the_device_has_not_is_one_warning(precision, device, w
     with caplog.at_level(logging.WARNING, logger="bertmon"):
         set_precision(precision, device)
     assert [record.message.split(":")[0] for record in caplog.records] == ([warning] if warning else [])
-    assert True not in asked  # emulation is the slow path that is warned of
+    assert True not in requests  # emulation is the slow path that the warning is about
 
 
-def test_a_gpu_that_has_tf32_and_bfloat16_gives_no_warning(monkeypatch, caplog):
+def test_gpu_with_tf32_and_bfloat16_gives_no_warning(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     monkeypatch.setattr(torch.version, "hip", None)
     for precision in Precision:
@@ -149,19 +149,19 @@ def test_a_gpu_that_has_tf32_and_bfloat16_gives_no_warning(monkeypatch, caplog):
     assert not caplog.records
 
 
-def test_a_run_that_is_not_deterministic_leaves_cublas_ready_for_one_that_is(monkeypatch):
+def test_nondeterministic_run_prepares_cublas_for_a_deterministic_one(monkeypatch):
     """cuBLAS of older versions reads the variable once in a process."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     set_determinism(False)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
-@pytest.mark.parametrize(("device", "kept"), [(CUDA, False), (torch.device("cpu"), True)])
-def test_cudnns_attention_is_off_on_cuda(device, kept):
+@pytest.mark.parametrize(("device", "enabled"), [(CUDA, False), (torch.device("cpu"), True)])
+def test_cudnns_attention_is_off_on_cuda(device, enabled):
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(True)
     try:
         set_precision(Precision.fp32, device)
-        assert torch.backends.cuda.cudnn_sdp_enabled() is kept
+        assert torch.backends.cuda.cudnn_sdp_enabled() is enabled
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)

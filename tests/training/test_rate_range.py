@@ -23,12 +23,12 @@ def test_training_that_does_not_break_reaches_the_highest_rate(settings):
     outcome = find_cliff(settings, 1e-5, 1.3e-5)
     assert (outcome.broke, outcome.cliff, outcome.steps) == (False, None, 16)
     assert outcome.last == pytest.approx(1.3e-5, rel=0.01)
-    assert len(outcome.plan) == 12  # that of the planned run
+    assert len(outcome.plan) == 12  # the plan of the planned run
 
 
 def test_training_breaks_once_gradients_vanish_towards_the_input(settings):
     settings.model.num_hidden_layers = 6
-    settings.optimizer.bias_correction = False  # the rate that rises is the effective one all the same
+    settings.optimizer.bias_correction = False  # the rising rate is the effective one anyway
     first, second = (find_cliff(settings, 3e-2, 30.0) for _ in range(2))
     assert first.broke
     assert (first.steps, first.last) == (second.steps, second.last)
@@ -36,7 +36,7 @@ def test_training_breaks_once_gradients_vanish_towards_the_input(settings):
     assert first.cliff == first.last / OVERSHOOT
 
 
-def test_a_threshold_that_every_gradient_meets_breaks_at_once(settings):
+def test_threshold_that_every_gradient_meets_breaks_at_once(settings):
     settings.monitor.enabled = False
     settings.monitor.thresholds.min_depth_ratio = 1e6
     outcome = find_cliff(settings, 1e-3, 1e-2)
@@ -45,11 +45,11 @@ def test_a_threshold_that_every_gradient_meets_breaks_at_once(settings):
 
 def test_vanishing_gradients_of_a_model_that_has_learned_are_no_cliff(settings, monkeypatch):
     settings.monitor.thresholds.min_depth_ratio = 1e6
-    monkeypatch.setattr(rate_range, "LEARNED_LOSS_RATIO", 100)  # any loss is that of a model that has learned
+    monkeypatch.setattr(rate_range, "LEARNED_LOSS_RATIO", 100)  # any loss counts as learned
     assert not find_cliff(settings, 1e-3, 1.1e-3).broke
 
 
-def test_a_single_layer_has_no_gradients_to_compare(settings):
+def test_single_layer_has_no_gradients_to_compare(settings):
     settings.model = dataclasses.replace(TINY, num_hidden_layers=1)
     with pytest.raises(InputError, match="model: expected at least two encoder layers"):
         find_cliff(settings, 1e-3, 1e-2)

@@ -1,4 +1,4 @@
-"""Whole runs: what they leave in their folder, resumed, refused, or with a disk that is full."""
+"""Complete runs: the files in their folders, resuming, refusals, and a full disk."""
 
 import dataclasses
 import json
@@ -32,10 +32,10 @@ from bertmon.training.run_training import run_training
 
 
 @pytest.fixture
-def whole(tmp_path):
-    """The folder of a run that nothing disturbs."""
-    (tmp_path / "whole").mkdir()
-    return tmp_path / "whole"
+def plain(tmp_path):
+    """The folder of an uninterrupted run."""
+    (tmp_path / "plain").mkdir()
+    return tmp_path / "plain"
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ def broken(tmp_path):
 # --- results -------------------------------------------------------------------------------------
 
 
-def test_run_that_finished_returns_what_its_folder_holds(settings, whole):
-    result = run_training(settings, whole, name="run", overrides={"schedule.warmup_frac": "0.25", "model": "tiny"})
-    assert result == RunResult.read_ended(whole)
+def test_finished_run_returns_the_result_in_its_folder(settings, plain):
+    result = run_training(settings, plain, name="run", overrides={"schedule.warmup_frac": "0.25", "model": "tiny"})
+    assert result == RunResult.read_ended(plain)
     assert (result.status, result.steps, result.total_steps) == (Status.finished, 12, 12)
     assert result.overrides == {"schedule.warmup_frac": 0.25, "model": "tiny"}
     assert (result.seed, result.config["optimizer"]["lr"]) == (1, 1e-3)
@@ -58,39 +58,39 @@ def test_run_that_finished_returns_what_its_folder_holds(settings, whole):
     assert [each.step for each in result.evaluations] == [0, 6, 12]
     assert result.objective == result.final.accuracy
     assert result.seconds >= sum(result.timings[key] for key in ("train_seconds", "eval_seconds")) > 0
-    history = History.load(whole / HISTORY_FILE)
+    history = History.load(plain / HISTORY_FILE)
     assert (len(history.losses), [shot.step for shot in history.snapshots]) == (12, [0])
-    assert not (whole / CHECKPOINT_FILE).exists()
+    assert not (plain / CHECKPOINT_FILE).exists()
 
 
-def test_new_run_leaves_event_files_of_others_in_its_folder_alone(settings, whole):
-    (whole / "events.out.tfevents.1.other").write_bytes(b"theirs")
-    run_training(settings, whole, name="run")
-    assert (whole / "events.out.tfevents.1.other").read_bytes() == b"theirs"
+def test_new_run_keeps_other_event_files_in_its_folder(settings, plain):
+    (plain / "events.out.tfevents.1.other").write_bytes(b"theirs")
+    run_training(settings, plain, name="run")
+    assert (plain / "events.out.tfevents.1.other").read_bytes() == b"theirs"
 
 
-def test_ended_run_that_still_has_its_checkpoint_is_not_trained_again(settings, whole, monkeypatch):
-    run_training(settings, whole, name="run")
-    left = [whole / CHECKPOINT_FILE, whole / f".{CHECKPOINT_FILE}.x1"]
-    for path in left:
+def test_ended_run_that_still_has_its_checkpoint_is_not_trained_again(settings, plain, monkeypatch):
+    run_training(settings, plain, name="run")
+    leftovers = [plain / CHECKPOINT_FILE, plain / f".{CHECKPOINT_FILE}.x1"]
+    for path in leftovers:
         path.touch()
-    settings.resume = str(whole)
+    settings.resume = str(plain)
     monkeypatch.setattr("bertmon.training.run_training.build_task", None)
-    assert run_training(settings, whole, name="run").status is Status.finished
-    assert not any(path.exists() for path in left)
+    assert run_training(settings, plain, name="run").status is Status.finished
+    assert not any(path.exists() for path in leftovers)
 
 
-def test_comparing_with_the_sweep_is_refused_in_several_processes(settings, whole, monkeypatch):
+def test_comparing_with_the_sweep_is_refused_in_several_processes(settings, plain, monkeypatch):
     settings.monitor.on_behind = OnBehind.stop
     monkeypatch.setattr("bertmon.training.run_training.distributed.world_size", lambda: 2)
     with pytest.raises(InputError, match=r"monitor\.on_behind: expected ignore in several processes, got stop"):
-        run_training(settings, whole, name="run")
+        run_training(settings, plain, name="run")
 
 
-def test_run_outside_of_a_sweep_has_its_main_settings_in_the_hparams_table(settings, whole):
+def test_run_outside_of_a_sweep_has_its_main_settings_in_the_hparams_table(settings, plain):
     settings.optimizer.bias_correction = False
-    run_training(settings, whole, name="run")
-    events = EventAccumulator(str(whole)).Reload()
+    run_training(settings, plain, name="run")
+    events = EventAccumulator(str(plain)).Reload()
     start = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
     columns = {key: MessageToDict(value) for key, value in start.session_start_info.hparams.items()}
     expected = {"model.num_hidden_layers": 2, "train.batch_size": 8, "optimizer.lr": 1e-3, "seed": 1}
@@ -99,17 +99,17 @@ def test_run_outside_of_a_sweep_has_its_main_settings_in_the_hparams_table(setti
     assert "data.train" not in columns
 
 
-def test_run_with_monitor_off_has_losses_and_no_verdict(settings, whole):
+def test_run_with_monitor_off_has_losses_and_no_verdict(settings, plain):
     settings.monitor.enabled = False
-    result = run_training(settings, whole, name="run")
+    result = run_training(settings, plain, name="run")
     assert result.diagnosis is None
-    assert json.loads((whole / RESULT_FILE).read_text())["verdict"] is None
-    history = History.load(whole / HISTORY_FILE)
+    assert json.loads((plain / RESULT_FILE).read_text())["verdict"] is None
+    history = History.load(plain / HISTORY_FILE)
     assert (len(history.losses), history.snapshots) == (12, [])
-    assert set(RunContent.read(whole).scalars) >= {"loss/train", "grad_norm", "loss/test", "accuracy/test"}
+    assert set(RunContent.read(plain).scalars) >= {"loss/train", "grad_norm", "loss/test", "accuracy/test"}
 
 
-def test_run_whose_training_raises_leaves_its_history_and_the_error(settings, whole, monkeypatch):
+def test_run_whose_training_raises_writes_its_history_and_the_error(settings, plain, monkeypatch):
     evaluate = trainer.evaluate
 
     def fail(*args, step, **options):
@@ -119,22 +119,20 @@ def test_run_whose_training_raises_leaves_its_history_and_the_error(settings, wh
 
     monkeypatch.setattr(trainer, "evaluate", fail)
     with pytest.raises(ZeroDivisionError):
-        run_training(settings, whole, name="run")
-    result = RunResult.read(whole)
+        run_training(settings, plain, name="run")
+    result = RunResult.read(plain)
     assert (result.status, result.error) == (Status.failed, "ZeroDivisionError: the cat")
-    assert len(History.load(whole / HISTORY_FILE).losses) == 6
+    assert len(History.load(plain / HISTORY_FILE).losses) == 6
     assert result.diagnosis.verdict is Verdict.undecided
 
 
 # --- resuming ------------------------------------------------------------------------------------
 
 
-def test_interrupted_run_when_resumed_leaves_what_an_undisturbed_one_leaves(
-    settings, whole, broken, monkeypatch, caplog
-):
+def test_resumed_run_writes_the_files_of_an_uninterrupted_one(settings, plain, broken, monkeypatch, caplog):
     caplog.set_level("INFO")
     settings.monitor.every, settings.train.log_every = 2, 1
-    run_training(settings, whole, name="run")
+    run_training(settings, plain, name="run")
     interrupt_run(settings, broken, monkeypatch, at=6)
     assert RunResult.read(broken).status is Status.interrupted
     assert (broken / CHECKPOINT_FILE).exists()
@@ -144,7 +142,7 @@ def test_interrupted_run_when_resumed_leaves_what_an_undisturbed_one_leaves(
     result = RunResult.read_ended(broken)
     assert 0 < result.previous_seconds < result.seconds
     assert result.timings["train_seconds"] > result.previous_seconds / 2
-    assert RunContent.read(broken) == RunContent.read(whole)
+    assert RunContent.read(broken) == RunContent.read(plain)
     assert not (broken / CHECKPOINT_FILE).exists()
 
     before = (broken / RESULT_FILE).read_bytes()
@@ -155,7 +153,7 @@ def test_interrupted_run_when_resumed_leaves_what_an_undisturbed_one_leaves(
 
 
 def run_into_interrupt(settings, run_dir, monkeypatch, evaluate):
-    """Run with another function `evaluate`, which sends a signal."""
+    """Run with `evaluate`, which sends a signal, instead of trainer.evaluate."""
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "evaluate", evaluate)
         with pytest.raises(KeyboardInterrupt):
@@ -164,12 +162,12 @@ def run_into_interrupt(settings, run_dir, monkeypatch, evaluate):
 
 @pytest.mark.parametrize("in_validation", [False, True])
 @pytest.mark.parametrize("at", [0, 5, 10])
-def test_run_interrupted_in_an_evaluation_makes_it_when_resumed(
-    settings, whole, broken, monkeypatch, at, in_validation
+def test_run_interrupted_in_an_evaluation_repeats_it_when_resumed(
+    settings, plain, broken, monkeypatch, at, in_validation
 ):
     settings.train.checkpoint_every, settings.train.save_model = 100, SaveModel.best
     settings.data.validation_frac = 0.2
-    run_training(settings, whole, name="run")
+    run_training(settings, plain, name="run")
     evaluate, calls = trainer.evaluate, []
 
     def send_signal(*arguments, step, **options):
@@ -183,14 +181,14 @@ def test_run_interrupted_in_an_evaluation_makes_it_when_resumed(
     assert [each.step for each in RunResult.read(broken).evaluations] == [step for step in (0, 5, 10) if step < at]
     settings.resume = str(broken.parent)
     assert run_training(settings, broken, name="run").status is Status.finished
-    assert RunContent.read(broken) == RunContent.read(whole)
+    assert RunContent.read(broken) == RunContent.read(plain)
     for name in ("config.json", "model.safetensors"):
-        assert (broken / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
+        assert (broken / "model" / name).read_bytes() == (plain / "model" / name).read_bytes()
 
 
-def test_run_interrupted_while_it_saves_its_last_model_ends_when_resumed(settings, whole, broken, monkeypatch):
+def test_run_interrupted_while_it_saves_its_last_model_finishes_when_resumed(settings, plain, broken, monkeypatch):
     settings.train.checkpoint_every, settings.train.save_model = 100, SaveModel.last
-    run_training(settings, whole, name="run")
+    run_training(settings, plain, name="run")
     save_model = run_training_module.save_model
 
     def send_signal(*arguments):
@@ -204,13 +202,11 @@ def test_run_interrupted_while_it_saves_its_last_model_ends_when_resumed(setting
     assert RunResult.read(broken).status is Status.interrupted
     settings.resume = str(broken.parent)
     assert run_training(settings, broken, name="run").status is Status.finished
-    assert RunContent.read(broken) == RunContent.read(whole)
-    assert (broken / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
+    assert RunContent.read(broken) == RunContent.read(plain)
+    assert (broken / "model" / "model.safetensors").read_bytes() == (plain / "model" / "model.safetensors").read_bytes()
 
 
-def test_early_stop_interrupted_in_the_evaluation_that_decides_it_is_made_when_resumed(
-    settings, whole, broken, monkeypatch
-):
+def test_early_stop_interrupted_in_its_deciding_evaluation_happens_when_resumed(settings, plain, broken, monkeypatch):
     settings.train.patience, settings.train.checkpoint_every, settings.train.eval_every = 1, 100, 3
     evaluate = trainer.evaluate
 
@@ -223,18 +219,18 @@ def test_early_stop_interrupted_in_the_evaluation_that_decides_it_is_made_when_r
         return flat(*arguments, step=step, **options)
 
     monkeypatch.setattr(trainer, "evaluate", flat)
-    assert run_training(settings, whole, name="run").steps == 6
+    assert run_training(settings, plain, name="run").steps == 6
     run_into_interrupt(settings, broken, monkeypatch, send_signal)
     settings.resume = str(broken.parent)
     result = run_training(settings, broken, name="run")
     assert (result.status, result.steps) == (Status.finished, 6)
-    assert RunContent.read(broken) == RunContent.read(whole)
+    assert RunContent.read(broken) == RunContent.read(plain)
 
 
-def test_doomed_run_interrupted_in_its_last_evaluation_makes_it_when_resumed(settings, whole, broken, monkeypatch):
+def test_doomed_run_interrupted_in_its_last_evaluation_repeats_it_when_resumed(settings, plain, broken, monkeypatch):
     settings.train.checkpoint_every, settings.monitor.on_doomed, settings.train.log_every = 100, OnDoomed.stop, 1
     monkeypatch.setattr(Monitor, "doomed", property(lambda self: len(self.history.losses) == 4))
-    assert run_training(settings, whole, name="run").status is Status.stopped
+    assert run_training(settings, plain, name="run").status is Status.stopped
     evaluate = trainer.evaluate
 
     def send_signal(*arguments, step, **options):
@@ -245,26 +241,26 @@ def test_doomed_run_interrupted_in_its_last_evaluation_makes_it_when_resumed(set
     run_into_interrupt(settings, broken, monkeypatch, send_signal)
     settings.resume = str(broken.parent)
     assert run_training(settings, broken, name="run").status is Status.stopped
-    assert RunContent.read(broken) == RunContent.read(whole)
+    assert RunContent.read(broken) == RunContent.read(plain)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
 def test_interrupted_run_on_cuda_with_deterministic_kernels_gives_the_same_bits(
-    settings, whole, broken, monkeypatch, precision
+    settings, plain, broken, monkeypatch, precision
 ):
     settings.device, settings.train.deterministic, settings.train.precision = config.Device.cuda, True, precision
     settings.train.checkpoint_every = 5
-    run_training(settings, whole, name="run")
+    run_training(settings, plain, name="run")
     interrupt_run(settings, broken, monkeypatch, at=6)
     settings.resume = str(broken.parent)
     run_training(settings, broken, name="run")
-    assert RunContent.read(broken) == RunContent.read(whole)
+    assert RunContent.read(broken) == RunContent.read(plain)
 
 
-def test_corrupt_checkpoint_is_renamed_and_the_run_starts_over(settings, whole, broken, monkeypatch, caplog):
+def test_corrupt_checkpoint_is_renamed_and_the_run_starts_over(settings, plain, broken, monkeypatch, caplog):
     settings.train.checkpoint_every = 5
-    run_training(settings, whole, name="run")
+    run_training(settings, plain, name="run")
     interrupt_run(settings, broken, monkeypatch, at=6)
     path = broken / CHECKPOINT_FILE
     path.write_bytes(path.read_bytes()[:-9])
@@ -272,17 +268,17 @@ def test_corrupt_checkpoint_is_renamed_and_the_run_starts_over(settings, whole, 
     run_training(settings, broken, name="run")
     assert f"{path}: corrupt checkpoint" in caplog.text
     assert "Renamed it to checkpoint.corrupt; the run starts over." in caplog.text
-    assert RunContent.read(broken) == RunContent.read(whole)
+    assert RunContent.read(broken) == RunContent.read(plain)
     assert path.with_suffix(".corrupt").exists()
 
 
-def test_full_disk_costs_the_checkpoint_alone(settings, whole, monkeypatch, caplog):
+def test_full_disk_costs_only_the_checkpoint(settings, plain, monkeypatch, caplog):
     def full_disk(*arguments, **options):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     settings.train.checkpoint_every = 5
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    assert run_training(settings, whole, name="run").status is Status.finished
+    assert run_training(settings, plain, name="run").status is Status.finished
     warnings = [message for message in caplog.messages if "could not write" in message]
     assert [message.split(":")[:2] for message in warnings] == [["run", " step 5"], ["run", " step 10"]]
     assert "No space left on device" in warnings[0]
@@ -334,7 +330,7 @@ RUNS = ("warmup_frac=0.1/seed=0", "warmup_frac=0.7/seed=0")
 
 
 def checkpoint_times(sweep):
-    """When each checkpoint of a sweep was written."""
+    """The time at which each checkpoint of a sweep was written."""
     times = {}
     for path in sweep.rglob(CHECKPOINT_FILE):
         try:
@@ -345,9 +341,9 @@ def checkpoint_times(sweep):
 
 
 @pytest.mark.slow
-def test_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(bertmon, demo_files, tmp_path):
-    whole = bertmon(*SWEEP, "hydra.sweep.dir=whole", *demo_files)
-    assert whole.returncode == 0, whole.stderr
+def test_sweep_killed_repeatedly_ends_like_an_uninterrupted_one(bertmon, demo_files, tmp_path):
+    plain = bertmon(*SWEEP, "hydra.sweep.dir=plain", *demo_files)
+    assert plain.returncode == 0, plain.stderr
     rng, resume = random.Random(0), []
     for _ in range(3):
         before = checkpoint_times(tmp_path / "sweep")
@@ -361,7 +357,7 @@ def test_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(be
     assert ended.returncode == 0, ended.stderr
     assert "resuming at step" in ended.stdout
     for name in RUNS:
-        assert RunContent.read(tmp_path / "sweep" / name) == RunContent.read(tmp_path / "whole" / name)
+        assert RunContent.read(tmp_path / "sweep" / name) == RunContent.read(tmp_path / "plain" / name)
 
 
 @pytest.mark.slow

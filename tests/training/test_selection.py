@@ -1,4 +1,4 @@
-"""Which evaluation counts: the validation split, the metric, early stopping, the model that is saved."""
+"""Selection by evaluations: the validation split, the metric, early stopping, and the saved model."""
 
 import pytest
 from conftest import interrupt_run
@@ -24,7 +24,7 @@ def test_train_state_keeps_the_matrices_of_the_last_and_the_best_step():
     assert state.evaluations_since_best("accuracy") == 2
 
 
-def test_best_and_objective_go_by_the_validation_split(settings, tmp_path):
+def test_best_and_objective_use_the_validation_split(settings, tmp_path):
     settings.data.validation_frac = 0.25
     settings.train.epochs, settings.optimizer.lr = 8, 5e-3
     settings.train.save_model = SaveModel.best
@@ -40,7 +40,7 @@ def test_best_and_objective_go_by_the_validation_split(settings, tmp_path):
 
 @pytest.fixture
 def accuracies(monkeypatch):
-    """Evaluations that say what the list says, in turn."""
+    """The accuracies of the next evaluations, in turn."""
     values = []
     monkeypatch.setattr(
         trainer, "evaluate", lambda *_, step, **__: evaluation(step, values.pop(0), f1_macro=0.5, mcc=0.1)
@@ -48,7 +48,7 @@ def accuracies(monkeypatch):
     return values
 
 
-def test_patience_ends_training_after_evaluations_without_a_better_one(settings, tmp_path, accuracies, caplog):
+def test_patience_ends_training_after_evaluations_without_improvement(settings, tmp_path, accuracies, caplog):
     caplog.set_level("INFO")
     accuracies += [0.9, 0.5, 0.7, 0.6, 0.7, 0.9]
     settings.train.epochs, settings.train.patience = 5, 2
@@ -85,10 +85,10 @@ def test_checkpoint_follows_each_better_model(settings, tmp_path, accuracies, mo
     settings.train.epochs, settings.train.save_model, settings.train.checkpoint_minutes = 3, SaveModel.best, minutes
     (tmp_path / "run").mkdir()
     run_training(settings, tmp_path / "run", name="test")
-    assert steps == saved  # else a resumed run that takes another course leaves a model of a step it never had
+    assert steps == saved  # else a resumed run could keep a model of steps that it did not repeat
 
 
-def test_metric_is_logged_and_decides(settings, tmp_path, caplog):
+def test_metric_is_logged_and_sets_the_objective(settings, tmp_path, caplog):
     caplog.set_level("INFO")
     settings.train.metric = Metric.f1_macro
     (tmp_path / "run").mkdir()
@@ -98,7 +98,7 @@ def test_metric_is_logged_and_decides(settings, tmp_path, caplog):
     assert f"f1_macro/test {result.evaluations[-1].f1_macro:.3f}" in caplog.text
 
 
-def test_resumed_run_still_knows_the_model_that_it_saved_before(settings, tmp_path, accuracies, monkeypatch):
+def test_resumed_run_keeps_the_model_that_it_saved_before(settings, tmp_path, accuracies, monkeypatch):
     (tmp_path / "run").mkdir()
     accuracies += [0.5, 0.9, 0.5, 0.5]
     settings.train.epochs, settings.train.save_model, settings.train.checkpoint_every = 3, SaveModel.best, 8
@@ -109,7 +109,7 @@ def test_resumed_run_still_knows_the_model_that_it_saved_before(settings, tmp_pa
     assert RunResult.read(tmp_path / "run").model_dir == "model"
 
 
-def test_validation_loss_that_is_not_finite_is_reported_as_that(settings, tmp_path, monkeypatch):
+def test_non_finite_validation_loss_is_reported_as_such(settings, tmp_path, monkeypatch):
     settings.data.validation_frac = 0.25
     (tmp_path / "run").mkdir()
     losses = iter([1.0, 1.0, 1.0, float("nan")])  # of the test split, then of the validation split

@@ -12,7 +12,7 @@ from bertmon.training.signals import deferred_signals
 
 @pytest.fixture
 def handlers():
-    """Handlers as the command line sets them; those of the tests come back afterwards."""
+    """Handlers as the command line sets them; those of the tests are restored afterwards."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
 
     def terminate(number, frame):
@@ -48,7 +48,7 @@ def test_first_signal_is_deferred_and_the_second_acts(handlers, caplog, number, 
         assert pending[0].code == 128 + number
 
 
-def test_signal_that_asks_to_be_queued_again_comes_first(handlers):
+def test_requeue_signal_comes_first(handlers):
     with deferred_signals(True) as pending:
         send(signal.SIGTERM)  # Slurm sends both
         send(signal.SIGUSR1)
@@ -57,7 +57,7 @@ def test_signal_that_asks_to_be_queued_again_comes_first(handlers):
 
 @pytest.fixture
 def default_handlers():
-    """The handlers that a process starts with, whatever other tests have left."""
+    """The handlers that a process starts with, regardless of other tests."""
     numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
     before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     yield
@@ -73,7 +73,7 @@ def test_signal_without_a_handler_is_left_alone(default_handlers):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_signals_where_no_checkpoint_is_asked_for_are_left_alone():
+def test_signals_without_checkpoints_are_left_alone():
     before = signal.getsignal(signal.SIGINT)
     with deferred_signals(False) as pending:
         assert signal.getsignal(signal.SIGINT) is before
@@ -95,7 +95,7 @@ def test_signals_outside_the_main_thread_are_left_alone():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_that_is_ignored_stays_so(number):
+def test_ignored_signal_stays_ignored(number):
     before = signal.signal(number, signal.SIG_IGN)
     try:
         with deferred_signals(True) as pending:

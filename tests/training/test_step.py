@@ -1,4 +1,4 @@
-"""One step: its gradients, its precision, its guard against values that are not finite, and what the host waits for."""
+"""One step: its gradients, its precision, its guard against non-finite values, and the waits of the host."""
 
 import dataclasses
 import math
@@ -57,7 +57,7 @@ def test_forward_backward_gradients_equal_those_of_the_plain_loss(task, batch):
 
 @pytest.mark.parametrize("family", [*step._ACCEPTS_4D_MASK, "deberta-v2"])
 @pytest.mark.parametrize("padded", [True, False])
-def test_attention_mask_of_each_family_is_the_one_that_the_model_would_make(family, padded):
+def test_attention_mask_of_each_family_equals_the_one_that_the_model_makes(family, padded):
     torch.manual_seed(0)
     model = build_model(ModelConfig(**TINY_SHAPE, model_type=family), **TASK).eval()
     lengths = np.array([8, 5 if padded else 8])
@@ -79,12 +79,12 @@ def test_bf16_logits_are_close_to_fp32_and_returned_in_float32(task, batch):
     assert all(parameter.grad.dtype == torch.float32 for parameter in task.classifier.parameters())
 
 
-def test_guarded_update_after_a_loss_that_is_not_finite_changes_nothing_any_more():
+def test_guarded_update_changes_nothing_after_a_non_finite_loss():
     layer = torch.nn.Linear(2, 2)
     adamw = torch.optim.AdamW(layer.parameters(), fused=True)
     guarded = step.GuardedUpdate(layer, adamw, max_grad_norm=None)
     before = layer.weight.detach().clone()
-    for loss in (math.inf, 1.0):  # once stopped, stopped
+    for loss in (math.inf, 1.0):  # it stays stopped
         layer.weight.grad, layer.bias.grad = torch.ones(2, 2), torch.ones(2)
         assert guarded.update(torch.tensor(loss), lr=1.0).item() == pytest.approx(6**0.5)
         assert torch.equal(layer.weight, before)
@@ -98,16 +98,16 @@ PYTHON_WAITS = {"item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__in
 
 
 class Operations:
-    """Notes the operations of the body: all that are dispatched, and those whose result the host waits for."""
+    """Records the operations of the body: all that are dispatched, and those whose results the host waits for."""
 
     def __init__(self):
         self.all, self.waits = [], []
-        noted, waits = self.all, self.waits
+        names, waits = self.all, self.waits
 
         class Dispatched(TorchDispatchMode):
             def __torch_dispatch__(self, function, types, args=(), kwargs=None):
                 name = function.overloadpacket.__name__
-                noted.append(name)
+                names.append(name)
                 if name in DISPATCHED_WAITS:
                     waits.append(name)
                 return function(*args, **(kwargs or {}))
@@ -131,12 +131,12 @@ class Operations:
 
 
 def operations_by_step(run):
-    """Train a run of one epoch: per step the dispatched operations and the waits, with those of its pause."""
+    """Train a run of one epoch. Returns the dispatched operations and the waits of each step, with its pause."""
     operations, marks = Operations(), []
     loader = run.task.train
 
     class Marked:
-        """The loader, with marks in the operations where each step begins."""
+        """The loader, which marks in the operations where each step begins and ends."""
 
         def __len__(self):
             return len(loader)
@@ -167,25 +167,25 @@ def operations_by_step(run):
         lambda tensor: f"{torch.stack([tensor, tensor]).tolist()}",
     ],
 )
-def test_operations_when_the_host_reads_a_tensor_notes_a_wait(read):
+def test_operations_record_a_wait_when_the_host_reads_a_tensor(read):
     with Operations() as operations:
         read(torch.ones(()))
     assert operations.waits
 
 
-def test_step_that_is_not_watched_makes_the_host_wait_for_nothing(settings):
+def test_unmonitored_step_does_not_make_the_host_wait(settings):
     settings.train.epochs, settings.train.log_every, settings.monitor.every = 1, 100, 3
     run = PreparedRun(settings)
     batch = next(run.task.train.epoch_batches(0, 0))
     with Operations() as operations:
         run.task.classifier(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    assert "_local_scalar_dense" in operations.waits  # it sees what transformers asks for by itself
+    assert "_local_scalar_dense" in operations.waits  # it records waits caused by transformers itself
 
     waits = [bool(waits) for _, waits in operations_by_step(run)]
-    assert waits == [True, False, False, True, False, True]  # steps 0 and 3 are watched, the last one ends the epoch
+    assert waits == [True, False, False, True, False, True]  # steps 0 and 3 are monitored, the last one ends the epoch
 
 
-def test_step_that_is_not_watched_does_what_a_step_with_monitor_off_does(settings):
+def test_unmonitored_step_runs_the_operations_of_one_with_monitor_off(settings):
     settings.train.epochs, settings.train.log_every, settings.monitor.every = 1, 100, 3
     watched = [names for names, _ in operations_by_step(PreparedRun(settings))]
     off = [names for names, _ in operations_by_step(PreparedRun(without_monitor(settings)))]
@@ -201,7 +201,7 @@ def test_step_that_is_not_watched_does_what_a_step_with_monitor_off_does(setting
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own import
-def test_compiled_step_is_the_eager_one_but_for_rounding(settings):
+def test_compiled_step_equals_the_eager_one_up_to_rounding(settings):
     settings.model.num_hidden_layers = 1
     settings.model.hidden_dropout_prob = settings.model.attention_probs_dropout_prob = 0.0
     settings.data.bucket_lengths = [32]
@@ -235,7 +235,7 @@ def test_device_auto_is_the_first_available_and_a_missing_one_is_an_error(monkey
     assert step.resolve_device(Device.auto) == torch.device("cuda")
 
 
-def test_determinism_is_as_the_last_run_wants_it():
+def test_determinism_is_set_by_the_last_run():
     for wanted in (True, False):
         step.set_determinism(wanted)
         assert torch.are_deterministic_algorithms_enabled() is wanted

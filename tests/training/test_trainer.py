@@ -1,4 +1,4 @@
-"""The training loop: the same bits whoever watches, points at their steps, and every way that a run ends."""
+"""The training loop: the same bits with and without monitoring, logged points, and every way that a run ends."""
 
 import dataclasses
 import itertools
@@ -19,22 +19,22 @@ LOGGED_STEPS = [0, 2, 4, 6, 8, 10, 11]
 """Of 12 steps, with log_every=2."""
 
 
-def trained(settings):
+def train(settings):
     return PreparedRun(settings).fit()
 
 
 # --- bit for bit ---------------------------------------------------------------------------------
 
 
-def test_trainer_with_one_seed_twice_gives_the_same_bits(settings):
-    first, second = trained(settings), trained(settings)
+def test_trainer_with_the_same_seed_gives_the_same_bits(settings):
+    first, second = train(settings), train(settings)
     assert torch.equal(first.weights(), second.weights())
     assert first.log.points == second.log.points
 
 
 def test_trainer_with_monitor_off_gives_the_same_weights_and_scalars(settings):
     settings.monitor.every = 2
-    watched, alone = trained(settings), trained(without_monitor(settings))
+    watched, alone = train(settings), train(without_monitor(settings))
     assert [snapshot.step for snapshot in watched.history.snapshots] == [0, 2, 4, 6, 8, 10]
     assert alone.history.snapshots == []
     assert alone.monitor.diagnosis is None
@@ -46,16 +46,16 @@ def test_trainer_with_monitor_off_gives_the_same_weights_and_scalars(settings):
 
 
 def test_trainer_with_another_seed_gives_other_weights_and_another_order(settings):
-    first = trained(settings)
+    first = train(settings)
     settings.seed += 1
-    second = trained(settings)
+    second = train(settings)
     assert not torch.equal(first.weights(), second.weights())
     assert first.log.points["loss/train"] != second.log.points["loss/train"]
     assert first.log.points["learning_rate"] == second.log.points["learning_rate"]
 
 
 def test_trainer_on_a_task_equals_a_plain_loop(settings):
-    run = trained(settings)
+    run = train(settings)
 
     plain = PreparedRun(settings).task
     adamw = torch.optim.AdamW(
@@ -87,8 +87,8 @@ def test_trainer_on_a_task_equals_a_plain_loop(settings):
 # --- points --------------------------------------------------------------------------------------
 
 
-def test_learning_rate_when_logged_is_the_one_that_the_step_used(settings):
-    run = trained(settings)
+def test_logged_learning_rate_is_the_one_that_the_step_used(settings):
+    run = train(settings)
     expected = [
         (step, settings.optimizer.lr * schedule.lr_factor(step, decay="linear", warmup_frac=0.25, total_steps=12))
         for step in LOGGED_STEPS
@@ -98,11 +98,11 @@ def test_learning_rate_when_logged_is_the_one_that_the_step_used(settings):
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_scalars_when_logged_are_means_over_the_steps_since_the_last_ones(settings, enabled):
+def test_logged_scalars_are_means_over_the_steps_since_the_last_ones(settings, enabled):
     settings.monitor.enabled = enabled
     settings.optimizer.bias_correction = False
     settings.train.max_grad_norm = 0.3
-    run = trained(settings)
+    run = train(settings)
     points, norms = run.log.points, run.history.grad_norms
     assert len(norms) == len(run.history.losses) == 12
     assert points["grad_norm"][1] == (2, pytest.approx(sum(norms[1:3]) / 2))
@@ -117,9 +117,9 @@ def test_scalars_when_logged_are_means_over_the_steps_since_the_last_ones(settin
 
 
 @pytest.mark.parametrize(("eval_every", "steps"), [(4, [0, 4, 6, 8, 12]), (100, [0, 6, 12])])
-def test_evaluations_come_first_every_n_steps_and_at_each_epochs_end(settings, eval_every, steps):
+def test_evaluations_are_at_step_0_every_n_steps_and_at_the_ends_of_epochs(settings, eval_every, steps):
     settings.train.eval_every = eval_every
-    run = trained(settings)
+    run = train(settings)
     assert [evaluation.step for evaluation in run.state.evaluations] == steps
     for tag in ("accuracy", "loss"):
         values = [(each.step, getattr(each, tag)) for each in run.state.evaluations]
@@ -134,22 +134,22 @@ def test_evaluation_before_the_first_step_is_not_the_best(settings, monkeypatch)
 
     monkeypatch.setattr(trainer, "evaluate", falling)
     settings.train.eval_every, settings.train.patience = 4, 3
-    run = trained(settings)
+    run = train(settings)
     assert (run.state.status, run.state.steps) == (Status.finished, 12)  # 6, 8 and 12 are no better than 4
     assert best_evaluation(run.state.evaluations, "accuracy").step == 4
     settings.train.patience = 2
-    assert trained(settings).state.steps == 8
+    assert train(settings).state.steps == 8
 
 
-def test_evaluations_at_every_step_have_no_influence_on_training(settings):
-    seldom = trained(settings)
+def test_evaluations_at_every_step_do_not_affect_training(settings):
+    seldom = train(settings)
     settings.train.eval_every = 1
-    often = trained(settings)
+    often = train(settings)
     assert torch.equal(seldom.weights(), often.weights())
 
 
 def test_evaluation_equals_one_text_at_a_time_in_eval_mode(settings):
-    run = trained(settings)
+    run = train(settings)
     classifier = run.task.classifier
     assert classifier.training
     classifier.eval()
@@ -171,7 +171,7 @@ def test_evaluation_equals_one_text_at_a_time_in_eval_mode(settings):
 def test_trainer_with_enough_steps_learns(settings):
     settings.train.epochs = 12
     settings.optimizer.lr = 5e-3
-    run = trained(settings)
+    run = train(settings)
     assert run.state.status is Status.finished
     assert run.state.ended
     assert run.state.evaluations[-1].accuracy == 1.0
@@ -179,18 +179,18 @@ def test_trainer_with_enough_steps_learns(settings):
     assert losses[-1][1] < 0.3 < losses[0][1]
 
 
-DOOMED = VerdictThresholds(min_logit_std=1e3, min_depth_ratio=1e3)  # every run is, at its first snapshot
+DOOMED = VerdictThresholds(min_logit_std=1e3, min_depth_ratio=1e3)  # every run is doomed at its first snapshot
 
 
-def test_doomed_run_with_warn_trains_on_and_with_stop_ends(settings):
+def test_doomed_run_continues_with_warn_and_ends_with_stop(settings):
     settings.monitor.thresholds, settings.monitor.every = DOOMED, 4
-    warned = trained(settings)
+    warned = train(settings)
     assert warned.monitor.doomed
     assert (warned.state.status, warned.state.steps) == (Status.finished, 12)
-    assert torch.equal(warned.weights(), trained(without_monitor(settings)).weights())
+    assert torch.equal(warned.weights(), train(without_monitor(settings)).weights())
 
     settings.monitor.on_doomed = OnDoomed.stop
-    stopped = trained(settings)
+    stopped = train(settings)
     assert (stopped.state.status, stopped.state.steps) == (Status.stopped, 1)
     assert [evaluation.step for evaluation in stopped.state.evaluations] == [0, 1]
     assert stopped.log.points["loss/train"] == [(0, stopped.history.losses[0])]
@@ -199,22 +199,22 @@ def test_doomed_run_with_warn_trains_on_and_with_stop_ends(settings):
 
 def test_doomed_run_with_monitor_off_is_never_stopped(settings):
     settings.monitor.thresholds, settings.monitor.on_doomed = DOOMED, OnDoomed.stop
-    run = trained(without_monitor(settings))
+    run = train(without_monitor(settings))
     assert (run.state.status, run.state.steps, run.monitor.doomed) == (Status.finished, 12, False)
 
 
 def test_run_that_is_doomed_at_its_last_step_is_finished(settings):
     settings.monitor.on_doomed, settings.monitor.every = OnDoomed.stop, 11
-    # at step 0 nothing has moved, so that the second sign of a collapse is missing
+    # at step 0 no weight has moved, so the second signal of a collapse is missing
     settings.monitor.thresholds = VerdictThresholds(min_logit_std=1e3, min_update_per_lr=1e3)
-    run = trained(settings)
+    run = train(settings)
     assert [snapshot.step for snapshot in run.history.snapshots] == [0, 11]
     assert run.monitor.diagnosis.verdict is Verdict.collapsed
     assert (run.state.status, run.state.steps) == (Status.finished, 12)
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_evaluation_that_is_not_finite_ends_the_run_as_diverged(settings, monkeypatch, enabled):
+def test_non_finite_evaluation_ends_the_run_as_diverged(settings, monkeypatch, enabled):
     settings.monitor.enabled = enabled
     settings.train.eval_every = 4
     evaluate = trainer.evaluate
@@ -224,11 +224,11 @@ def test_evaluation_that_is_not_finite_ends_the_run_as_diverged(settings, monkey
         return dataclasses.replace(result, loss=math.nan) if step >= first else result
 
     monkeypatch.setattr(trainer, "evaluate", broken)
-    first = 0  # such as pretrained weights that are not finite
-    run = trained(settings)
+    first = 0  # like pretrained weights that are not finite
+    run = train(settings)
     assert (run.state.status, run.state.steps, run.history.losses) == (Status.diverged, 0, [])
     first = 1
-    run = trained(settings)
+    run = train(settings)
     assert (run.state.status, run.state.steps) == (Status.diverged, 4)
     if enabled:
         text = "step 4: diverged - loss/test is nan. Likely cause: a learning rate of 1e-3"
@@ -239,15 +239,15 @@ def test_evaluation_that_is_not_finite_ends_the_run_as_diverged(settings, monkey
 
 
 @pytest.mark.parametrize("log_every", [1, 1000])
-def test_loss_that_is_not_finite_ends_training_before_it_reaches_the_weights(settings, log_every):
+def test_non_finite_loss_ends_training_before_it_reaches_the_weights(settings, log_every):
     settings.optimizer.lr = 1e30
     settings.train.max_grad_norm = None
     settings.train.log_every = log_every
     settings.train.eval_every = 4
     settings.monitor.every = 2
-    run = trained(settings)
+    run = train(settings)
     assert run.state.status is Status.diverged
-    assert run.state.steps == 2  # the first has rate 0, the second breaks everything
+    assert run.state.steps == 2  # the first has rate 0, the second diverges
     assert run.weights().isfinite().all()
     assert run.state.evaluations[-1].step == run.state.steps
     last_step, last_loss = run.log.points["loss/train"][-1]
@@ -260,28 +260,28 @@ def test_loss_that_is_not_finite_ends_training_before_it_reaches_the_weights(set
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_gradient_that_is_not_finite_ends_training_though_the_loss_is_finite(settings, monkeypatch, enabled):
+def test_non_finite_gradient_ends_training_even_if_the_loss_is_finite(settings, monkeypatch, enabled):
     calls = itertools.count()
     forward_backward = trainer.forward_backward
 
-    def spoiled(model, *rest):
+    def with_nan_gradient(model, *rest):
         loss_and_logits = forward_backward(model, *rest)
         if next(calls) == 5:
             next(model.parameters()).grad[0, 0] = math.nan
         return loss_and_logits
 
     settings.monitor.enabled = enabled
-    settings.train.log_every = 1000  # nothing is looked at before the epoch's end
+    settings.train.log_every = 1000  # nothing is read before the epoch's end
     settings.train.epochs = 3
     settings.train.batch_size = 3
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "forward_backward", spoiled)
-        run = trained(settings)
+        patch.setattr(trainer, "forward_backward", with_nan_gradient)
+        run = train(settings)
     assert (run.state.status, run.state.steps, len(run.history.losses)) == (Status.diverged, 5, 6)
     assert math.isnan(run.history.grad_norms[-1])
     assert next(calls) > 7  # steps continued, with gradients that were finite again, and changed nothing
 
-    whole = PreparedRun(settings)
+    shorter = PreparedRun(settings)
     batches = trainer.Trainer._remaining_batches
     monkeypatch.setattr(trainer.Trainer, "_remaining_batches", lambda self: itertools.islice(batches(self), 5))
-    assert torch.equal(run.weights(), whole.fit().weights())
+    assert torch.equal(run.weights(), shorter.fit().weights())

@@ -1,4 +1,4 @@
-"""What goes into an update: accumulated batches, class weights, rates of layers. Each next to its plain twin."""
+"""The parts of an update: accumulated batches, class weights, layer-wise rates, each compared with plain code."""
 
 import math
 
@@ -29,11 +29,11 @@ def plain_logits(model, batch):
 
 
 @pytest.mark.parametrize("weights", [None, [0.5, 2.0]])
-def test_accumulated_gradients_are_those_of_the_mean_over_all_texts(settings, weights):
+def test_accumulated_gradients_equal_those_of_the_mean_over_all_texts(settings, weights):
     task = build_task(settings, torch.device("cpu"))
     task.classifier.eval()
     batches = list(task.train.epoch_batches(0, 0))[-3:]
-    assert [batch.global_size for batch in batches] == [8, 8, 4]  # an uneven one among them
+    assert [batch.global_size for batch in batches] == [8, 8, 4]  # including a smaller one
     weight = None if weights is None else torch.tensor(weights)
     loss, logits = forward_backward(task.classifier, batches, Precision.fp32, weight)
     accumulated = gradients(task.classifier)
@@ -50,13 +50,13 @@ def test_accumulated_gradients_are_those_of_the_mean_over_all_texts(settings, we
     torch.testing.assert_close(logits, all_logits[:8].detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_accumulate_makes_fewer_steps_of_the_same_texts(settings):
+def test_accumulate_takes_fewer_steps_over_the_same_texts(settings):
     settings.train.accumulate = 4
     task = build_task(settings, torch.device("cpu"))
     assert (len(task.train), task.steps_per_epoch, len(task.plan)) == (6, 2, 4)
 
 
-def test_balanced_class_weights_are_those_of_scikit_learn():
+def test_balanced_class_weights_match_scikit_learn():
     labels = [0] * 90 + [1] * 9 + [2]
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
     assert class_weights("balanced", labels, ["a", "b", "c"]) == pytest.approx(expected.tolist())
@@ -81,7 +81,7 @@ def test_class_weights_of_classes_that_do_not_exist_are_refused(wanted, message)
         class_weights(wanted, [0, 0], ["ham", "spam"])
 
 
-def test_chance_loss_is_the_best_that_a_constant_prediction_reaches():
+def test_chance_loss_is_the_lowest_of_any_constant_prediction():
     labels, weights = [0] * 30 + [1] * 10, [1.0, 2.0]
     chance = chance_loss(Split(["x"] * 40, labels), weights)
 
@@ -104,7 +104,7 @@ def test_lr_scales_fall_from_the_head_to_the_embeddings(settings):
     assert by_name["bert.embeddings.word_embeddings.weight"] == 0.125
 
 
-def test_frozen_layers_stay_as_they_are_and_are_not_watched(settings, tmp_path, caplog):
+def test_frozen_layers_do_not_change_and_are_not_measured(settings, tmp_path, caplog):
     caplog.set_level("INFO")
     settings.model.frozen_layers = 1
     before = build_task(settings, torch.device("cpu")).classifier.state_dict()
@@ -120,18 +120,18 @@ def test_frozen_layers_stay_as_they_are_and_are_not_watched(settings, tmp_path, 
 
 
 @pytest.mark.parametrize("layers", [0, 1, 2])
-def test_gradients_above_frozen_layers_are_those_of_a_model_that_trains_whole(settings, layers):
+def test_gradients_above_frozen_layers_equal_those_of_an_unfrozen_model(settings, layers):
     def gradients_of_one_batch():
         task = build_task(settings, torch.device("cpu"))
         forward_backward(task.classifier, list(task.train.epoch_batches(0, 0))[:1], Precision.fp32)
         return {name: parameter.grad for name, parameter in task.classifier.named_parameters()}
 
-    whole = gradients_of_one_batch()
+    unfrozen = gradients_of_one_batch()
     settings.model.frozen_layers = layers
     partial = gradients_of_one_batch()
     assert sum(gradient is None for gradient in partial.values()) == 5 + 16 * layers
     for name, gradient in partial.items():
-        assert gradient is None or torch.equal(gradient, whole[name]), name
+        assert gradient is None or torch.equal(gradient, unfrozen[name]), name
 
 
 def test_every_weight_is_measured_by_its_own_rate(settings, tmp_path):
@@ -148,6 +148,6 @@ def test_every_weight_is_measured_by_its_own_rate(settings, tmp_path):
     assert snapshots[1.0][1].layers.lr_scales == ()
     row = table.labels.index("enc.l.0.output.dense")
     first, scaled = (snapshots[decay][1]["update_ratio"][row] for decay in (1.0, 0.5))
-    assert scaled == pytest.approx(first / 4, rel=1e-3)  # step 1 is the first that moves anything
+    assert scaled == pytest.approx(first / 4, rel=1e-3)  # step 1 is the first that moves weights
     for plain, other in zip(snapshots[1.0][1:3], snapshots[0.5][1:3], strict=True):
         assert other.signals["update_per_lr/linear"] == pytest.approx(plain.signals["update_per_lr/linear"], rel=0.2)
