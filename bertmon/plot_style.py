@@ -1,7 +1,7 @@
 """Colors and theme of every figure, in TensorBoard and in the report.
 
-Knows no plotting library at import: the process that draws during training starts twice as fast without seaborn, whose
-"colorblind" palette is copied here as constants (a test compares them).
+Imports no plotting library when loaded: the process that draws during training starts twice as fast without seaborn,
+whose "colorblind" palette is copied here as constants (a test compares them).
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from typing import Any
 BLUE, ORANGE, GREEN, VERMILION, PINK, BROWN, ROSE, GRAY, YELLOW, SKY = PALETTE = (
     "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"
 )  # fmt: skip
-"""seaborn's "colorblind" palette: told apart by color-blind readers too, on white and on black."""
+"""seaborn's "colorblind" palette: distinguishable for color-blind readers too, on white and on black."""
 
 SETTING_COLORS = (VERMILION, BLUE, GREEN, PINK, ORANGE, SKY, BROWN, GRAY)
-"""The first two are for the comparison that the program is made for."""
+"""The first two are for the typical comparison of two settings."""
 KIND_COLORS = {"linear": BLUE, "embedding": GREEN, "norm": PINK, "bias": ORANGE, "other": SKY}
-"""By the kind of a weight."""
+"""By the kind of weight."""
 MATRIX_COLORS = (BLUE, SKY, GREEN, VERMILION, PINK, BROWN, ORANGE, GRAY)
 """By the kind of matrix in an encoder layer, in the order of the model."""
 VERDICT_COLORS: Mapping[str, str] = {
@@ -27,9 +27,9 @@ VERDICT_COLORS: Mapping[str, str] = {
     "collapsed": VERMILION,
     "diverged": BROWN,
 }
-"""By the verdict's word."""
+"""By verdict."""
 NO_VERDICT_COLOR = SKY
-"""Of a run that was not watched."""
+"""For a run that was not watched."""
 
 TEXT, MUTED, ERROR, GRID, BAND, WHITE = "#1d2126", "#6b7280", VERMILION, "#d9dce1", "#eef0f3", "#ffffff"
 
@@ -41,17 +41,17 @@ MATRIX_NAMES = {
     "intermediate.dense": "FFN in",
     "output.dense": "FFN out",
 }
-"""How a legend names the matrices of an encoder layer; others keep their own names."""
+"""Names of an encoder layer's matrices in legends; others keep their own names."""
 
 
 def matrix_name(group: str) -> str:
-    """Of a group of WeightTable.matrix_groups, such as "enc.l.*.attention.query"."""
+    """The name in legends of a group of WeightTable.matrix_groups, such as "enc.l.*.attention.query"."""
     name = group.rpartition("*.")[2]
     return MATRIX_NAMES.get(name, name)
 
 
 def matrix_style(index: int, name: str) -> dict[str, Any]:
-    """Line style of the index-th kind of matrix. Query and key are dashed: their gradients obey other laws."""
+    """Line style of the index-th kind of matrix. Query and key are dashed: their gradients scale differently."""
     return {
         "color": MATRIX_COLORS[index % len(MATRIX_COLORS)],
         "linestyle": (0, (3, 2)) if name in ("query", "key") else "-",
@@ -60,12 +60,12 @@ def matrix_style(index: int, name: str) -> dict[str, Any]:
 
 
 def verdict_color(verdict: str | None) -> str:
-    """None: the run was not watched."""
+    """The color of a verdict. None: the run was not watched."""
     return NO_VERDICT_COLOR if verdict is None else VERDICT_COLORS.get(verdict, GRAY)
 
 
 def power_of_ten(exponent: float) -> str:
-    """A tick label in the notation of the whole program: 1e-3."""
+    """A tick label in the notation that the whole program uses: 1e-3."""
     return f"1e{round(exponent)}"
 
 

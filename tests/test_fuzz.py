@@ -239,7 +239,7 @@ def test_any_history_is_read_or_refused(content):
 
 
 def test_history_larger_than_memory_is_refused_before_it_is_unpacked(monkeypatch):
-    monkeypatch.setattr("bertmon.monitor.history._LARGEST", 2**25)
+    monkeypatch.setattr("bertmon.monitor.history._MAX_BYTES", 2**25)
     monkeypatch.setattr(np, "load", lambda *arguments, **options: pytest.fail("unpacked"))
     with pytest.raises(ValueError, match="more than 33554432 bytes"):
         History.from_bytes(bomb(2**26))

@@ -1,4 +1,4 @@
-"""bertmon compare FOLDER...: the report of a sweep, or of several, from what its runs have left so far."""
+"""bertmon compare FOLDER...: the report of one or more sweeps, from the files that their runs have written so far."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ from bertmon.sanitize import sanitize_line
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="bertmon compare",
-        description="Write the report of a sweep, or of several, and print its answer.",
+        description="Write the report of one or more sweeps, and print a summary.",
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="multirun/<sweep>, or one of its runs")
     parser.add_argument(

@@ -1,6 +1,6 @@
-"""What to try next, from what a sweep tried: what failed in it is not proposed, what worked is named.
+"""What to try next after a sweep: changes that failed in it are not proposed, settings that worked are named.
 
-A run that collapses has met too large an effective learning rate; every remedy here lowers its peak.
+A run collapses because its effective learning rate is too large; every remedy here lowers its peak.
 """
 
 import math
@@ -15,12 +15,12 @@ from bertmon.monitor.diagnosis import Verdict
 from bertmon.notation import format_rate, format_value
 from bertmon.schedule import bias_correction_gain, warmup_steps
 
-_MAX_STEPS = 4000  # at which a plan is computed
+_MAX_STEPS = 4000  # at which the gain of a missing bias correction is computed
 
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """One config value to change, and the peak effective learning rate that the run would have then."""
+    """A config value to change, and the peak effective learning rate that the run would then have."""
 
     key: str
     value: Any
@@ -31,16 +31,16 @@ class Remedy:
 
 
 def advise(sweep: Sweep, setting: Setting, *, brief: bool = False) -> str:
-    """A sentence or two for a setting whose runs did not learn; empty where there is nothing to say.
+    """A sentence or two for a setting with runs that did not learn; empty if there is no advice.
 
-    brief: where something worked, leave out what has not been tried.
+    brief: if another setting worked, leave out remedies that have not been tried.
     """
     flagged = [run for run in setting.runs_not_learned if run.flagged_step is not None]
     if not flagged:
         return _advise_on_imbalance(setting)
     sentences = []
     if worked := _nearest_that_worked(sweep, setting):
-        sentences.append(_named(sweep, setting, worked))
+        sentences.append(_worked_sentence(sweep, setting, worked))
     if flagged[0].verdict in (Verdict.collapsed, Verdict.diverged):
         untried = [remedy for remedy in remedies(flagged[0]) if not _was_tried(sweep, setting, remedy)]
         if untried and not worked:
@@ -53,7 +53,7 @@ def advise(sweep: Sweep, setting: Setting, *, brief: bool = False) -> str:
 
 
 def _advise_on_imbalance(setting: Setting) -> str:
-    """Weights of the rare classes, or time for them; tried on a MiniLM with nine texts in ten of one class."""
+    """Class weights or more steps for rare classes; tested on a MiniLM with nine texts in ten of one class."""
     runs = setting.runs_not_learned
     if not runs or not all(run.constant_prediction and run.has_rare_classes for run in runs):
         return ""
@@ -75,31 +75,31 @@ def remedies(run: RunSummary) -> list[Remedy]:
 
 def _remedies(run: RunSummary, total_steps: int) -> Iterator[Remedy]:
     fits = LONG_WARMUP + (run.values["schedule.decay_frac"] or 0.0) <= 1
-    if fits and not run.values["schedule.function"]:  # of which warm-up may be any part
+    if fits and not run.values["schedule.function"]:  # a custom function can ignore the warm-up
         steps = warmup_steps(LONG_WARMUP, total_steps)
-        given_as_steps = run.values["schedule.warmup_steps"] is not None
-        key, value = ("warmup_steps", steps) if given_as_steps else ("warmup_frac", LONG_WARMUP)
-        yield Remedy(f"schedule.{key}", value, run.peak_lr * _largest_factor(run.values, steps, total_steps))
+        in_steps = run.values["schedule.warmup_steps"] is not None
+        key, value = ("warmup_steps", steps) if in_steps else ("warmup_frac", LONG_WARMUP)
+        yield Remedy(f"schedule.{key}", value, run.peak_lr * _peak_factor(run.values, steps, total_steps))
     if not run.values["optimizer.bias_correction"]:
         yield Remedy("optimizer.bias_correction", True, run.peak_lr)
 
 
-def _largest_factor(values: Mapping[str, Any], warmup: int, total_steps: int) -> float:
-    """What such a warm-up and a missing bias correction make of the peak rate, with a decay that never rises above it.
+def _peak_factor(values: Mapping[str, Any], warmup: int, total_steps: int) -> float:
+    """Peak effective rate over peak nominal rate, for a warm-up of `warmup` steps and a decay never above the peak.
 
-    Exact where the gain falls after the warm-up, as it does after a few tens of steps.
+    Exact if the gain of a missing bias correction falls after the warm-up, as it does after a few tens of steps.
     """
     if values["optimizer.bias_correction"]:
         return 1.0
     betas = {"beta1": values["optimizer.beta1"], "beta2": values["optimizer.beta2"]}
-    every = max(1, total_steps // _MAX_STEPS)
+    stride = max(1, total_steps // _MAX_STEPS)
     return max(
-        min(step / max(warmup, 1), 1.0) * bias_correction_gain(step, **betas) for step in range(0, warmup + 1, every)
+        min(step / max(warmup, 1), 1.0) * bias_correction_gain(step, **betas) for step in range(0, warmup + 1, stride)
     )
 
 
 def _nearest_that_worked(sweep: Sweep, setting: Setting) -> Setting | None:
-    """Of the settings all of whose runs learned, the one that differs by the fewest keys, then the best."""
+    """The setting that differs by the fewest keys, then the best, among those whose runs all learned."""
     worked = [other for other in sweep.settings if other.ended and not other.runs_not_learned and other.values]
     if not setting.values or not worked:
         return None
@@ -110,23 +110,23 @@ def _changes(setting: Setting, other: Setting) -> list[str]:
     return [key for key in other.values if other.values[key] != setting.values.get(key)]
 
 
-def _named(sweep: Sweep, setting: Setting, worked: Setting) -> str:
+def _worked_sentence(sweep: Sweep, setting: Setting, worked: Setting) -> str:
     changes = _changes(setting, worked)
     short = short_names(worked.values)
     change = ", ".join(f"{short[key]}={sweep.label(key, worked.values[key])}" for key in changes) or worked.name
     n = len(worked.ended)
     text = f"With {change} {('the run', 'both runs')[n - 1] if n < 3 else f'all {n} runs'} learned"
-    here, there = format_rate(setting.peak_effective_lr), format_rate(worked.peak_effective_lr)
-    if here != there and "nan" not in (here, there):
-        text += f" (peak effective rate {there} instead of {here})"
+    own_peak, worked_peak = format_rate(setting.peak_effective_lr), format_rate(worked.peak_effective_lr)
+    if own_peak != worked_peak and "nan" not in (own_peak, worked_peak):
+        text += f" (peak effective rate {worked_peak} instead of {own_peak})"
     return f"{text}."
 
 
 def _was_tried(sweep: Sweep, setting: Setting, remedy: Remedy) -> bool:
-    """Whether a setting of the sweep has the remedy's value and is otherwise that one."""
+    """Whether the sweep has a setting with the remedy's value that is otherwise identical."""
     (run, *_) = setting.runs_not_learned
-    wanted = {**run.values, remedy.key: remedy.value}
-    return any(other.ended and other.ended[0].values == wanted for other in sweep.settings)
+    changed = {**run.values, remedy.key: remedy.value}
+    return any(other.ended and other.ended[0].values == changed for other in sweep.settings)
 
 
 def _most_common_advice(runs: Sequence[RunSummary]) -> str:
@@ -136,7 +136,7 @@ def _most_common_advice(runs: Sequence[RunSummary]) -> str:
 
 
 def _contradicted(sweep: Sweep, advice: str) -> bool:
-    """Whether a setting of the sweep already has the value that is advised, and did not learn."""
+    """Whether a setting of the sweep already has the advised value, but not all of its runs learned."""
     key, _, value = advice.partition(" or ")[0].partition("=")
     tried = [other for other in sweep.settings if format_value(other.values.get(key)) == value]
     return any(other.runs_not_learned for other in tried)

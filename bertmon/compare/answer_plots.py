@@ -1,4 +1,4 @@
-"""The answer of a sweep in figures: accuracy over one swept key, over two, and over the peak effective rate."""
+"""Figures of a sweep's results: accuracy over one swept key, over two, and over the peak effective rate."""
 
 import math
 from collections.abc import Sequence
@@ -30,12 +30,12 @@ def accuracy_over_rate(sweep: Sweep) -> tuple[Figure, Titles] | None:
     with plot_style.theme():
         figure = Figure(figsize=(5.4, 3.6))
         axes = figure.add_axes((0.115, 0.145, 0.865, 0.71))
-        words = [_verdict_word(run) for run in runs]
+        verdicts = [_verdict_name(run) for run in runs]
         seaborn.scatterplot(
             x=[run.peak_effective_lr for run in runs],
             y=[100 * run.final("accuracy") for run in runs],
-            hue=words,
-            palette={word: _word_color(word) for word in words},
+            hue=verdicts,
+            palette={name: _verdict_color(name) for name in verdicts},
             s=42 if len(runs) < 100 else 18,
             alpha=0.85,
             linewidth=0.4,
@@ -50,7 +50,7 @@ def accuracy_over_rate(sweep: Sweep) -> tuple[Figure, Titles] | None:
         rate_axis(axes)
         axes.set(xlabel="peak effective learning rate", ylabel="test accuracy [%]")
         _finish(axes, "accuracy over the peak effective rate, one point per run", runs)
-        _verdict_legend(figure, words)
+        _verdict_legend(figure, verdicts)
     return figure, {"rate-points": [_run_title(run) for run in runs]}
 
 
@@ -73,12 +73,12 @@ def accuracy_over_key(sweep: Sweep) -> tuple[Figure, Titles] | None:
         axes.set_xticks(range(len(order)), [_label(sweep, key, value) for value in order])
         axes.set(xlabel=escape_mathtext(key), ylabel="test accuracy [%]")
         _finish(axes, "accuracy by setting: one point per run, mean and standard deviation", runs)
-        _verdict_legend(figure, [_verdict_word(run) for run in runs])
+        _verdict_legend(figure, [_verdict_name(run) for run in runs])
     return figure, titles
 
 
 def heat_maps(sweep: Sweep) -> list[Figure]:
-    """For two swept keys (a third one in panels): mean accuracy, and how many runs did not learn. Else empty."""
+    """For two swept keys (a third one in panels): mean accuracy, and how many runs did not learn; else empty."""
     if not 2 <= len(sweep.swept) <= 3 or not sweep.values_are_unique:
         return []
     third = sweep.swept[2] if len(sweep.swept) == 3 else None
@@ -154,13 +154,13 @@ def _strips(
     axes: Axes, columns: int, x: Sequence[int], y: Sequence[float], runs: Sequence[RunSummary]
 ) -> dict[str, list[str]]:
     """Columns of points, with mean and standard deviation; x: the column of each run. Returns the points' titles."""
-    words = [_verdict_word(run) for run in runs]
+    verdicts = [_verdict_name(run) for run in runs]
     seaborn.swarmplot(
         x=x,
         y=y,
         order=range(columns),
-        hue=words,
-        palette={word: _word_color(word) for word in words},
+        hue=verdicts,
+        palette={name: _verdict_color(name) for name in verdicts},
         size=6 if len(runs) < 100 else 3,
         alpha=0.85,
         linewidth=0.4,
@@ -202,32 +202,32 @@ def _finish(axes: Axes, title: str, runs: Sequence[RunSummary]) -> None:
         label_level(axes, "most frequent class", max(shares), above=False)
 
 
-def _verdict_legend(figure: Figure, words: Sequence[str]) -> None:
-    order = [word for word in (*plot_style.VERDICT_COLORS, "not watched") if word in words]
-    handles = [Line2D([], [], ls="none", marker="o", ms=6, color=_word_color(word), label=word) for word in order]
+def _verdict_legend(figure: Figure, verdicts: Sequence[str]) -> None:
+    order = [name for name in (*plot_style.VERDICT_COLORS, "not watched") if name in verdicts]
+    handles = [Line2D([], [], ls="none", marker="o", ms=6, color=_verdict_color(name), label=name) for name in order]
     legend_on_top(figure, handles, left=0.1, top=0.94)
 
 
-def _verdict_word(run: RunSummary) -> str:
+def _verdict_name(run: RunSummary) -> str:
     return str(run.verdict) if run.verdict else "not watched"
 
 
-def _word_color(word: str) -> str:
-    return plot_style.verdict_color(None if word == "not watched" else word)
+def _verdict_color(name: str) -> str:
+    return plot_style.verdict_color(None if name == "not watched" else name)
 
 
 def _label(sweep: Sweep, key: str, value: Any) -> str:
-    """Of a tick."""
+    """The label of a tick."""
     return escape_mathtext(wrap(sweep.label(key, value), 30))
 
 
 def _run_title(run: RunSummary) -> str:
-    result = f"{format_percent(run.final('accuracy'))}, {_verdict_word(run)}"
+    result = f"{format_percent(run.final('accuracy'))}, {_verdict_name(run)}"
     return f"{run.name}: {result}, peak rate {format_rate(run.peak_effective_lr)}"
 
 
 def _ordered(sweep: Sweep, key: str) -> list[Any]:
-    """The values of a swept key: numbers ascending, others as they come."""
+    """The values of a swept key: numbers in ascending order, others in order of appearance."""
     values = list(dict.fromkeys(setting.values[key] for setting in sweep.settings if key in setting.values))
     if all(isinstance(value, int | float) for value in values):
         values.sort()

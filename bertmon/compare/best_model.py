@@ -1,4 +1,4 @@
-"""multirun/<sweep>/best: a link to the model to use, and which saved models stay."""
+"""multirun/<sweep>/best, a link to the best model, and the deletion of other saved models."""
 
 import os
 import shutil
@@ -10,18 +10,18 @@ from bertmon.result import MODEL_DIR, RunResult, Status, run_names
 
 BEST_LINK = "best"
 
-_UNDONE = (NOT_STARTED, str(Status.running), str(Status.interrupted))
+_PENDING = (NOT_STARTED, str(Status.running), str(Status.interrupted))
 
 
 def link_best_model(sweep: Sweep, sweep_dir: Path) -> Path | None:
     """Make sweep_dir/best a link to the model of the best run that saved one; returns the model's path, or None.
 
-    The link leads to the model and not to the run, whose event files TensorBoard would show twice. Where it cannot be
-    made (Windows without the privilege, or something else has that name), that of the run's own model is returned.
+    The link points to the model and not to the run, whose event files TensorBoard would show twice. If it cannot be
+    created (Windows without the privilege, or the name is taken), the path of the run's own model is returned.
 
     The best setting has the highest mean objective (RunResult.objective) over its ended runs, the best run the highest
     one in it. With train.keep=best the models of the other settings on the same data are deleted once every run of the
-    launch has ended. Where sweep.json lists runs (not for a search), others in the folder are left alone.
+    launch has ended. If sweep.json lists runs (not for a search), others in the folder are ignored.
     """
     settings = _own_settings(sweep, sweep_dir)
     best = max((setting for setting in settings if setting.ended), key=Setting.sort_key, default=None)
@@ -29,13 +29,13 @@ def link_best_model(sweep: Sweep, sweep_dir: Path) -> Path | None:
     if not saved:
         return None
     model = max(saved, key=_objective).run_dir / MODEL_DIR
-    if not any(run.status in _UNDONE for setting in settings for run in setting.runs):
+    if not any(run.status in _PENDING for setting in settings for run in setting.runs):
         _delete_models(settings)
     return _make_link(sweep_dir / BEST_LINK, model)
 
 
 def _own_settings(sweep: Sweep, sweep_dir: Path) -> list[Setting]:
-    """With the runs of the launch alone."""
+    """The sweep's settings, with only the runs of the launch."""
     own = {sweep_dir / name for name in run_names(sweep_dir)} or {run.run_dir for run in sweep.runs}
     return [
         Setting(setting.name, setting.values, tuple(run for run in setting.runs if run.run_dir in own))
@@ -44,7 +44,7 @@ def _own_settings(sweep: Sweep, sweep_dir: Path) -> list[Setting]:
 
 
 def _delete_models(settings: Sequence[Setting]) -> None:
-    """Those of all settings but the best one on each data."""
+    """Delete the models of all settings except the best one on each data set."""
     ended = sorted((setting for setting in settings if setting.ended), key=Setting.sort_key)
     best = {_fingerprint(setting): setting for setting in ended}
     for setting in ended:
@@ -54,7 +54,7 @@ def _delete_models(settings: Sequence[Setting]) -> None:
 
 
 def _fingerprint(setting: Setting) -> str:
-    """Of the data, which all runs of a setting share."""
+    """The fingerprint of the data, which all runs of a setting share."""
     result = setting.ended[0].result
     return result.data.fingerprint if result and result.data else ""
 

@@ -1,4 +1,4 @@
-"""Curves over the steps: a line and a band over the seeds of each setting, with chance and the rules' thresholds."""
+"""Curves over the steps: a line per setting with a band over its seeds, chance level, and the rules' thresholds."""
 
 import itertools
 import math
@@ -30,7 +30,7 @@ from bertmon.monitor.history import FloatArray
 from bertmon.notation import format_rate
 
 _MAX_POINTS = 80  # of a curve
-_MAX_BANDS = len(plot_style.SETTING_COLORS)  # settings; of more only lines can be told apart
+_MAX_BANDS = len(plot_style.SETTING_COLORS)  # settings; with more, only lines can be distinguished
 
 Curve = tuple[FloatArray, FloatArray]
 """Steps and values, [n] each."""
@@ -38,13 +38,13 @@ Curve = tuple[FloatArray, FloatArray]
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One pair of axes: what it shows of a run, and the region that a rule calls bad."""
+    """One pair of axes: the curve that it shows of a run, and the region below a rule's threshold."""
 
     title: str
     curve: Callable[[RunWithHistory], Curve]
     logarithmic: bool = False
     threshold: str = ""  # config key below monitor.thresholds
-    region: str = ""  # what is below the threshold
+    region: str = ""  # label of the region below the threshold
 
 
 PANELS = (
@@ -105,17 +105,17 @@ def training_curves(curves: Sequence[RunWithHistory], colors: Mapping[Setting, s
 
 
 def _draw(axes: Axes, curves: Sequence[Curve], color: str, logarithmic: bool, *, bands: bool) -> None:
-    """One setting: the mean of its runs, geometric on a logarithmic axis, and a band from the least to the largest.
+    """One setting: the mean of its runs, geometric on a logarithmic axis, and a band from smallest to largest value.
 
-    bands: else only the mean; there are so many settings that bands would hide each other.
+    bands: if false, only the mean is drawn, since the bands of many settings would hide each other.
     """
     steps = np.concatenate([x for x, _ in curves])
     values = np.concatenate([y for _, y in curves])
-    known = np.isfinite(values)
-    if known.sum() and bands and len(curves) > 1:
+    finite = np.isfinite(values)
+    if finite.any() and bands and len(curves) > 1:
         seaborn.lineplot(
-            x=steps[known],
-            y=values[known],
+            x=steps[finite],
+            y=values[finite],
             color=color,
             linewidth=1.7,
             estimator=_geometric_mean if logarithmic else "mean",
@@ -179,7 +179,7 @@ def _shade(axes: Axes, panel: Panel, curves: Sequence[RunWithHistory]) -> None:
 def _mark_verdicts(
     axes: Axes, by_setting: Mapping[Setting, Sequence[RunWithHistory]], colors: Mapping[Setting, str]
 ) -> None:
-    """A dotted line where the first doomed verdict of a setting came."""
+    """A dotted line at the first doomed verdict of each setting."""
     for setting in by_setting:
         steps = [run.flagged_step for run in setting.runs if run.flagged_step is not None]
         if steps:
@@ -208,15 +208,15 @@ def _name_last_line(axes: Axes, gid: str, name: str) -> dict[str, list[str]]:
 
 
 def _mean(curves: Sequence[Curve], logarithmic: bool) -> Curve:
-    """Over the runs that have a value at a step."""
+    """Mean over the runs that have a value at a step."""
     by_step: dict[float, list[float]] = {}
     for steps, values in curves:
         for step, value in zip(steps.tolist(), values.tolist(), strict=True):
             if math.isfinite(value):
                 by_step.setdefault(step, []).append(value)
     mean = _geometric_mean if logarithmic else np.mean
-    known = sorted(by_step)
-    return np.array(known), np.array([float(mean(np.array(by_step[step]))) for step in known])
+    x = sorted(by_step)
+    return np.array(x), np.array([float(mean(np.array(by_step[step]))) for step in x])
 
 
 def _geometric_mean(values: FloatArray) -> float:
@@ -224,17 +224,17 @@ def _geometric_mean(values: FloatArray) -> float:
 
 
 def _smooth(losses: Sequence[float], planned: int) -> Curve:
-    """Means over stretches of ten steps or more, at their middle; the same ones for all runs of `planned` steps."""
+    """Means over intervals of ten steps or more, at their midpoints; the same for all runs of `planned` steps."""
     values = np.array(losses)
     edges = np.unique(np.linspace(0, planned, min(_MAX_POINTS, 1 + planned // 10) + 1).astype(int))
-    edges = edges[: 1 + np.searchsorted(edges, len(values))]  # up to the stretch that the run ended in
-    stretches = [values[start:end] for start, end in itertools.pairwise(edges)]
-    finite = [stretch[np.isfinite(stretch)] for stretch in stretches]  # a run that diverged has one step that is not
+    edges = edges[: 1 + np.searchsorted(edges, len(values))]  # up to the interval in which the run ended
+    intervals = [values[start:end] for start, end in itertools.pairwise(edges)]
+    finite = [interval[np.isfinite(interval)] for interval in intervals]  # the last loss of a diverged run is not
     return (edges[:-1] + edges[1:] - 1) / 2, np.array([each.mean() if len(each) else np.nan for each in finite])
 
 
 def _accuracies(curve: RunWithHistory) -> Curve:
-    """In percent."""
+    """The test accuracy of each evaluation, in percent."""
     evaluations = curve.run.result.evaluations if curve.run.result else []
     return np.array([each.step for each in evaluations], dtype=float), np.array(
         [100 * each.accuracy for each in evaluations], dtype=float
@@ -248,11 +248,11 @@ def _rates(curve: RunWithHistory) -> Curve:
 
 
 def _signal(curve: RunWithHistory, name: str) -> Curve:
-    """Its positive values, which a logarithmic axis can show; of many, every n-th, by the steps that are planned."""
+    """The signal's positive values, for a logarithmic axis; of many, every n-th, with n set by the planned steps."""
     shots = curve.history.snapshots
     if len(shots) > 1:
-        in_all = len(curve.history.plan) // (shots[1].step - shots[0].step)
-        shots = shots[:: 1 + in_all // _MAX_POINTS]
+        planned = len(curve.history.plan) // (shots[1].step - shots[0].step)
+        shots = shots[:: 1 + planned // _MAX_POINTS]
     points = [(shot.step, shot.signals.get(name, math.nan)) for shot in shots]
     positive = np.array([point for point in points if point[1] > 0], dtype=float).reshape(-1, 2)
     return positive[:, 0], clip_to_axis(positive[:, 1])

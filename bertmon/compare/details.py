@@ -1,4 +1,4 @@
-"""What was done in a sweep: its title, and the facts at the top of a report."""
+"""Title of a sweep's report, and the details of its runs at the top."""
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +10,11 @@ from bertmon.result import RunResult, Status, SweepFile
 from bertmon.sanitize import sanitize, sanitize_line
 
 Values = Mapping[str, Any]
-"""A config by dotted key; the word "swept" instead of values that were."""
+"""A config by dotted key, with "swept" in place of swept values."""
 
 
 def title(sweep: Sweep) -> str:
-    """Data, model and swept keys; the folders' names if no run knows them."""
+    """Model, data and swept keys; the names of the folders if no config is known."""
     known = _known_runs(sweep)
     model, data = _common(known, _model_name), _common(known, _data_name)
     subject = " on ".join(part for part in (model, data) if part)
@@ -25,7 +25,7 @@ def title(sweep: Sweep) -> str:
 
 
 def details(sweep: Sweep) -> list[tuple[str, str]]:
-    """Label and text of each fact that is known; several texts where runs differ."""
+    """Label and text of each known fact; several texts if runs differ."""
     known = _known_runs(sweep)
     facts: list[tuple[str, Callable[[RunResult, Values], str]]] = [
         ("Data", _data),
@@ -38,7 +38,7 @@ def details(sweep: Sweep) -> list[tuple[str, str]]:
     ]
     swept = dict.fromkeys(sweep.swept, "swept")
     lines = [
-        (label, _joined([text(run.result, {**run.values, **swept}) for run in known if run.result]))
+        (label, _join_distinct([text(run.result, {**run.values, **swept}) for run in known if run.result]))
         for label, text in facts
     ]
     warnings = dict.fromkeys(warning for run in known if run.result for warning in run.result.warnings)
@@ -47,14 +47,14 @@ def details(sweep: Sweep) -> list[tuple[str, str]]:
     lines.append(("Started", min(starts, default="").replace("T", " ")[:16]))
     files = [SweepFile.read(folder) for folder in sweep.folders]
     commands = [launch.command for file in files if file for launch in file.launches if launch.command]
-    words = [shlex.join(["python", "-m", "bertmon.run", *command]) for command in commands]
-    lines.append(("Command", "\n".join(words)))
+    command_lines = [shlex.join(["python", "-m", "bertmon.run", *command]) for command in commands]
+    lines.append(("Command", "\n".join(command_lines)))
     lines.append(("Folder", "\n".join(str(folder.resolve()) for folder in sweep.folders)))
     return [(label, sanitize(text, longest=100_000)) for label, text in lines if text]
 
 
 def resume_commands(sweep: Sweep) -> list[str]:
-    """What resumes the launches of which a run was interrupted."""
+    """Commands that resume the launches with interrupted runs."""
     interrupted = [run for run in sweep.runs if run.status == Status.interrupted]
     folders = [each for each in sweep.folders if any(run.run_dir.is_relative_to(each) for run in interrupted)]
     launches = [each for each in folders if SweepFile.read(each)]
@@ -62,28 +62,28 @@ def resume_commands(sweep: Sweep) -> list[str]:
 
 
 def _swept(sweep: Sweep, key: str, name: str) -> str:
-    """A swept key with its values, of many with their number."""
+    """A swept key with its values, or with their number if there are many."""
     values = dict.fromkeys(sweep.label(key, setting.values[key]) for setting in sweep.settings if key in setting.values)
     return f"{name} = {', '.join(values)}" if len(values) <= 6 else f"{len(values)} values of {name}"
 
 
 def _known_runs(sweep: Sweep) -> list[RunSummary]:
-    """One run of each setting that knows its config."""
+    """One run with a known config for each setting that has one."""
     runs = [next((run for run in setting.runs if run.values), None) for setting in sweep.settings]
     return [run for run in runs if run]
 
 
 def _common(runs: Sequence[RunSummary], text: Callable[[Values], str]) -> str:
-    """The text of all runs; empty if they differ."""
+    """The text that all runs share; empty if they differ."""
     texts = {text(run.values) for run in runs}
     return texts.pop() if len(texts) == 1 else ""
 
 
-def _joined(texts: Sequence[str]) -> str:
-    """The different ones, of many the first three."""
-    different = [each for each in dict.fromkeys(texts) if each]
-    more = f" and {len(different) - 3} more" if len(different) > 3 else ""
-    return sanitize_line(" / ".join(different[:3]) + more, 2000)
+def _join_distinct(texts: Sequence[str]) -> str:
+    """The distinct texts in one line, or the first three of them and the number of others."""
+    distinct = [each for each in dict.fromkeys(texts) if each]
+    more = f" and {len(distinct) - 3} more" if len(distinct) > 3 else ""
+    return sanitize_line(" / ".join(distinct[:3]) + more, 2000)
 
 
 def _data_name(values: Values) -> str:

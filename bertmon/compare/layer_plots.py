@@ -32,7 +32,7 @@ NamedSnapshot = tuple[str, str, Snapshot]
 
 
 def gradient_depth(curves: Sequence[RunWithHistory], step: int) -> Figure | None:
-    """Mean |gradient| against the encoder layer, a line for each kind of matrix, a panel a run, all on one axis.
+    """Mean |gradient| against the encoder layer: one line per kind of matrix, one panel per run, a shared y-axis.
 
     None if no model has layers.
     """
@@ -61,7 +61,7 @@ def gradient_depth(curves: Sequence[RunWithHistory], step: int) -> Figure | None
 
 
 def layer_bars(curves: Sequence[RunWithHistory], step: int, colors: Mapping[Setting, str]) -> list[Figure]:
-    """Gradients and update ratios of every weight at the step nearest to `step`, a panel a run."""
+    """Gradients and update ratios of every weight at the step nearest to `step`, one panel per run."""
     shots = []
     for curve in curves:
         shot = nearest_snapshot(curve, step)
@@ -74,7 +74,7 @@ def layer_bars(curves: Sequence[RunWithHistory], step: int, colors: Mapping[Sett
 
 
 def layer_heatmap(curves: Sequence[RunWithHistory], statistic: str, title: str) -> Figure:
-    """One statistic of each weight over the steps, a panel a run, on one scale."""
+    """One statistic of each weight over the steps, one panel per run, on a shared scale."""
     values = [np.array([clip_to_axis(shot[statistic]) for shot in curve.history.snapshots]).T for curve in curves]
     norm: Normalize
     if statistic == "grad_zero":
@@ -102,7 +102,7 @@ def nearest_snapshot(curve: RunWithHistory, step: int) -> Snapshot:
 
 
 def log_limits(values: Sequence[FloatArray]) -> tuple[float, float]:
-    """Powers of ten around every positive value; at most twelve, so that something that has died hides nothing else."""
+    """Powers of ten around all positive values, at most twelve apart, so that vanished values do not squeeze others."""
     joined = np.concatenate([value.ravel() for value in values])
     positive = joined[np.isfinite(joined) & (joined > 0)]
     if not len(positive):
@@ -127,12 +127,12 @@ def _depth_title(curve: RunWithHistory, shot: Snapshot) -> str:
 
 
 def _bars(shots: Sequence[NamedSnapshot], statistic: str, title: str) -> Figure:
-    """One statistic of each weight; weights are named once if all runs have the same."""
+    """One statistic of each weight; weights are labeled once if all runs have the same ones."""
     most = max(len(shot.layers) for _, _, shot in shots)
     heading = max(wrap(name, 90 // len(shots)).count("\n") for name, _, _ in shots) * 0.16 + 0.33
     height = 0.145 * most + 0.42 + heading
-    alike = len({shot.layers for _, _, shot in shots}) == 1
-    left, gap = 0.2, 0.03 if alike else 0.2
+    same_weights = len({shot.layers for _, _, shot in shots}) == 1
+    left, gap = 0.2, 0.03 if same_weights else 0.2
     width = (0.985 - left - gap * (len(shots) - 1)) / len(shots)
     limits = log_limits([clip_to_axis(shot[statistic]) for _, _, shot in shots])
     with plot_style.theme():
@@ -144,7 +144,7 @@ def _bars(shots: Sequence[NamedSnapshot], statistic: str, title: str) -> Figure:
             axes.set_title("\n".join(map(escape_mathtext, wrap(name, 90 // len(shots)).split("\n"))))
             axes.grid(False, axis="y")
             powers_of_ten(axes.xaxis)
-            _bar_panel(axes, shot, statistic, color, limits[0], labeled=column == 0 or not alike)
+            _bar_panel(axes, shot, statistic, color, limits[0], labeled=column == 0 or not same_weights)
     return figure
 
 
@@ -190,7 +190,7 @@ def _heatmap_panel(axes: Axes, curve: RunWithHistory, value: FloatArray, norm: N
 
 
 def _layer_ticks(layers: WeightTable) -> list[tuple[float, str]]:
-    """The middle row of each encoder layer and its number; of many, every second or fourth."""
+    """The middle row and the number of each encoder layer, or of every n-th if there are many."""
     rows: dict[int, list[int]] = {}
     for row, depth in enumerate(layers.depths):
         if depth is not None:

@@ -1,6 +1,6 @@
-"""What all figures of the report share: colors, theme, and SVG for a page that is light or dark. Pure.
+"""Code that all figures of the report share: colors, axes, and SVG for a light or dark page. Pure.
 
-A setting has one color in all figures: up to eight have one each, more are colored by their test accuracy.
+A setting has the same color in all figures: its own if there are up to eight settings, else one by test accuracy.
 """
 
 import io
@@ -32,14 +32,14 @@ from bertmon.monitor.history import FloatArray
 from bertmon.notation import format_rate
 from bertmon.sanitize import sanitize_line
 
-# Neither end is lost on black or white; what no logarithm shows, such as an update of zero, is red.
+# Both ends are visible on black and white; values without a logarithm, such as an update of zero, are red.
 COLOR_SCALE = ListedColormap(colormaps["viridis"](np.linspace(0.2, 0.95, 256))).with_extremes(bad="#c0392b")
 
 MAX_DECADE = 30
-"""The largest power of ten that is drawn; beyond it a run that diverges looks the same."""
+"""The exponent of the largest power of ten that is drawn; larger values, of a run that diverges, are clipped to it."""
 
 Titles = Mapping[str, Sequence[str]]
-"""Texts shown on hovering, by the gid of an artist: one for all of it, or one a point."""
+"""Tooltips by the gid of an artist: one for the whole artist, or one per point."""
 
 
 def setting_colors(sweep: Sweep) -> dict[Setting, str]:
@@ -60,7 +60,7 @@ def has_own_colors(sweep: Sweep) -> bool:
 
 
 def accuracy_norm(means: Sequence[float]) -> Normalize:
-    """The color scale's ends."""
+    """The range of the color scale."""
     known = [mean for mean in means if mean == mean] or [0.0]
     return Normalize(min(known), max(max(known), min(known) + 1e-9))
 
@@ -123,18 +123,18 @@ def legend_on_top(figure: Figure, handles: Sequence[Artist], *, left: float, top
 
 
 def clip_to_axis(values: FloatArray) -> FloatArray:
-    """Values that a logarithmic axis can show without an overflow."""
+    """The values, clipped so that a logarithmic axis does not overflow."""
     clipped: FloatArray = np.minimum(values, 10.0**MAX_DECADE)
     return clipped
 
 
 def escape_mathtext(text: str) -> str:
-    """Dollars as they are: matplotlib reads a formula between two."""
+    """The text with dollar signs escaped, between which matplotlib would read a formula."""
     return sanitize_line(text, 500).replace("$", r"\$")
 
 
 def wrap(name: str, width: int) -> str:
-    """In at most three lines of about `width` characters, broken after commas."""
+    """The name in at most three lines of about `width` characters, broken after commas."""
     lines = [""]
     for part in name.replace(",", ",\0").split("\0"):
         if lines[-1] and len(lines[-1]) + len(part) > width:
@@ -145,7 +145,7 @@ def wrap(name: str, width: int) -> str:
 
 @contextmanager
 def suppress_plot_warnings() -> Iterator[None]:
-    """Without warnings of missing glyphs, of numbers at the end of floats, and of labels that are numbers."""
+    """Suppress warnings about missing glyphs, empty logarithmic axes, overflow, and labels that are numbers."""
     categories = logging.getLogger("matplotlib.category")
     level = categories.level
     categories.setLevel(logging.WARNING)
@@ -159,7 +159,7 @@ def suppress_plot_warnings() -> Iterator[None]:
 
 
 def to_svg(figure: Figure, titles: Titles | None = None) -> str:
-    """As text for a page: as wide as there is room, with the page's own ink, grid (`--grid`) and font."""
+    """The figure as SVG text that fills the width of a page and uses its text color, grid color (`--grid`) and font."""
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bertmon"}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -179,7 +179,7 @@ def to_svg(figure: Figure, titles: Titles | None = None) -> str:
 
 
 def to_png(figure: Figure) -> bytes:
-    """On white, in few colors: a third of the size."""
+    """The figure as a PNG file on white, in 64 colors: a third of the size of full color."""
     canvas = FigureCanvasAgg(figure)
     figure.set(dpi=100, facecolor="white")
     canvas.draw()
@@ -190,7 +190,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 def _add_titles(svg: str, gid: str, titles: Sequence[str]) -> str:
-    """Give the element with that gid, or its points one by one, an SVG title, which browsers show on hovering."""
+    """Add an SVG title, which browsers show as a tooltip, to the element with this gid or to each of its points."""
     head = f'<g id="{gid}">'
     before, _, after = svg.partition(head)
     if not after:

@@ -1,7 +1,7 @@
-"""How wide the window of learning rates is at which a model learns, and how much the rate matters.
+"""The window of learning rates at which a model learns, and its learning-rate sensitivity.
 
-Wortsman et al. 2023 (arXiv 2309.14322) call the mean loss above the best one, over a range of rates, the learning-rate
-sensitivity; a loss counts at most as much as that of an untrained model. 0: every rate is as good as the best.
+The sensitivity (Wortsman et al. 2023, arXiv 2309.14322) is the mean loss over a range of rates minus the loss of the
+best one, with losses capped at chance. 0: every rate is as good as the best.
 """
 
 import math
@@ -18,15 +18,15 @@ LR_KEY = "optimizer.lr"
 
 @dataclass(frozen=True, slots=True)
 class RateWindow:
-    """The settings of a sweep that differ by their learning rate alone."""
+    """The settings of a sweep that differ only in their learning rate."""
 
     values: Mapping[str, Any]  # of the other keys that were swept
     rates: tuple[float, ...]  # ascending
-    all_learned: tuple[float, ...]  # those of them at which every run learned
+    all_learned: tuple[float, ...]  # the rates at which every run learned
     sensitivity: float  # in units of the loss; nan if no loss is known
 
     def text(self) -> str:
-        """The rates at which all runs learned: a range where they are neighbors."""
+        """The rates at which all runs learned, as a range if they are adjacent."""
         learned, first = self.all_learned, self.rates.index(self.all_learned[0]) if self.all_learned else 0
         if len(learned) > 2 and self.rates[first : first + len(learned)] == learned:
             return f"{format_rate(learned[0])} to {format_rate(learned[-1])}"
@@ -54,7 +54,7 @@ def _window(settings: Sequence[Setting]) -> RateWindow:
 
 
 def _sensitivity(settings: Sequence[Setting]) -> float:
-    """Mean over the rates of the mean loss, none larger than chance, less the least of them."""
+    """Average over the rates of the mean loss, capped at chance, minus the smallest mean loss."""
     losses = []
     for setting in settings:
         chance = next((run.chance_loss for run in setting.ended if not math.isnan(run.chance_loss)), math.nan)

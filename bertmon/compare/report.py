@@ -1,4 +1,4 @@
-"""The report of a sweep: report.html, a page that needs nothing else; the same in Markdown; runs.csv for pandas."""
+"""The report of a sweep: report.html, a self-contained page; the same in Markdown; runs.csv for pandas."""
 
 import base64
 import csv
@@ -52,19 +52,19 @@ def write_report(folders: Sequence[Path], target: Path) -> Sweep:
 
 
 def refresh_report(folder: Path) -> None:
-    """Rebuild the report when a run ends while others wait, in a separate process, at most 5 % of the wall time.
+    """Rebuild the report when a run ends while others wait, in a separate process, for at most 5 % of the wall time.
 
-    Errors are logged; no run fails with them.
+    Errors are logged and do not fail the run.
     """
     try:
-        seconds = 3 + len(run_names(folder)) / 150  # that it takes, about
+        seconds = 3 + len(run_names(folder)) / 150  # approximate duration
         last = max(path.stat().st_mtime for path in (folder / HTML_FILE, folder / SWEEP_FILE) if path.exists())
-        if not 0 <= time.time() - last < 20 * seconds and _unfinished(folder):  # the launch writes the last one
+        if not 0 <= time.time() - last < 20 * seconds and _has_pending_runs(folder):  # the launch writes the final one
             command = [sys.executable, "-m", "bertmon.compare", str(folder)]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-            done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-            if done.returncode:
-                log.error("%s could not be written: %s", folder / HTML_FILE, done.stderr.strip())
+            process = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            if process.returncode:
+                log.error("%s could not be written: %s", folder / HTML_FILE, process.stderr.strip())
     except Exception as error:
         log.error("%s could not be written: %s", folder / HTML_FILE, error)
 
@@ -115,7 +115,7 @@ def render_markdown(sweep: Sweep) -> str:
 
 
 def runs_csv(sweep: Sweep) -> str:
-    """A row per run: its setting, metrics, verdict, peak effective rate, steps and seconds. Empty is not known."""
+    """A row per run: its setting, metrics, verdict, peak effective rate, steps and seconds. Empty means unknown."""
     file = io.StringIO()
     columns = ["run", "folder", *sweep.swept, "seed", "status", "accuracy", "loss", "f1_macro", "mcc"]
     columns += ["best_accuracy", "did_not_learn"]
@@ -182,7 +182,7 @@ def _svg(figure: Any, titles: Any = None) -> Markup:
 
 
 def _links(run: RunSummary, target: Path) -> dict[str, str]:
-    """Relative addresses of the run's folder and log, where they exist."""
+    """Relative URLs of the run's folder and log, if they exist."""
     if not run.run_dir.is_dir():
         return {}
     folder = quote(os.fsencode(os.path.relpath(run.run_dir.resolve(), target.resolve())))
@@ -190,9 +190,9 @@ def _links(run: RunSummary, target: Path) -> dict[str, str]:
 
 
 def _colored_verdicts(text: str) -> Markup:
-    """The text with its verdict words in their colors."""
-    words = "|".join(sorted(VERDICT_COLORS, key=len, reverse=True))
-    parts = re.split(rf"\b({words})\b", text)
+    """The text with each verdict in its color."""
+    verdicts = "|".join(sorted(VERDICT_COLORS, key=len, reverse=True))
+    parts = re.split(rf"\b({verdicts})\b", text)
     colored = (
         Markup('<span class="verdict {}">{}</span>').format(part.replace(" ", "-"), part) if index % 2 else escape(part)
         for index, part in enumerate(parts)
@@ -200,5 +200,5 @@ def _colored_verdicts(text: str) -> Markup:
     return Markup("").join(colored)
 
 
-def _unfinished(folder: Path) -> bool:
+def _has_pending_runs(folder: Path) -> bool:
     return any(run.status in (NOT_STARTED, Status.running) for run in read_sweep([folder]).runs)

@@ -1,7 +1,7 @@
 """The runs of a sweep, grouped by setting. Imports no torch.
 
-A setting is a set of config values; its runs differ by their seed alone. Reads what runs leave (result.json,
-history.npz) and what a launch leaves (sweep.json), of version 0.1 too. Text is in summary, figures in plots.
+A setting is a set of config values; its runs differ only in their seed. Reads the files of runs (result.json,
+history.npz) and of a launch (sweep.json), including those of version 0.1. Text is in summary, figures in plots.
 """
 
 import json
@@ -39,7 +39,7 @@ class RunSummary:
     """One run. `result` is None for a run that has not started, or whose result.json is corrupt."""
 
     run_dir: Path
-    name: str  # folder below the sweep's, or below what several sweeps have in common
+    name: str  # path below the sweep's folder; with several sweeps, it starts with that folder's name
     result: RunResult | None
     started: bool = True
 
@@ -51,7 +51,7 @@ class RunSummary:
 
     @property
     def unfinished(self) -> bool:
-        """Whether the run stopped without coming to its end."""
+        """Whether the run stopped before its end."""
         return self.status == UNREADABLE or (self.result is not None and self.result.status.unfinished)
 
     @property
@@ -64,23 +64,23 @@ class RunSummary:
 
     @property
     def overrides(self) -> Mapping[str, Any]:
-        """What tells the run's setting from the others of its launch, by dotted key."""
+        """The values that distinguish the run's setting from the others of its launch, by dotted key."""
         overrides = self.result.overrides if self.result else {}
         return {RENAMED_KEYS.get(key, key): value for key, value in overrides.items()}
 
     @cached_property
     def values(self) -> Mapping[str, Any]:
-        """The config of the run's setting, by dotted key; empty while it is not known."""
+        """The config of the run's setting, by dotted key; empty if it is not known yet."""
         if self.result is None or self.result.config is None:
             return {}
         known = run_identity(self.result.config)
-        values = default_identity(known) | known  # a key that the run's version did not have yet has its default
+        values = default_identity(known) | known  # keys that the run's version did not have yet get their defaults
         del values["seed"]
         return values
 
     @cached_property
     def group_key(self) -> str:
-        """Two runs with the same one differ by their seed alone."""
+        """A key that is the same for runs that differ only in their seed."""
         if not self.values:
             return str(self.run_dir.parent)
         fingerprint = self.result.data.fingerprint if self.result and self.result.data else None
@@ -88,12 +88,12 @@ class RunSummary:
 
     @property
     def verdict(self) -> Verdict | None:
-        """The last one; None for a run that was not watched."""
+        """The last verdict; None for a run that was not watched."""
         return self.result.diagnosis.verdict if self.result and self.result.diagnosis else None
 
     @property
     def flagged_step(self) -> int | None:
-        """Step at which the verdict that the run ended with was known, if it is a doomed one."""
+        """The step since which the run's final verdict holds, if that verdict is doomed."""
         return self.result.flagged_step if self.result else None
 
     @property
@@ -132,22 +132,22 @@ class RunSummary:
 
     @property
     def seconds(self) -> float:
-        """From start to end; nan if that is not known."""
+        """Duration from start to end; nan if it is not known."""
         return self.result.seconds if self.result and self.result.seconds is not None else math.nan
 
     @property
     def saved_steps(self) -> int:
-        """Steps that a stopped run was spared."""
+        """Steps that were not trained because the run was stopped."""
         return self.result.saved_steps if self.result else 0
 
     @property
     def peak_effective_lr(self) -> float:
-        """The largest effective learning rate of the plan, of all its steps; nan if it is not known."""
+        """The largest effective learning rate of the whole plan; nan if it is not known."""
         return self._plan[0]
 
     @property
     def peak_lr(self) -> float:
-        """The largest nominal learning rate of the plan; nan if it is not known."""
+        """The largest nominal learning rate of the whole plan; nan if it is not known."""
         return self._plan[1]
 
     @property
@@ -174,7 +174,7 @@ class RunSummary:
 
     @cached_property
     def history(self) -> History | None:
-        """What was measured; None if there is no file, or a corrupt one, which is logged."""
+        """The measurements; None if the file is missing, or if it is corrupt, which is logged."""
         path = self.run_dir / HISTORY_FILE
         if not path.exists():
             return None
@@ -216,7 +216,7 @@ class Setting:
 
     @property
     def criterion(self) -> str:
-        """What `sort_key` goes by, in words; empty for the accuracy on the test texts."""
+        """The metric behind `sort_key` in words; empty for the accuracy on the test texts."""
         result = next((run.result for run in self.ended if run.result), None)
         if result is None or (result.metric == "accuracy" and not result.validations):
             return ""
@@ -231,7 +231,7 @@ class Setting:
 
     @cached_property
     def peak_effective_lr(self) -> float:
-        """Of the first run that has one: runs of a setting share their plan."""
+        """The peak of the first run that has one: the runs of a setting share their plan."""
         return next((peak for run in self.runs if not math.isnan(peak := run.peak_effective_lr)), math.nan)
 
 
@@ -252,17 +252,17 @@ class Sweep:
 
     @cached_property
     def swept(self) -> list[str]:
-        """Dotted keys that differ between settings, those that were swept first, in their order."""
+        """Dotted keys that differ between settings, starting with the keys that were swept, in their order."""
         return list(dict.fromkeys(key for setting in self.settings for key in setting.values))
 
     @cached_property
     def values_are_unique(self) -> bool:
-        """Whether the swept keys tell all settings apart; they do not where the data alone differ."""
+        """Whether the swept keys distinguish all settings; they do not if only the data differ."""
         values = [tuple(setting.values.items()) for setting in self.settings if setting.values]
         return len(set(values)) == len(values)
 
     def label(self, key: str, value: Any) -> str:
-        """How a value of a swept key is written."""
+        """The text for a value of a swept key."""
         return self._labels[key].get(value, format_value(value))
 
     @cached_property
@@ -271,14 +271,14 @@ class Sweep:
 
     @cached_property
     def min_test_texts(self) -> tuple[int, int] | None:
-        """Test texts of the run that has fewest for its classes, and how many it would need, if that is more."""
+        """The smallest number of test texts that is too small, and the number needed; None if all runs have enough."""
         data = [run.result.data for run in self.ended if run.result and run.result.data]
-        short = {(each.test_texts, each.needed_texts) for each in data if each.needed_texts}
-        return min(((texts, needed) for texts, needed in short if needed), default=None)
+        too_few = {(each.test_texts, each.needed_texts) for each in data if each.needed_texts}
+        return min(((texts, needed) for texts, needed in too_few if needed), default=None)
 
 
 def read_sweep(folders: Sequence[Path]) -> Sweep:
-    """The runs below the folders, each once, with those that have not started.
+    """The runs below the folders, each once, including those that have not started.
 
     Raises InputError for a folder that holds neither a run nor a sweep.json.
     """
@@ -291,11 +291,11 @@ def read_sweep(folders: Sequence[Path]) -> Sweep:
             raise InputError(f"{folder}: expected a run, but there is no {RESULT_FILE} in it or below it.")
         for run in below:
             runs.setdefault(run.run_dir.resolve(), run)
-    return Sweep(tuple(folders), tuple(_settings(_grouped(list(runs.values())))))
+    return Sweep(tuple(folders), tuple(_named_settings(_group_runs(list(runs.values())))))
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Dotted keys without their group, where that is unique."""
+    """Dotted keys without their group, if the result is unique."""
     keys = list(keys)
     counts = Counter(key.rpartition(".")[2] for key in keys)
     return {key: last if counts[last := key.rpartition(".")[2]] == 1 else key for key in keys}
@@ -315,8 +315,8 @@ def _read_runs(folder: Path, prefix: str) -> Iterable[RunSummary]:
         yield RunSummary(folder / name, shown, result, started=run_dir is not None)
 
 
-def _grouped(runs: Sequence[RunSummary]) -> list[list[RunSummary]]:
-    """Runs by setting. One that does not know its config yet belongs to the only setting in its folder."""
+def _group_runs(runs: Sequence[RunSummary]) -> list[list[RunSummary]]:
+    """Runs by setting. A run without a known config belongs to the setting of its folder if there is only one."""
     in_folder: dict[Path, set[str]] = {}
     for run in runs:
         if run.values:
@@ -329,28 +329,29 @@ def _grouped(runs: Sequence[RunSummary]) -> list[list[RunSummary]]:
     return list(groups.values())
 
 
-def _settings(groups: Sequence[Sequence[RunSummary]]) -> Iterable[Setting]:
-    """Named by the keys that differ, or by their folders where no key tells them apart."""
+def _named_settings(groups: Sequence[Sequence[RunSummary]]) -> Iterable[Setting]:
+    """The settings, named by the keys that differ, or by their folders if no key distinguishes them."""
     known = [next((run for run in runs if run.values), None) for runs in groups]
     keys = _differing_keys([run for run in known if run])
     values = [
-        {key: _frozen(run.overrides.get(key, run.values.get(key))) for key in keys} if run else {} for run in known
+        {key: _hashable(run.overrides.get(key, run.values.get(key))) for key in keys} if run else {} for run in known
     ]
     short = short_names(keys)
     labels = {key: _value_labels([each[key] for each in values if key in each]) for key in keys}
     names = [", ".join(f"{short[key]}={labels[key][value]}" for key, value in each.items()) for each in values]
     folders = [min({str(Path(run.name).parent) for run in runs}) for runs in groups]
     folders = [name if name != "." else runs[0].name for name, runs in zip(folders, groups, strict=True)]
-    alike = {name for name, count in Counter(names).items() if count > 1 or not name}
+    ambiguous = {name for name, count in Counter(names).items() if count > 1 or not name}
     for runs, each, name, folder in zip(groups, values, names, folders, strict=True):
         by_seed = sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.name))
-        yield Setting(sanitize_line(folder if name in alike else name, 500), each, tuple(by_seed))
+        yield Setting(sanitize_line(folder if name in ambiguous else name, 500), each, tuple(by_seed))
 
 
 def _differing_keys(runs: Sequence[RunSummary]) -> list[str]:
-    """Of one run a setting: the keys that were swept, then all others that differ and that those do not explain.
+    """The keys that were swept, then all others that differ and that the swept ones do not explain.
 
-    `model=bert_small` explains every key below it; but where another launch chose its model otherwise, the keys say it.
+    runs: one per setting. `model=bert_small` explains every key below `model`, unless a run of another launch has no
+    such choice.
     """
     swept = dict.fromkeys(key for run in runs for key in run.overrides)
     swept = {key: None for key in swept if all(key in run.overrides or key in run.values for run in runs)}
@@ -363,13 +364,13 @@ def _differing_keys(runs: Sequence[RunSummary]) -> list[str]:
 
 
 def _value_labels(values: Sequence[Any]) -> dict[Any, str]:
-    """Paths by their last part, where that tells them apart."""
+    """Labels by value: only the last part of paths, if that distinguishes them."""
     short = {value: format_value(value) for value in values}
     return short if len(set(short.values())) == len(short) else {value: str(value) for value in short}
 
 
-def _frozen(value: Any) -> Any:
-    """A value that can be the key of a dict."""
+def _hashable(value: Any) -> Any:
+    """The value in a form that can be the key of a dict."""
     if isinstance(value, list | tuple):
-        return tuple(map(_frozen, value))
+        return tuple(map(_hashable, value))
     return json.dumps(value) if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""Of many runs and steps, those that a report has room for. Pure but for reading the histories."""
+"""The runs and steps that a report has room for. Pure, except that it reads histories."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _MAX_SIDE_BY_SIDE = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunWithHistory:
-    """A run with its history, of at least one snapshot."""
+    """A run with its history, which has at least one snapshot."""
 
     setting: Setting
     run: RunSummary
@@ -21,7 +21,7 @@ class RunWithHistory:
 
 
 def select_curves(sweep: Sweep) -> list[RunWithHistory]:
-    """Runs whose curves are drawn: all, if they are few; else one of each setting, and of many settings every n-th."""
+    """Runs whose curves are drawn: all if there are few; else one per setting, or per n-th setting of many."""
     if len(sweep.runs) <= _MAX_CURVES:
         candidates = [_with_history(setting, run) for setting in sweep.settings for run in setting.runs]
     else:
@@ -31,9 +31,10 @@ def select_curves(sweep: Sweep) -> list[RunWithHistory]:
 
 
 def select_layer_runs(sweep: Sweep) -> list[RunWithHistory]:
-    """Runs whose layers are drawn side by side: one of each setting, if they are few.
+    """Runs whose layers are drawn side by side: one per setting if there are few.
 
-    Else one of the setting that was flagged first, as a share of its steps, or was worst; and one of the best.
+    Else one of the setting that was flagged earliest, as a share of its steps (the worst one if none was flagged), and
+    one of the best setting.
     """
     if len(sweep.settings) <= _MAX_SIDE_BY_SIDE:
         return [curve for setting in sweep.settings if (curve := _representative(setting))]
@@ -44,16 +45,16 @@ def select_layer_runs(sweep: Sweep) -> list[RunWithHistory]:
 
 
 def select_steps(curves: Sequence[RunWithHistory]) -> list[int]:
-    """First the watched step that shows most, at which a run was first flagged; then the first and the last.
+    """The watched step nearest to the first flag (the middle one if there is no flag), then the first and the last.
 
-    A run can be doomed before its first step, by its rates; there is nothing to see yet then.
+    Flags at step 0 are ignored: a run can be doomed by its planned rates alone, before there is anything to see.
     """
     if not curves:
         return []
     watched = sorted({shot.step for curve in curves for shot in curve.history.snapshots})
     flagged = [curve.run.flagged_step for curve in curves if curve.run.flagged_step]
-    wanted = min(flagged, default=watched[len(watched) // 2])
-    nearest = min(watched, key=lambda step: abs(step - wanted))
+    target = min(flagged, default=watched[len(watched) // 2])
+    nearest = min(watched, key=lambda step: abs(step - target))
     return list(dict.fromkeys([nearest, watched[0], watched[-1]]))
 
 
@@ -62,7 +63,7 @@ def _first_with_history(settings: Sequence[Setting]) -> RunWithHistory | None:
 
 
 def _representative(setting: Setting) -> RunWithHistory | None:
-    """The first of the setting's runs that has a history; a flagged one before others."""
+    """The first of the setting's runs that has a history; flagged runs take precedence."""
     runs = sorted(setting.runs, key=lambda run: run.flagged_step is None)
     return next((curve for run in runs if (curve := _with_history(setting, run))), None)
 
@@ -73,6 +74,6 @@ def _with_history(setting: Setting, run: RunSummary) -> RunWithHistory | None:
 
 
 def _flagged_fraction(setting: Setting) -> float:
-    """Share of the steps at which the first of its runs was flagged; infinite if none was."""
+    """The smallest share of the steps after which a run was flagged; infinite if none was."""
     fractions = [run.flagged_fraction for run in setting.ended if run.flagged_step is not None]
     return min(fractions, default=math.inf)

@@ -1,4 +1,4 @@
-"""A sweep in sentences: conclusions, the last words on the console, a line of progress."""
+"""A sweep in sentences: conclusions, the summary on the console, a line of progress."""
 
 import math
 import statistics
@@ -34,7 +34,7 @@ _VERDICT_STYLES = {
 
 
 def conclusions(sweep: Sweep) -> list[str]:
-    """What the sweep shows, in plain sentences."""
+    """The results of the sweep in plain sentences."""
     unfinished = _unfinished(sweep)
     if not sweep.ended:
         return [unfinished or "No run has ended yet."]
@@ -63,8 +63,8 @@ def verdict_sentence(run: RunSummary) -> str:
 
 
 def console_summary(sweep: Sweep) -> str:
-    """The whole answer, for standard output: as wide as the terminal, verdicts in color unless NO_COLOR is set."""
-    from rich.console import Console  # here, since a run that ends needs no console
+    """The summary for standard output: as wide as the terminal, verdicts in color unless NO_COLOR is set."""
+    from rich.console import Console  # imported here, since other uses of this module do not need it
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
@@ -88,7 +88,7 @@ def console_summary(sweep: Sweep) -> str:
 
 
 def progress_line(sweep: Sweep) -> str:
-    """How far a sweep has come when its next run starts, in one line; empty for a single run."""
+    """The progress of a sweep in one line, when its next run starts; empty for a single run."""
     waiting = [run for run in sweep.runs if run.status == NOT_STARTED]
     running = [run for run in sweep.runs if run.status == Status.running]
     if len(sweep.runs) < 2 or not waiting:
@@ -122,12 +122,12 @@ def _failures(sweep: Sweep) -> list[str]:
             f"{_failure(setting)} {advise(sweep, setting, brief=len(failing) > 1)}".strip() for setting in failing
         ]
     else:
-        wholly = sum(len(setting.runs_not_learned) == len(setting.ended) for setting in failing)
+        all_failed = sum(len(setting.runs_not_learned) == len(setting.ended) for setting in failing)
         verdicts = count_verdicts([run for setting in failing for run in setting.runs_not_learned])
-        none_learned = f", and in {wholly} of them no run learned" if wholly else ""
-        which = "no run learned" if wholly == len(failing) else f"some runs did not learn{none_learned}"
+        none_learned = f", and in {all_failed} of them no run learned" if all_failed else ""
+        result = "no run learned" if all_failed == len(failing) else f"some runs did not learn{none_learned}"
         ended = sum(bool(setting.ended) for setting in sweep.settings)
-        sentences.append(f"In {len(failing)} of {ended} settings {which}; verdicts on those that did not: {verdicts}.")
+        sentences.append(f"In {len(failing)} of {ended} settings {result}; verdicts on those that did not: {verdicts}.")
         sentences += _cliff(sweep)
     learned = [run for run in sweep.ended if not run.did_not_learn]
     diverged = [run.name for run in learned if run.status == Status.diverged]
@@ -155,15 +155,15 @@ def _cliff(sweep: Sweep) -> list[str]:
 
 
 def _failure(setting: Setting) -> str:
-    """How many of its runs did not learn, since when that was known, and why."""
+    """How many of the setting's runs did not learn, since which step they were flagged, and the likely cause."""
     failed = setting.runs_not_learned
     if len(setting.runs) == 1:
-        which = "did not learn"
+        outcome = "did not learn"
     elif len(setting.ended) == 1:
-        which = "the one run that has ended did not learn"
+        outcome = "the one run that has ended did not learn"
     else:
-        which = f"{len(failed)} of {len(setting.ended)} runs did not learn"
-    text = f"{setting.name}: {which}"
+        outcome = f"{len(failed)} of {len(setting.ended)} runs did not learn"
+    text = f"{setting.name}: {outcome}"
     flagged = [run for run in failed if run.flagged_step is not None]
     predicted = {run.constant_prediction for run in failed}
     if not flagged and len(predicted) == 1 and (label := predicted.pop()):
@@ -182,7 +182,7 @@ def _failure(setting: Setting) -> str:
 
 
 def _windows(sweep: Sweep) -> list[str]:
-    """At which rates all runs learned, by the other keys."""
+    """The number of rates at which all runs learned, by the other keys."""
     windows = rate_windows(sweep)
     if len(windows) < 2 or len(windows) > 2 * _MAX_NAMED:
         return []

@@ -1,4 +1,4 @@
-"""A sweep in tables, for the report, Markdown and the console."""
+"""Tables of a sweep for the report, Markdown and the console."""
 
 import math
 import statistics
@@ -23,7 +23,7 @@ TABLE_NOTE = (
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Text in rows and columns, each cell fit for one line."""
+    """Text in rows and columns; each cell is a single line."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -40,7 +40,7 @@ class Table:
         return self._columns([i for i in range(len(self.header)) if any(row[i] for row in self.rows)])
 
     def fitted(self, width: int, importance: Sequence[str]) -> "Table":
-        """At most `width` characters wide as `plain`: of the columns named in `importance`, the last ones go first."""
+        """Drop columns, the last ones in `importance` first, until `plain` is at most `width` characters wide."""
         keep = list(range(len(self.header)))
         for name in reversed(importance):
             if sum(self._width(i) + 2 for i in keep) - 2 <= width:
@@ -49,7 +49,7 @@ class Table:
         return self._columns(keep)
 
     def plain(self) -> str:
-        """In columns of one width, for a terminal."""
+        """The table in aligned columns, for a terminal."""
         widths = [self._width(i) for i in range(len(self.header))]
         lines = [self.header, *self.rows]
         return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
@@ -63,7 +63,7 @@ class Table:
 
 
 def settings_table(sweep: Sweep, *, intervals: bool = True) -> Table:
-    """A row per setting: its values, and its outcome. intervals: of the rates of runs that did not learn."""
+    """A row per setting: its values and its outcome. intervals: add the interval of the share that did not learn."""
     header = ["setting"] if needs_names(sweep) else [*short_names(sweep.swept).values()]
     header += ["runs", "test accuracy", "did not learn", "verdict", "flagged at step", "peak rate", "best"]
     header += ["macro F1", "test loss", "time", "saved"]
@@ -101,19 +101,19 @@ def rates_table(sweep: Sweep) -> Table:
 
 
 def unfinished_table(sweep: Sweep) -> Table:
-    """A row for each run that stopped without coming to its end."""
+    """A row for each run that stopped before its end."""
     rows = [(run.name, run.status, _steps(run), unfinished_reason(run)) for run in sweep.runs if run.unfinished]
     return Table.of(("run", "status", "steps", "why"), rows).without_empty_columns()
 
 
 def needs_names(sweep: Sweep) -> bool:
-    """Whether settings go by their names: no key tells them apart, or runs do not know theirs."""
+    """Whether settings are listed by name: their values are not known, or do not distinguish them."""
     known = [setting.values for setting in sweep.settings if setting.values]
     return not known or len({tuple(map(str, values.values())) for values in known}) < len(known)
 
 
 def count_verdicts(runs: Sequence[RunSummary]) -> str:
-    """The one verdict of all runs, or how often there is each."""
+    """The verdict that all runs share, or the number of runs with each verdict."""
     counts = Counter(str(run.verdict or "not watched") for run in runs)
     if len(counts) == 1:
         return next(iter(counts))
@@ -121,7 +121,7 @@ def count_verdicts(runs: Sequence[RunSummary]) -> str:
 
 
 def flagged_steps(runs: Sequence[RunSummary]) -> str:
-    """Median and range of the steps at which doomed verdicts were known."""
+    """Median and range of the steps at which runs were flagged."""
     steps = [run.flagged_step for run in runs if run.flagged_step is not None]
     if not steps:
         return ""
@@ -195,7 +195,7 @@ def _steps(run: RunSummary) -> str:
 
 
 def _failure_rate(setting: Setting, interval: bool) -> str:
-    """Runs that did not learn of those that ended, with the interval of the rate."""
+    """How many of the ended runs did not learn, with the interval of that rate."""
     failed, n = len(setting.runs_not_learned), len(setting.ended)
     if not interval:
         return f"{failed} of {n}"
@@ -204,7 +204,7 @@ def _failure_rate(setting: Setting, interval: bool) -> str:
 
 
 def _of(count: int, ended: Sequence[RunSummary]) -> str:
-    """Over how many runs a mean is, where not over all: a run that diverged may have no loss."""
+    """The number of runs that a mean includes, if not all: a run that diverged can lack a loss."""
     return f" ({count} of {len(ended)})" if count < len(ended) else ""
 
 

@@ -1,8 +1,8 @@
-"""Why a run is doomed, and what to change: the learning rates of its plan against what is known to work. Pure.
+"""The likely cause of a doomed verdict and what to change, from the learning rates of the run's plan. Pure.
 
-The limit on a peak effective learning rate is from the study of small models in docs/article.md: below 1e-3 1 of 102
-runs did not learn, above 1.9e-3 69 of 72. A shorter memory, beta2 of 0.99, lowers the peak too, and is not advised: 2
-of 5 runs did not learn with it, against none with a longer warm-up or bias correction.
+The limit on the peak effective learning rate comes from the study of small models in docs/article.md: below 1e-3, 1 of
+102 runs did not learn; above 1.9e-3, 69 of 72. A smaller beta2 of 0.99 lowers the peak too but is not advised: 2 of 5
+runs with it did not learn, compared with none with a longer warm-up or bias correction.
 """
 
 import re
@@ -17,14 +17,14 @@ from bertmon.schedule import warmup_steps
 _SAFE_PEAK = 1e-3
 """The largest peak effective learning rate that is advised."""
 LONG_WARMUP = 0.7
-"""The share of steps that is advised as warm-up."""
+"""The warm-up that is advised, as a share of the steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class SettingNames:
-    """What advice calls the settings of a run: format strings of {value}, and of {steps} of warm-up.
+    """How advice refers to the settings of a run: format strings with {value}, and with {steps} for the warm-up.
 
-    warmup is None where no setting lengthens the warm-up.
+    warmup is None if no setting can lengthen the warm-up.
     """
 
     lr: str
@@ -37,12 +37,12 @@ CONFIG_KEYS = SettingNames(
     "schedule.warmup_frac={value:g}",
     "optimizer.bias_correction=true",
 )
-"""As bertmon's own config has them."""
+"""The keys of bertmon's own config."""
 
 OWN_LOOP = SettingNames(
     "a learning rate of {value}",
     "a warm-up of {steps} steps",
-    "an optimizer with bias correction, as torch's AdamW",
+    "an optimizer with bias correction, such as torch's AdamW",
 )
 """For an optimizer and scheduler outside bertmon."""
 
@@ -58,19 +58,19 @@ _UNEXPLAINED = Explanation(cause=None, advice=None)
 
 
 def explain_divergence(plan: RunPlan, step: int, setting_names: SettingNames) -> Explanation:
-    """A tenth of the largest effective rate before `step`, or the largest that is known to work if that is less."""
-    broke = float(plan.effective_lr[:step].max(initial=0.0))
-    if not broke:
+    """The largest effective rate before `step` was too large; advises a tenth of it, or _SAFE_PEAK if smaller."""
+    largest = float(plan.effective_lr[:step].max(initial=0.0))
+    if not largest:
         return _UNEXPLAINED
-    return {"cause": _too_large(broke), "advice": _lower_lr(plan, broke / 10, setting_names)}
+    return {"cause": _too_large(largest), "advice": _lower_lr(plan, largest / 10, setting_names)}
 
 
 def explain_collapse(plan: RunPlan, step: int, setting_names: SettingNames) -> Explanation:
-    """The largest effective rate so far was too large; what would keep the peak below half of it."""
+    """The largest effective rate before `step` was too large; advises changes that at least halve it."""
     if not plan.effective_lr[:step].any():
         return _UNEXPLAINED  # no weight has moved yet
     peak = int(plan.effective_lr[:step].argmax())
-    broke, nominal = float(plan.effective_lr[peak]), float(plan.lr.max())
+    largest, nominal = float(plan.effective_lr[peak]), float(plan.lr.max())
     boosts = np.divide(plan.effective_lr, plan.lr, out=np.ones(len(plan)), where=plan.lr > 0)
     long_warmup = warmup_steps(LONG_WARMUP, len(plan))
     remedies = {}
@@ -78,19 +78,21 @@ def explain_collapse(plan: RunPlan, step: int, setting_names: SettingNames) -> E
         remedies[setting_names.warmup.format(value=LONG_WARMUP, steps=long_warmup)] = nominal * boosts[long_warmup]
     if not plan.bias_correction:
         remedies[setting_names.bias_correction] = nominal
-    ways = [way for way, rate in remedies.items() if rate < broke / 2]
+    sufficient = [change for change, rate in remedies.items() if rate < largest / 2]
     cause = (
-        f"an effective learning rate of {format_number(broke)} at step {peak}, {boosts[peak]:.1f}x the nominal rate of "
-        f"that step (no bias correction, warm-up {plan.warmup_frac:g})"
+        f"an effective learning rate of {format_number(largest)} at step {peak}, {boosts[peak]:.1f}x the nominal rate "
+        f"of that step (no bias correction, warm-up {plan.warmup_frac:g})"
         if boosts[peak] > 1.5
-        else f"a learning rate of {format_number(broke)} at step {peak} is too large for this model"
+        else f"a learning rate of {format_number(largest)} at step {peak} is too large for this model"
     )
-    return {"cause": cause, "advice": " or ".join(ways or [_lower_lr(plan, broke / 3, setting_names)])}
+    return {"cause": cause, "advice": " or ".join(sufficient or [_lower_lr(plan, largest / 3, setting_names)])}
 
 
 def explain_not_learning(plan: RunPlan, shots: list[Snapshot], setting_names: SettingNames) -> Explanation:
-    """What all steps together move the weights by, in units of the weights' size, tells too small a rate from too
-    large a one; in between neither is said."""
+    """The rate is too small or too large if all steps together move the weights by little or much of their size.
+
+    No explanation for a movement in between.
+    """
     linear = [kind == "linear" for kind in shots[0].layers.kinds]
     per_lr = [shot.signals["update_per_lr/linear"] for shot in shots if "update_per_lr/linear" in shot.signals]
     if not any(linear) or not per_lr:
@@ -123,13 +125,13 @@ def _too_large(rate: float) -> str:
 
 
 def _lower_lr(plan: RunPlan, peak: float, setting_names: SettingNames) -> str:
-    """The nominal rate whose plan peaks at an effective rate of `peak`, or of the largest that is known to work."""
+    """Advises the nominal rate with which the plan peaks at an effective rate of `peak`, or _SAFE_PEAK if smaller."""
     lr = plan.lr.max() * min(peak, _SAFE_PEAK) / plan.effective_lr.max()
     return setting_names.lr.format(value=format_number(float(lr)))
 
 
 def format_number(value: float) -> str:
-    """A number that can be typed, of two digits."""
+    """The number with two significant digits, in a notation that is easy to type."""
     if not value or 0.01 <= value < 1000:
         return f"{value:.2g}"
     return re.sub(

@@ -65,7 +65,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """A verdict, the step that it is known since, and why."""
+    """A verdict, the step since which it holds, and the reasons for it."""
 
     verdict: Verdict
     since_step: int
@@ -119,13 +119,13 @@ def diagnose(
         diagnosis = Diagnosis(Verdict.undecided, len(history.losses) - 1)
     if before is not None and before.verdict is diagnosis.verdict:
         return before
-    return _explained(diagnosis, history, rules, setting_names)
+    return _with_explanation(diagnosis, history, rules, setting_names)
 
 
-def _explained(
+def _with_explanation(
     diagnosis: Diagnosis, history: History, rules: VerdictThresholds, setting_names: SettingNames
 ) -> Diagnosis:
-    """With cause and advice, if the verdict is a doomed one."""
+    """The diagnosis, with a cause and advice if its verdict is doomed."""
     plan, step = history.plan, diagnosis.since_step
     if diagnosis.verdict is Verdict.diverged:
         return replace(diagnosis, **advice.explain_divergence(plan, step, setting_names))
@@ -189,12 +189,10 @@ def _collapsed(history: History, rules: VerdictThresholds, before: Diagnosis | N
 
 def _collapse_findings(snapshot: Snapshot, limit: float, rules: VerdictThresholds) -> Iterator[Finding]:
     """The signals that show the collapse."""
-    profile, first = snapshot.depth_ratio
-    if profile < rules.min_depth_ratio:
-        text = (
-            f"gradients vanish towards the input (first/last layer {_below(profile, rules.min_depth_ratio)}, {first})"
-        )
-        yield Finding("depth_ratio", first, profile, rules.min_depth_ratio, snapshot.step, text)
+    ratio, first = snapshot.depth_ratio
+    if ratio < rules.min_depth_ratio:
+        text = f"gradients vanish towards the input (first/last layer {_below(ratio, rules.min_depth_ratio)}, {first})"
+        yield Finding("depth_ratio", first, ratio, rules.min_depth_ratio, snapshot.step, text)
     moved = snapshot.signals.get("update_per_lr/linear", math.inf)
     if moved < rules.min_update_per_lr:
         text = f"the weights barely move (update/learning rate {_below(moved, rules.min_update_per_lr)})"
@@ -229,8 +227,8 @@ def _initial_logit_std(history: History) -> float:
 def _learned(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
     """The loss is clearly below chance, the loss of a model that knows only the class frequencies.
 
-    That is below `learned_loss_ratio` of it and by more than two standard errors, since the losses of small batches
-    with rare classes are noisy. To stay healthy, half of the distance is enough.
+    It must be below `learned_loss_ratio` times chance, and below chance by more than two standard errors, since the
+    losses of small batches with rare classes are noisy. To stay healthy, half of the distance is enough.
     """
     loss, error = _smoothed(history)
     has_learned = before is not None and before.verdict is Verdict.healthy
@@ -255,14 +253,14 @@ def _blown_up(history: History, rules: VerdictThresholds, before: Diagnosis | No
 
 
 def _not_learning(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
-    """By the last step the logits will barely depend on the texts, even with the fastest growth to expect."""
+    """The logits will barely depend on the texts at the last step, even with the fastest growth to be expected."""
     plan, shots = history.plan, history.snapshots
     step = shots[-1].step
     if not plan.lr_confirmed or not plan.effective_lr[: step + 1].any():
-        return None  # the growth is unknown: so are the rates to come, or no weight has moved yet
+        return None  # no prediction: the rates to come are unknown, or no weight has moved yet
     expected = _predict_final_logit_std(plan, shots, rules, own_slope=not _logits_shrunk(history, rules))
-    stay = _HYSTERESIS if before is not None and before.verdict is Verdict.not_learning else 1.0
-    if not expected < rules.min_final_logit_std * stay:
+    hysteresis = _HYSTERESIS if before is not None and before.verdict is Verdict.not_learning else 1.0
+    if not expected < rules.min_final_logit_std * hysteresis:
         return None
     text = (
         "the logits barely depend on the text, and at their present growth still will not by the last step "
@@ -312,7 +310,7 @@ def _predict_final_logit_std(
 def _slow(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
     """Nothing has been learned after `slow_after` of the run, and no rule calls it doomed.
 
-    A loss that is below chance, but too noisy to count as learned, is not slow. A slow run stays slow until it has
+    A run whose loss is below chance but too noisy to count as learned is not slow. A slow run stays slow until it has
     learned.
     """
     done, (loss, _), chance = len(history.losses), _smoothed(history), history.plan.chance_loss
@@ -352,8 +350,10 @@ def unmoved_weights(shots: list[Snapshot], low_precision: frozenset[str]) -> Fin
 
 
 def _unmoved(shot: Snapshot) -> npt.NDArray[np.bool_]:
-    """Of each weight whether it did not change, though its gradient is well above Adam's epsilon and a hundredth of
-    the learning rate well above float32's resolution [L]."""
+    """Which weights did not change although they should have [L].
+
+    Their gradient is well above Adam's epsilon, and a hundredth of the learning rate well above float32's resolution.
+    """
     rates = shot.effective_lr * np.array(shot.layers.lr_scales or 1.0)
     with np.errstate(invalid="ignore"):
         visible = 1e-2 * rates > 2.0**-24 * shot["weight_rms"]
@@ -362,7 +362,7 @@ def _unmoved(shot: Snapshot) -> npt.NDArray[np.bool_]:
 
 
 def _smoothed(history: History) -> tuple[float, float]:
-    """Mean loss of the last steps, as far as they were watched, and its standard error."""
+    """Mean loss of the last steps, without those not watched, and its standard error."""
     losses = np.array(history.losses[-_window(history) :])
     losses = losses[~np.isnan(losses)]
     if not len(losses):
@@ -371,18 +371,18 @@ def _smoothed(history: History) -> tuple[float, float]:
 
 
 def _recent_logit_stds(history: History) -> list[float]:
-    """Those measured in the last `_window` steps, and those of three snapshots at least."""
-    found: list[float] = []
+    """The values measured in the last `_window` steps, but at least the last three."""
+    recent: list[float] = []
     for shot in reversed(history.snapshots):
-        if len(found) >= 3 and shot.step < len(history.losses) - _window(history):
+        if len(recent) >= 3 and shot.step < len(history.losses) - _window(history):
             break
         if not math.isnan(shot.logit_std):
-            found.append(shot.logit_std)
-    return found
+            recent.append(shot.logit_std)
+    return recent
 
 
 def _window(history: History) -> int:
-    """The number of recent steps that count as now: a twentieth of the run, at least 20."""
+    """The number of recent steps to average over: a twentieth of the run, but at least 20."""
     return max(20, len(history.plan) // 20)
 
 

@@ -1,7 +1,7 @@
-"""How the figures of a step are drawn fast: a background as pixels, drawn once, with bars, marks and lines on top.
+"""Fast drawing of the figures of a step: a cached background of pixels, with bars, marks and lines on top.
 
 Axes and text take nearly all of matplotlib's time and do not change from step to step. `on_background` draws them once
-for each table of weights and range of decades. Coordinates on top are pixels from the lower left corner.
+for each table of weights and range of decades. What is drawn on top uses pixel coordinates from the lower left corner.
 """
 
 import functools
@@ -36,7 +36,7 @@ Background = Callable[[WeightTable, Decades], tuple[Figure, list[Axes]]]
 
 DPI = 100
 HEADING_INCHES = 0.4
-"""Kept free by a background, for the step's heading."""
+"""The space that a background reserves at the top for the step's heading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Scale:
     logarithmic: bool
 
     def __call__(self, values: npt.ArrayLike) -> FloatArray:
-        """Pixels of the values. What a logarithmic axis cannot show is nan; what is beyond its ends, at the ends."""
+        """Pixels of the values. A logarithmic axis clips values to its ends; those that it cannot show are nan."""
         shown = np.asarray(values, dtype=np.float64)
         if self.logarithmic:
             shown = np.log10(np.where(np.isfinite(shown) & (shown > 0), shown, np.nan)).clip(*self.values)
@@ -67,7 +67,7 @@ class Panel:
     y: Scale
 
     def bars(self, values: FloatArray, colors: Sequence[str]) -> None:
-        """A horizontal bar a row, from the left edge to the value."""
+        """One horizontal bar per row, from the left edge to the value."""
         left, rows = self.x.pixels[0], self.y(np.arange(len(values)))
         half = 0.36 * abs(float(rows[0] - self.y(1)))
         drawn = [(x, y, color) for x, y, color in zip(self.x(values), rows, colors, strict=True) if x > left]
@@ -88,8 +88,8 @@ class Panel:
 def on_background(
     background: Background, layers: WeightTable, decades: Decades, *, title: str, remark: str
 ) -> list[Panel]:
-    """A new figure that shows the background and the step's own heading; its panels, from left to right."""
-    pixels, scales = _rendered(background, layers, decades)
+    """The panels, from left to right, of a new figure with the background and the step's own heading."""
+    pixels, scales = _render_background(background, layers, decades)
     height, width, _ = pixels.shape
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=plot_style.WHITE)
     figure.add_artist(_RawImage(pixels))
@@ -100,7 +100,7 @@ def on_background(
 
 
 def log_ticks(axis: Axis, decades: Decades) -> None:
-    """Ticks of a logarithmic axis at powers of ten, of many at every second or third, labeled 1e-3."""
+    """Ticks of a logarithmic axis at powers of ten, labeled 1e-3; only every n-th one on a long axis."""
     low, high = decades
     every = max(1, -(-(high - low) // 12))
     axis.set_major_locator(FixedLocator([10.0**exponent for exponent in range(low, high + 1, every)]))
@@ -109,7 +109,7 @@ def log_ticks(axis: Axis, decades: Decades) -> None:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file, in a palette of its own colors: a third of the size of full color."""
+    """The figure as a PNG file with a palette of its colors, a third of the size of full color."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
@@ -119,7 +119,7 @@ def png(figure: Figure) -> bytes:
 
 
 class _RawImage(Artist):
-    """Pixels [height, width, 4] as they are; matplotlib's own images are resampled first, at ten times the time."""
+    """Pixels [height, width, 4], drawn as is; matplotlib resamples its own images, which takes ten times as long."""
 
     def __init__(self, pixels: npt.NDArray[np.uint8]) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class _RawImage(Artist):
 
 
 @functools.lru_cache(maxsize=16)
-def _rendered(
+def _render_background(
     background: Background, layers: WeightTable, decades: Decades
 ) -> tuple[npt.NDArray[np.uint8], list[tuple[Scale, Scale]]]:
     """The background as pixels [height, width, 4], and the scales of x and y of each of its panels."""
@@ -154,14 +154,14 @@ def _scale(pixels: tuple[float, float], limits: tuple[float, float], logarithmic
 
 @functools.lru_cache(maxsize=1)
 def _palette() -> Image.Image:
-    """Grounds, inks and the blends between them; Pillow rounds colors, so no blend may be close to a ground."""
+    """Background colors, inks and their blends; Pillow rounds colors, so no blend may be close to a background."""
     inks = {*plot_style.KIND_COLORS.values(), *plot_style.MATRIX_COLORS}
     inks |= {plot_style.TEXT, plot_style.MUTED, plot_style.ERROR, plot_style.GRID}
     ink_rgb = np.array([to_rgb(color) for color in sorted(inks)])
-    grounds = np.array([to_rgb(color) for color in (plot_style.WHITE, plot_style.BAND)])
-    shares = np.linspace(0.125, 1, 8)[:, None, None, None]  # of ink, as smoothed edges have them
-    blends = ((1 - shares) * grounds[:, None] + shares * ink_rgb).reshape(-1, 3)
-    apart = np.abs(blends[:, None] - grounds).max(axis=2).min(axis=1) > 0.05
+    background_rgb = np.array([to_rgb(color) for color in (plot_style.WHITE, plot_style.BAND)])
+    shares = np.linspace(0.125, 1, 8)[:, None, None, None]  # of ink, for antialiased edges
+    blends = ((1 - shares) * background_rgb[:, None] + shares * ink_rgb).reshape(-1, 3)
+    distinct = np.abs(blends[:, None] - background_rgb).max(axis=2).min(axis=1) > 0.05
     palette = Image.new("P", (1, 1))
-    palette.putpalette((255 * np.concatenate([grounds, blends[apart]])).round().astype(np.uint8).tobytes())
+    palette.putpalette((255 * np.concatenate([background_rgb, blends[distinct]])).round().astype(np.uint8).tobytes())
     return palette

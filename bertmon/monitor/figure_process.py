@@ -1,7 +1,7 @@
 """Figures drawn in a separate process, so that no training step waits for matplotlib.
 
-`FigureProcess.submit` takes a snapshot and returns its figures as a future. A process that falls behind costs only a
-queue of snapshots, which the history holds anyway. If the process dies, figures are drawn in this one from then on.
+`FigureProcess.submit` takes a snapshot and returns its figures as a future. If the process falls behind, only a queue
+of snapshots grows, which the history holds anyway. If it dies, the training process draws the figures from then on.
 """
 
 import atexit
@@ -22,20 +22,20 @@ PngByTag = dict[str, bytes]
 
 
 class FigureProcess:
-    """One process that draws, started with the first figure. It ends with `close`, or when this process ends."""
+    """One drawing process, started with the first figure. It ends with `close`, or with the process that started it."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "figures")  # waits for the process, so that nothing else has to
+        self._thread = ThreadPoolExecutor(1, "figures")  # waits for the process, so that training does not
         self._pipe: Connection | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._in_process = os.name == "nt"  # Windows passes no file descriptors; elsewhere: the process has died
+        self._in_process = os.name == "nt"  # Windows passes no file descriptors; elsewhere set if the process dies
 
     def submit(self, snapshot: Snapshot) -> "Future[PngByTag]":
-        """The figures of a snapshot, once they are drawn, in the order of the calls."""
+        """The figures of a snapshot as a future; snapshots are drawn in the order of the calls."""
         return self._thread.submit(self._draw, snapshot)
 
     def close(self) -> None:
-        """Wait for all figures submitted, and end the process."""
+        """Wait for all submitted figures and end the process."""
         self._thread.shutdown()
         if self._pipe and self._process:
             self._pipe.close()
@@ -59,13 +59,13 @@ class FigureProcess:
 
 
 def shared() -> FigureProcess:
-    """The one of this process, for all its runs: it takes half a second to start."""
-    return _of_process(os.getpid())
+    """The FigureProcess that all runs of this process share, since it takes half a second to start."""
+    return _shared_by_pid(os.getpid())
 
 
 @functools.cache
-def _of_process(pid: int) -> FigureProcess:
-    """A forked child has neither the thread nor the pipe of its parent's."""
+def _shared_by_pid(pid: int) -> FigureProcess:
+    """One for each process ID: a forked child has neither the thread nor the pipe of its parent."""
     process = FigureProcess()
     atexit.register(_close, process, pid)
     return process
@@ -89,7 +89,7 @@ def render(snapshot: Snapshot) -> PngByTag:
 
 
 def serve(pipe: Connection) -> None:
-    """Answer each snapshot with its figures, or with the exception it caused, until the other side is gone."""
+    """Answer each snapshot with its figures, or with the exception it caused, until the other end is closed."""
     while True:
         try:
             snapshot = pipe.recv()
@@ -104,20 +104,20 @@ def serve(pipe: Connection) -> None:
 
 
 def _start() -> tuple[Connection, "subprocess.Popen[bytes]"]:
-    here, there = Pipe()
-    command = [sys.executable, "-m", __name__, str(there.fileno())]
+    connection, child_connection = Pipe()
+    command = [sys.executable, "-m", __name__, str(child_connection.fileno())]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with there:
+    with child_connection:
         process = subprocess.Popen(
             command,
-            pass_fds=[there.fileno()],
+            pass_fds=[child_connection.fileno()],
             env=environment,
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the runs
+            start_new_session=True,  # Ctrl-C is meant for the runs only
         )
-    return here, process
+    return connection, process
 
 
 if __name__ == "__main__":
-    os.nice(10)  # training goes first
+    os.nice(10)  # training has priority
     serve(Connection(int(sys.argv[1])))

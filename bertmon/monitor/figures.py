@@ -1,7 +1,7 @@
-"""What the figures of a step show: Snapshot -> matplotlib Figure. Pure: no pyplot, nothing written.
+"""The figures of a step: Snapshot -> matplotlib Figure. Pure: no pyplot, no files.
 
-Every figure of every run has the same axes, so that two runs can be compared by eye; only values above them, in a run
-that diverges, stretch an axis. How the figures are drawn fast: figure_canvas.py.
+Figures have the same axes in all runs, so that runs can be compared by eye; an axis is extended only for values above
+it, in a run that diverges. figure_canvas draws them fast.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ _DASHES = (0, (4, 3))
 
 def gradient_flow(snapshot: Snapshot) -> Figure:
     """Mean, largest value and standard deviation of |gradient| and the share of zeros, for each weight."""
-    mean, largest, spread = (snapshot[name] for name in ("grad_mean", "grad_max", "grad_std"))
-    decades = axis_decades(GRADIENT_DECADES, mean, largest, spread)
+    mean, largest, std = (snapshot[name] for name in ("grad_mean", "grad_max", "grad_std"))
+    decades = axis_decades(GRADIENT_DECADES, mean, largest, std)
     title = _title("Gradient flow", snapshot)
     flow, zeros = on_background(
         gradient_flow_background, snapshot.layers, decades, title=title, remark=_rate(snapshot)
@@ -40,8 +40,8 @@ def gradient_flow(snapshot: Snapshot) -> Figure:
     rows, colors = np.arange(len(mean)), [plot_style.KIND_COLORS[kind] for kind in snapshot.layers.kinds]
     text = plot_style.TEXT
     flow.bars(mean, colors)
-    spread, largest = (np.where(mean > 10.0 ** decades[0], values, np.nan) for values in (spread, largest))
-    flow.line(spread, rows, ls="none", marker="o", ms=3.2, color=plot_style.WHITE, mec=text)
+    std, largest = (np.where(mean > 10.0 ** decades[0], values, np.nan) for values in (std, largest))
+    flow.line(std, rows, ls="none", marker="o", ms=3.2, color=plot_style.WHITE, mec=text)
     flow.line(largest, rows, ls="none", marker="|", ms=5.5, color=text, mew=1.2)
     _label_missing(flow, mean, "gradient")
     zeros.bars(100 * snapshot["grad_zero"], colors)
@@ -49,7 +49,7 @@ def gradient_flow(snapshot: Snapshot) -> Figure:
 
 
 def update_ratio(snapshot: Snapshot) -> Figure:
-    """L2 norm of each weight's change in this step over that of the weight itself."""
+    """L2 norm of each weight's change in this step over the L2 norm of the weight."""
     ratio = snapshot["update_ratio"]
     (panel,) = on_background(
         update_ratio_background,
@@ -66,7 +66,7 @@ def update_ratio(snapshot: Snapshot) -> Figure:
 
 
 def gradient_depth(snapshot: Snapshot) -> Figure | None:
-    """Mean |gradient| against the encoder layer, a line for each kind of matrix; None for a model without layers."""
+    """Mean |gradient| against the encoder layer, one line per kind of matrix; None for a model without layers."""
     groups = snapshot.layers.matrix_groups
     if not groups:
         return None
@@ -120,7 +120,7 @@ def gradient_depth_background(layers: WeightTable, decades: Decades) -> tuple[Fi
     figure = Figure(figsize=(_WIDTH_INCHES, 4.6), dpi=DPI, facecolor=plot_style.WHITE)
     axes = figure.add_axes((0.075, 0.12, 0.9, 0.7))
     depths = sorted({depth for depth in layers.depths if depth is not None})
-    axes.set(yscale="log", ylim=(10.0 ** decades[0], 10.0 ** decades[1]))  # less is drawn on the lower edge
+    axes.set(yscale="log", ylim=(10.0 ** decades[0], 10.0 ** decades[1]))  # smaller values are drawn on the lower edge
     log_ticks(axes.yaxis, decades)
     axes.set_xlim(depths[0] - 0.4, depths[-1] + 0.4)
     axes.set_xticks(depths[:: 1 + len(depths) // 25])
@@ -182,7 +182,7 @@ def _legend(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
 
 
 def _bands(depths: Sequence[int | None]) -> list[tuple[float, float]]:
-    """First and last edge, in rows, of every second encoder layer."""
+    """Upper and lower edge, in rows, of every second encoder layer."""
     rows: dict[int, list[int]] = {}
     for row, depth in enumerate(depths):
         if depth is not None and depth % 2 == 0:
@@ -195,7 +195,7 @@ def _title(what: str, snapshot: Snapshot) -> str:
 
 
 def _rate(snapshot: Snapshot) -> str:
-    """The learning rate of the step, and what missing bias correction makes of it."""
+    """The learning rate of the step, and the effective one if it differs."""
     text = f"learning rate {format_rate(snapshot.lr)}"
     if snapshot.effective_lr != snapshot.lr:
         text += f", effective {format_rate(snapshot.effective_lr)}"
@@ -203,7 +203,7 @@ def _rate(snapshot: Snapshot) -> str:
 
 
 def _label_missing(panel: Panel, values: FloatArray, what: str) -> None:
-    """Name the values that have no bar on a logarithmic axis: zero, below its end, infinite, not a number."""
+    """Write out values that have no bar on a logarithmic axis: zero, below the axis, infinite or not a number."""
     if not values.any():
         x, y = sum(panel.x.pixels) / 2, float(panel.y(len(values) / 2 - 0.5))
         panel.write(x, y, f"no {what}", fontsize=11, color=plot_style.MUTED, ha="center")
@@ -211,6 +211,6 @@ def _label_missing(panel: Panel, values: FloatArray, what: str) -> None:
     for row, value in enumerate(values):
         if np.isfinite(value) and value > 10.0 ** panel.x.values[0]:
             continue
-        word = "none" if np.isnan(value) else format_rate(value)
+        text = "none" if np.isnan(value) else format_rate(value)
         color = plot_style.ERROR if not np.isfinite(value) else plot_style.MUTED
-        panel.write(panel.x.pixels[0] + 4, float(panel.y(row)), word, fontsize=7, color=color)
+        panel.write(panel.x.pixels[0] + 4, float(panel.y(row)), text, fontsize=7, color=color)

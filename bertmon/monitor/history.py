@@ -1,6 +1,6 @@
-"""The monitor's vocabulary, numpy only: what was measured, and what it is called.
+"""The monitor's data: the measurements of a run, and their names. Numpy only.
 
-Shapes: L layers, S statistics, N steps of the whole run, n steps done, K watched steps.
+Shapes: L weights, S statistics, N steps of the whole run, n steps so far, K watched steps.
 """
 
 import io
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
-_LARGEST = 2**31  # bytes of a history, unpacked: 400,000 watched steps of BERT-base
+_MAX_BYTES = 2**31  # of an unpacked history: 400,000 watched steps of BERT-base
 
 HISTORY_FILE = "history.npz"
 """The file in a run's folder that holds everything that was measured; History.load reads it."""
@@ -34,8 +34,8 @@ class WeightTable:
 
     labels: tuple[str, ...]
     kinds: tuple[str, ...]  # "embedding", "linear", "norm", "bias" or "other"
-    depths: tuple[int | None, ...]  # number of the encoder layer; None outside of it
-    lr_scales: tuple[float, ...] = ()  # factor of the run's learning rate; empty: 1 for all
+    depths: tuple[int | None, ...]  # number of the encoder layer; None outside the encoder
+    lr_scales: tuple[float, ...] = ()  # factors of the run's learning rate; empty: 1 for all
 
     def __post_init__(self) -> None:
         assert len(self.labels) == len(self.kinds) == len(self.depths)
@@ -46,7 +46,7 @@ class WeightTable:
 
     @cached_property
     def matrix_groups(self) -> dict[str, list[int]]:
-        """Rows of the matrices that every encoder layer has one of, from the first layer to the last, by name."""
+        """Rows of the matrices that occur in every encoder layer, from the first layer to the last, by name."""
         groups: dict[str, list[int]] = {}
         for row, (label, kind, depth) in enumerate(zip(self.labels, self.kinds, self.depths, strict=True)):
             if kind == "linear" and depth is not None:
@@ -56,11 +56,11 @@ class WeightTable:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """What was measured at one step. What does not exist, such as a ratio to a zero weight, is nan."""
+    """The measurements at one step. Undefined values, such as a ratio to a zero weight, are nan."""
 
     step: int
     lr: float  # the learning rate that this step used
-    effective_lr: float  # the same with what a missing bias correction makes of it
+    effective_lr: float  # lr times the gain of a missing bias correction
     logit_std: float  # standard deviation of the logits over a batch's texts, mean over classes, without dropout
     layers: WeightTable
     values: FloatArray  # [L, S]
@@ -69,7 +69,7 @@ class Snapshot:
         assert self.values.shape == (len(self.layers), len(STATISTICS)), self.values.shape
 
     def with_layers(self, layers: WeightTable) -> "Snapshot":
-        """Of a table that has all weights of this one; what was not measured of the others is nan."""
+        """The same snapshot with a larger table, which must include all its weights; the others' values are nan."""
         if layers == self.layers:
             return self
         values = np.full((len(layers), len(STATISTICS)), np.nan)
@@ -77,32 +77,32 @@ class Snapshot:
         return replace(self, layers=layers, values=values)
 
     def __getitem__(self, statistic: str) -> FloatArray:
-        """One statistic of all layers [L]."""
+        """One statistic of all weights [L]."""
         column: FloatArray = self.values[:, STATISTICS.index(statistic)]
         return column
 
     @cached_property
     def depth_ratio(self) -> tuple[float, str]:
-        """Mean |gradient| of the first encoder layer over that of the last, and the first one's label.
+        """Mean |gradient| of the first encoder layer over the last one's, and the label of the first one's matrix.
 
-        Of the kind of matrix for which it is smallest; nan if no kind occurs in several layers. Far below 1 the
-        gradient vanishes on its way to the input.
+        For the kind of matrix with the smallest ratio; nan if no kind occurs in several layers. If it is far below 1,
+        the gradient vanishes on its way to the input.
         """
-        mean, least = self["grad_mean"], (np.nan, "")
+        mean, smallest = self["grad_mean"], (np.nan, "")
         for rows in self.layers.matrix_groups.values():
             first, last = rows[0], rows[-1]
             with np.errstate(invalid="ignore", over="ignore"):  # in a run that has diverged
                 ratio = float(mean[first] / mean[last]) if mean[last] > 0 else np.nan
-            if ratio < least[0] or np.isnan(least[0]):
-                least = (ratio, self.layers.labels[first])
-        return least
+            if ratio < smallest[0] or np.isnan(smallest[0]):
+                smallest = (ratio, self.layers.labels[first])
+        return smallest
 
     @cached_property
     def signals(self) -> dict[str, float]:
-        """Signals of the run as a whole, by tag; those that do not exist at this step are left out.
+        """Signals of the whole model by tag, without those that are undefined at this step.
 
-        update_per_lr is the root mean square of what the step changed in a weight over the effective learning rate,
-        median over all weights of a kind: Adam's step in units of the one that a constant gradient would give.
+        update_per_lr is the root mean square of a weight's change in the step over the effective learning rate, median
+        over all weights of a kind: Adam's step relative to its step for a constant gradient.
         """
         signals = {"depth_ratio": self.depth_ratio[0], "logit_std": self.logit_std}
         if self.effective_lr > 0:
@@ -128,21 +128,21 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunPlan:
-    """What is known of a run before its first step."""
+    """What is known about a run before its first step."""
 
     lr: FloatArray  # [N]
     effective_lr: FloatArray  # [N]
     chance_loss: float  # entropy of the training labels: the loss of a model that ignores the texts; nan: loss unknown
     warmup_frac: float
     bias_correction: bool
-    lr_confirmed: bool = True  # whether rules can rest on the rates to come; files do not store it
+    lr_confirmed: bool = True  # whether rules can rely on the rates to come; not stored in files
 
     def __len__(self) -> int:
         return len(self.lr)
 
     @property
     def loss_known(self) -> bool:
-        """Whether the losses of the steps are known, so that rules can rest on them."""
+        """Whether the losses of the steps are known, so that rules can rely on them."""
         return not math.isnan(self.chance_loss)
 
 
@@ -172,7 +172,7 @@ class History:
         self.snapshots = [snapshot for snapshot in self.snapshots if snapshot.step < steps]
 
     def to_bytes(self) -> bytes:
-        """As an .npz file without pickles."""
+        """The history as an .npz file without pickles."""
         shots = self.snapshots
         layers = shots[0].layers if shots else WeightTable((), (), ())
         plan = self.plan
@@ -193,7 +193,7 @@ class History:
 
     @classmethod
     def load(cls, path: Path | str) -> "History":
-        """Read a file that holds `to_bytes`. Raises OSError and ValueError."""
+        """Read a file with the content of `to_bytes`. Raises OSError and ValueError."""
         path = Path(path)
         if not path.is_file():  # reading a FIFO would block
             raise OSError("not a file")
@@ -204,8 +204,8 @@ class History:
         """The inverse of `to_bytes`. Raises ValueError for anything else."""
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as packed:
-                if sum(part.file_size for part in packed.infolist()) > _LARGEST:
-                    raise ValueError(f"more than {_LARGEST} bytes")
+                if sum(part.file_size for part in packed.infolist()) > _MAX_BYTES:
+                    raise ValueError(f"more than {_MAX_BYTES} bytes")
             history = cls._from_bytes(content)
             history._check()
         except Exception as error:  # numpy and zipfile raise a dozen kinds of errors for other files
@@ -213,14 +213,14 @@ class History:
         return history
 
     def _check(self) -> None:
-        """Raise ValueError unless the parts of a file can be those of a run."""
-        plan, shots, done = self.plan, self.snapshots, len(self.losses)
+        """Raise ValueError if the parts of a file are not consistent with each other."""
+        plan, shots, steps = self.plan, self.snapshots, len(self.losses)
         rows = [plan.lr, plan.effective_lr, np.array(self.losses), np.array(self.grad_norms)]
         numbers = [plan.chance_loss, plan.warmup_frac, *(shot.logit_std for shot in shots)]
         layers = shots[0].layers if shots else WeightTable((), (), ())
         consistent = (
             all(row.ndim == 1 and row.dtype.kind == "f" for row in rows)
-            and len(plan.lr) == len(plan.effective_lr) >= done == len(self.grad_norms)
+            and len(plan.lr) == len(plan.effective_lr) >= steps == len(self.grad_norms)
             and all(isinstance(number, int | float) for number in numbers)
             and all(isinstance(name, str) for name in (*layers.labels, *layers.kinds))
             and all(depth is None or isinstance(depth, int) for depth in layers.depths)

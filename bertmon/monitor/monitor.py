@@ -1,4 +1,4 @@
-"""The monitor: at which steps a run is measured, and what follows from a measurement.
+"""The monitor: which steps of a run are measured, and what happens with the measurements.
 
 stats -> Snapshot -> History -> diagnosis -> MetricLog. The runner, `Watch` and `WatchCallback` all use this class.
 Shapes: L watched weights, S statistics.
@@ -53,7 +53,7 @@ class NullLog:
 
 
 class _PendingSnapshot(NamedTuple):
-    """A measurement that still is on the device."""
+    """A measurement that is still on the device."""
 
     step: int
     rows: list[int]  # of the weights that have a gradient
@@ -61,9 +61,9 @@ class _PendingSnapshot(NamedTuple):
 
 
 class PendingScalars:
-    """Losses and gradient norms that still are on the device, so that a step does not wait for them.
+    """Losses and gradient norms that are still on the device, so that a step does not wait for them.
 
-    mean_over_processes: makes the mean over all processes of each process's losses.
+    mean_over_processes: averages losses over all processes.
     """
 
     def __init__(self, mean_over_processes: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -71,9 +71,9 @@ class PendingScalars:
         self._mean_over_processes = mean_over_processes
 
     def add(self, loss: Tensor | None, grad_norm: Tensor) -> None:
-        """Those of one step, [] each. None: the loss is not known."""
-        known = torch.full_like(grad_norm, torch.nan) if loss is None else loss
-        self._pairs.append(torch.stack([known, grad_norm]))
+        """Add the values of one step, [] each. loss: None if it is not known."""
+        loss_or_nan = torch.full_like(grad_norm, torch.nan) if loss is None else loss
+        self._pairs.append(torch.stack([loss_or_nan, grad_norm]))
 
     def flush_to(self, history: History) -> bool:
         """Wait for the device and append to `history`, up to the first value that is not finite.
@@ -99,13 +99,13 @@ class Monitor:
 
     A step is `with monitor.update(step, batch, logits): ...` around clipping and the optimizer's step, then `record`;
     `flush` waits for the device. With config.enabled=false no step is ever due and there is no diagnosis, but losses
-    are recorded and logged all the same.
-    probe: None if nothing is known of the logits; verdicts then rest on gradients and updates alone.
+    are still recorded and logged.
+    probe: None if the logits are not available; verdicts then rest on gradients and updates alone.
     max_grad_norm: the norm that gradients are clipped to, for the share of clipped steps.
-    lr_scales: factors of the plan's learning rate, of parameters that have one of their own.
-    name: heads the log's lines, if given.
-    suspected_cause: something else than the learning rate that would explain a run that does not learn.
-    setting_names: what advice calls the settings. mean_over_processes: of a loss that each process has its own of.
+    lr_scales: factors of the plan's learning rate, for parameters that have their own.
+    name: prefix of log messages.
+    suspected_cause: a cause other than the learning rate that would explain why the run does not learn.
+    setting_names: how advice refers to the settings. mean_over_processes: averages what each process measures.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Monitor:
     ) -> None:
         self.history = history
         self.notes: list[Finding] = []
-        """What was noticed apart from the verdict, each thing once."""
+        """Findings that no verdict rests on, one per signal."""
         self.diagnosis = Diagnosis(Verdict.undecided, 0) if config.enabled else None
         self._lr_scales = lr_scales or {}
         self._watch(weights)
@@ -149,11 +149,11 @@ class Monitor:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Of the watched weights, from input to output."""
+        """Labels of the watched weights, from input to output."""
         return self._table.labels
 
     def watch_more(self, weights: Mapping[str, Weight], lr_scales: Mapping[nn.Parameter, float]) -> None:
-        """Measure these weights from now on; those watched so far must be among them.
+        """Measure these weights from now on; they must include all weights watched so far.
 
         In earlier snapshots the values of the new ones are nan. Call it between two steps.
         """
@@ -166,9 +166,9 @@ class Monitor:
 
     @contextmanager
     def update(self, step: int, batch: Any, logits: Tensor | None = None) -> Iterator[None]:
-        """Put around clipping and the optimizer's step. Does nothing unless the step is due.
+        """Wrap clipping and the optimizer's step in this context. Does nothing unless the step is due.
 
-        batch: as the probe's forward takes it. logits: those of the training pass [B, C], if at hand.
+        batch: passed to the probe's forward. logits: from the training pass [B, C], if available.
         """
         self.measure_gradients(step)
         self.before_update(step, batch, logits)
@@ -176,33 +176,33 @@ class Monitor:
         self.after_update(step)
 
     def measure_gradients(self, step: int, scale: Tensor | None = None) -> None:
-        """The first part of `update`: measure the gradients as they are now.
+        """The first part of `update`: measure the current gradients.
 
-        scale: what they have been multiplied by [], as a GradScaler does.
+        scale: the factor [] that they have been multiplied by, for example by a GradScaler.
         """
         if self.due(step):
             self._statistics.measure_gradients(scale)
 
     def before_update(self, step: int, batch: Any, logits: Tensor | None = None) -> None:
-        """The second part: measure the logits and keep the weights as they are now."""
+        """The second part: measure the logits and copy the current weights."""
         if self.due(step):
             self._logit_std = self._probe.logit_std(step, batch, logits) if self._probe else None
             self._statistics.keep_weights()
 
     def after_update(self, step: int) -> None:
-        """The third part: measure what has changed since."""
+        """The third part: measure how the weights have changed since."""
         if self.due(step):
             self._pending = _PendingSnapshot(step, *self._statistics.measure_updates())
 
     def record(self, loss: Tensor | None, grad_norm: Tensor) -> None:
-        """Note a step's mean loss [] and its gradient norm before clipping []; they stay on the device.
+        """Record a step's mean loss [] and its gradient norm before clipping []; they stay on the device.
 
-        loss: None if it is not known; history.plan.chance_loss is nan then.
+        loss: None if it is not known; history.plan.chance_loss must be nan then.
         """
         self._scalars.add(loss, grad_norm)
 
     def flush(self) -> bool:
-        """Wait for the device once: extend the history, write the snapshot, and judge the run if it was measured.
+        """Wait for the device once and extend the history; if a step was measured, log it and judge the run.
 
         Returns False if a loss or gradient is not finite; the history then ends with the first of them.
         """
@@ -224,23 +224,23 @@ class Monitor:
 
     def log_means(self) -> dict[str, float]:
         """Write the last step's scalars, means over the steps since the last call; returns them by tag."""
-        done = len(self.history.losses)
-        if done == self._logged_steps:
+        steps = len(self.history.losses)
+        if steps == self._logged_steps:
             return {}
         values = self.history.mean_since(self._logged_steps, self._max_grad_norm)
         if not self.history.plan.loss_known:
             del values["loss/train"]
-        self._log.scalars(done - 1, values)
-        self._logged_steps = done
+        self._log.scalars(steps - 1, values)
+        self._logged_steps = steps
         return values
 
     def report_divergence(self, signal: str, value: float, step: int) -> None:
-        """Judge a run whose evaluation gave a value that is not finite."""
+        """Judge a run whose evaluation returned a value that is not finite."""
         if self.diagnosis is not None:
             self._set_diagnosis(divergence(self.history.plan, signal, value, step, setting_names=self._setting_names))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs in addition to the history; JSON can hold it."""
+        """What a checkpoint stores in addition to the history, as JSON-serializable values."""
         return {
             "diagnosis": asdict(self.diagnosis) if self.diagnosis else None,
             "logged_steps": self._logged_steps,
@@ -248,7 +248,7 @@ class Monitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken. Raises KeyError, TypeError and ValueError."""
+        """Restore the state that `state_dict` returned. Raises KeyError, TypeError and ValueError."""
         if self.diagnosis is not None and state["diagnosis"] is not None:
             self.diagnosis = Diagnosis.from_dict(state["diagnosis"])
         self._logged_steps = int(state["logged_steps"])
@@ -272,14 +272,14 @@ class Monitor:
             self.history.snapshots[position] = snapshot.with_layers(self._table)
 
     def _note(self, note: Finding | None) -> None:
-        """Log something that is no verdict, once."""
+        """Log a finding that no verdict rests on, once per signal."""
         if note is not None and all(other.signal != note.signal for other in self.notes):
             self.notes.append(note)
             log.warning(f"{self._heading}step {note.step}: {note.text}")
             self._log.text("note", note.text, note.step)
 
     def _set_diagnosis(self, diagnosis: Diagnosis) -> None:
-        """A verdict that is new is logged."""
+        """Set the diagnosis, and log it if the verdict is new."""
         changed = self.diagnosis is None or diagnosis.verdict is not self.diagnosis.verdict
         if changed and diagnosis.verdict.doomed and self._suspected_cause:
             diagnosis = replace(diagnosis, cause=self._suspected_cause, advice=None)
@@ -306,7 +306,7 @@ class Monitor:
 
 
 def subsample(labels: list[str], skip_prob: float) -> list[str]:
-    """The labels less a share of `skip_prob`, the same ones at every call; the first and the last always stay."""
-    stays = np.random.default_rng(0).random(len(labels)) >= skip_prob
-    stays[[0, -1]] = True
-    return [label for label, stay in zip(labels, stays, strict=True) if stay]
+    """The labels without a random share of `skip_prob`, the same at every call; includes the first and the last."""
+    kept = np.random.default_rng(0).random(len(labels)) >= skip_prob
+    kept[[0, -1]] = True
+    return [label for label, keep in zip(labels, kept, strict=True) if keep]

@@ -1,4 +1,4 @@
-"""What can be said of a run before its first step, from its planned learning rates alone. Pure, numpy only."""
+"""Checks of a run's planned learning rates before its first step. Pure, numpy only."""
 
 import math
 
@@ -14,21 +14,22 @@ STUDIED_PEAKS = (
     (1.9e-3, 4e-3, 32, 46),
     (4e-3, math.inf, 79, 87),
 )
-"""Peak effective rate from, below; runs that did not learn; runs. The labeled runs of docs/verdicts.md: post-LN BERTs
-of 2 to 12 layers and width 64 and 128 from random weights. benchmarks/early_signals.py prints the table."""
+"""Peak effective rate from (included) and to (excluded), runs that did not learn, all runs. These are the labeled runs
+of docs/verdicts.md: post-LN BERTs of 2 to 12 layers and width 64 and 128 from random weights.
+benchmarks/early_signals.py prints the table."""
 
 MAX_STUDIED_LAYERS, MAX_STUDIED_WIDTH = 12, 128
 
-_MIN_BOOST = 1.5  # of the peak by a missing bias correction, to be worth a line
-_MIN_DECAY = 0.01  # by which weights shrink in all steps, to be worth having
-_MIN_SHARE = 0.5  # of the studied runs at such a peak that did not learn
+_MIN_BOOST = 1.5  # of the peak by a missing bias correction; a smaller one is not mentioned
+_MIN_DECAY = 0.01  # by which weights shrink over all steps; less has next to no effect
+_MIN_SHARE = 0.5  # of the studied runs with a similar peak that did not learn; a smaller one is not mentioned
 
 
 def check_plan(plan: RunPlan, *, beta2: float, weight_decay: float, studied: bool) -> list[str]:
     """Sentences about what is unusual in the plan; empty if nothing is.
 
-    beta2, weight_decay: of Adam. studied: the model is like those of STUDIED_PEAKS, so that its peak is compared with
-    theirs; larger models and pretrained ones need smaller rates.
+    beta2, weight_decay: of Adam. studied: the model resembles those of STUDIED_PEAKS, so that its peak can be compared
+    with theirs; larger and pretrained models need smaller rates.
     """
     if not len(plan) or not plan.effective_lr.any():
         return ["the learning rate is 0 at every step: no weight will move"] if len(plan) else []
@@ -39,7 +40,7 @@ def check_plan(plan: RunPlan, *, beta2: float, weight_decay: float, studied: boo
 
 
 def _check_boost(plan: RunPlan, beta2: float) -> str:
-    """The peak is a multiple of the nominal rate, since bias correction is missing and warm-up does not cover it."""
+    """The peak is a multiple of the nominal rate: bias correction is missing and the warm-up is too short."""
     peak, nominal = int(plan.effective_lr.argmax()), float(plan.lr.max())
     largest = float(plan.effective_lr[peak])
     if plan.bias_correction or largest < _MIN_BOOST * nominal:
@@ -70,13 +71,13 @@ def _check_decay(plan: RunPlan, weight_decay: float) -> str:
 
 
 def _check_peak(plan: RunPlan) -> str:
-    """How many of the studied runs with such a peak did not learn."""
+    """Many of the studied runs with a similar peak did not learn."""
     peak = float(plan.effective_lr.max())
-    lost, runs = next((lost, runs) for low, high, lost, runs in STUDIED_PEAKS if low <= peak < high)
-    if lost < _MIN_SHARE * runs:
+    failed, runs = next((failed, runs) for low, high, failed, runs in STUDIED_PEAKS if low <= peak < high)
+    if failed < _MIN_SHARE * runs:
         return ""
     size = "so small a" if peak < STUDIED_PEAKS[0][1] else "such a"
     return (
         f"the effective learning rate peaks at {format_rate(peak, 2)}: of {runs} small BERTs from random weights with "
-        f"{size} peak {lost} did not learn"
+        f"{size} peak {failed} did not learn"
     )

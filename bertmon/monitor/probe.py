@@ -1,4 +1,4 @@
-"""How much a model's logits depend on what it reads.
+"""How much a model's logits depend on its input.
 
 Shapes: B texts of a batch, C classes.
 """
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from bertmon.monitor import stats
 
 MAX_TEXTS = 8
-"""Texts of a batch that a pass of the probe's own reads."""
+"""Texts of a batch that the probe uses in a forward pass of its own."""
 _MIN_STEPS = 10
-"""Steps between two passes of the probe's own. In FLOPs a pass is a sixth of a step of 16 texts; it is in float32, so
-next to a bfloat16 step on a GPU it takes a larger share of the time."""
+"""Steps between two of the probe's own passes. A pass takes a sixth of the FLOPs of a step of 16 texts; since it is in
+float32, it takes a larger share of the time of a bfloat16 step on a GPU."""
 
 
 class LogitProbe:
     """Standard deviation of the logits over the texts of a batch, without dropout and in float32.
 
-    forward: the logits [n, C] of the batch's first texts, MAX_TEXTS at most. It is called in eval mode, at most every
-    tenth step: dropout and bfloat16 would hide the differences that matter. It may give None: not measured.
-    training_logits: the logits [B, C] of all processes' texts, from the batch and the logits of the training pass.
-    Given only if that pass is exact, without dropout and in float32; then no pass of the probe's own is made.
+    forward: returns the logits [n, C] of the first MAX_TEXTS texts of the batch, or None if it cannot measure them. It
+    is called in eval mode, at most every tenth step: dropout and bfloat16 would hide the differences that matter.
+    training_logits: returns the logits [B, C] of all processes' texts from the batch and the logits of the training
+    pass. Pass it only if that pass is exact, without dropout and in float32; the probe then makes none of its own.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class LogitProbe:
         self._forward = forward
         self._training_logits = training_logits
         self.next_step = 0
-        """The first step at which a pass of the probe's own is made again."""
+        """The first step at which the probe makes its next pass."""
 
     def logit_std(self, step: int, batch: Any, logits: Tensor | None) -> Tensor | None:
         """Standard deviation over texts, mean over classes []; nan for a single text. None: not measured at this step.
 
-        batch: as `forward` takes it. logits: those of the training pass [B, C], if known.
+        batch: passed to `forward`. logits: from the training pass [B, C], if available.
         """
         if self._training_logits is not None and logits is not None:
             return stats.logit_std(self._training_logits(batch, logits))
@@ -49,14 +49,14 @@ class LogitProbe:
             return None
         self.next_step = step + _MIN_STEPS
         with stats.eval_fp32(self._model):
-            own = self._forward(batch)
-            return None if own is None else stats.logit_std(own)
+            probe_logits = self._forward(batch)
+            return None if probe_logits is None else stats.logit_std(probe_logits)
 
 
 def is_exact(model: nn.Module) -> bool:
-    """Whether a float32 training pass of the model gives the logits that it would give in eval mode.
+    """Whether a float32 training pass of the model returns the same logits as one in eval mode.
 
-    Some families, such as BART and OPT, have no module for their dropout, whose rate is in the model's config.
+    Some families, such as BART and OPT, apply dropout without a module; its rate is in the model's config.
     """
     keys = getattr(getattr(model, "config", None), "__dict__", {}).items()
     in_config = any("drop" in key and isinstance(value, int | float) and value > 0 for key, value in keys)
@@ -64,7 +64,7 @@ def is_exact(model: nn.Module) -> bool:
 
 
 def first_texts(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's inputs with the first MAX_TEXTS rows of every tensor that has a row for each text."""
+    """The model's inputs with only the first MAX_TEXTS rows of every tensor that has one row per text."""
     texts = next((len(rows) for rows in batch.values() if isinstance(rows, Tensor) and rows.ndim), 0)
 
     def is_of_texts(rows: Any) -> bool:

@@ -1,6 +1,6 @@
-"""Gradients, updates and logits to statistics on the device; nothing here waits for it.
+"""Statistics of gradients, updates and logits, computed on the device without waiting for it.
 
-Knows `.grad` and a parameter before and after its update. When to measure is up to monitor.
+When to measure is up to monitor.
 Shapes: L weights, S statistics in the order of history.STATISTICS, B texts, C classes.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 class WeightStatistics:
     """Measures parameters [L] around an update: their gradients before it, their change after it.
 
-    Keeps memory of the size of the parameters, in float32, so that a measurement allocates nothing large.
+    Holds a float32 buffer of the size of the parameters, so that a measurement allocates nothing large.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -25,7 +25,7 @@ class WeightStatistics:
         self._buffer = GroupedBuffer([])
 
     def measure_gradients(self, scale: Tensor | None = None) -> None:
-        """Measure the gradients as they are now, over `scale` [] if they have been multiplied by it."""
+        """Measure the current gradients, divided by `scale` [] if they have been multiplied by it."""
         rows = [row for row, parameter in enumerate(self._parameters) if parameter.grad is not None]
         gradients = [gradient for parameter in self._parameters if (gradient := parameter.grad) is not None]
         if rows != self._rows:
@@ -38,12 +38,12 @@ class WeightStatistics:
             self._gradients[:, :3] /= scale  # mean, max and standard deviation; the share of zeros has no scale
 
     def keep_weights(self) -> None:
-        """Keep the parameters as they are now."""
+        """Copy the current parameters."""
         self._buffer.copy(self._current())
         self._norms = self._buffer.norms()
 
     def measure_updates(self) -> tuple[list[int], Tensor]:
-        """Measure what has changed since: the rows that had a gradient, and their statistics [rows, S]."""
+        """Measure the changes since `keep_weights`: the rows with a gradient, and their statistics [rows, S]."""
         self._buffer.subtract(self._current())
         updates = update_statistics(self._buffer.norms(), self._norms, self._buffer.element_counts)
         return self._rows, torch.cat([self._gradients, updates.to(self._gradients.dtype)], dim=1)
@@ -53,10 +53,10 @@ class WeightStatistics:
 
 
 class GroupedBuffer:
-    """Float32 tensors of the shapes and device of the given ones [L], to compute in.
+    """Float32 work space: tensors with the shapes and device of those in `like` [L].
 
-    All of one size are the rows of one matrix: a statistic of each takes one operation per size, not one per tensor; on
-    the CPU most of those would take longer to start than to run.
+    Tensors of equal size are the rows of one matrix, so that a statistic takes one operation per size, not one per
+    tensor; on the CPU most of those would take longer to start than to run.
     """
 
     def __init__(self, like: Sequence[Tensor]) -> None:
@@ -69,7 +69,7 @@ class GroupedBuffer:
         counts = Counter(sizes[row] for row in by_size)
         matrices = self.flat.split([size * count for size, count in counts.items()])
         self._matrices = [part.view(count, -1) for part, count in zip(matrices, counts.values(), strict=True)]
-        # made once: a list copied to the device makes the host wait for it
+        # created once: copying a list to the device makes the host wait for it
         self._rows = torch.tensor([by_size.index(row) for row in range(len(like))], dtype=torch.int64, device=device)
         self.element_counts = torch.tensor(sizes, dtype=_exact_dtype(self.flat), device=device)
         """Elements of each tensor [L], in float64 where the device has it."""
@@ -81,11 +81,11 @@ class GroupedBuffer:
         torch._foreach_sub_(self.tensors, tensors)
 
     def reduce_rows(self, reduction: Callable[[Tensor], Tensor]) -> Tensor:
-        """[L], where `reduction` makes [rows] of [rows, elements]."""
+        """Apply `reduction`, [rows, elements] -> [rows], to all tensors: [L]."""
         return torch.cat([reduction(matrix) for matrix in self._matrices])[self._rows]
 
     def norms(self) -> Tensor:
-        """L2 norm of each [L]."""
+        """L2 norm of each tensor [L]."""
         return self.reduce_rows(lambda matrix: torch.linalg.vector_norm(matrix, dim=1))
 
 
@@ -97,8 +97,8 @@ def gradient_statistics_foreach(gradients: list[Tensor], buffer: GroupedBuffer) 
     """Mean, max and standard deviation (of the population) of |g|, and the share of zeros: [L, 4], in few kernels.
 
     mean = L1 / n and variance = L2^2 / n - mean^2, in float64: squares of vanishing gradients underflow in float32, and
-    the difference of two nearly equal ones would have no digit left. Zeros are counted in `buffer`: count_nonzero takes
-    two kernels for each weight.
+    a difference of two nearly equal values would lose all its digits. Zeros are counted in `buffer`: count_nonzero
+    takes two kernels for each weight.
     """
     n, dtype = buffer.element_counts, buffer.element_counts.dtype
     mean = torch.stack(torch._foreach_norm(gradients, 1, dtype=dtype)) / n
@@ -111,11 +111,10 @@ def gradient_statistics_foreach(gradients: list[Tensor], buffer: GroupedBuffer) 
 
 
 def gradient_statistics_cpu(gradients: list[Tensor], buffer: GroupedBuffer) -> Tensor:
-    """The same, in operations that torch vectorizes on the CPU, computed in `buffer`.
+    """The same, computed in `buffer` with operations that torch vectorizes on the CPU.
 
-    torch's L1 and infinity norms, float64 norms and count_nonzero are not vectorized: four times slower in all. float32
-    is enough for values whose squares it can hold and that differ among each other; others are scaled, and centered,
-    first.
+    torch's L1 and infinity norms, float64 norms and count_nonzero are not vectorized: four times slower overall.
+    float32 is enough for values that vary and whose squares it can represent; otherwise they are centered or scaled.
     """
     n = buffer.element_counts
     buffer.copy(gradients)
@@ -135,7 +134,7 @@ def gradient_statistics_cpu(gradients: list[Tensor], buffer: GroupedBuffer) -> T
 
 
 def update_statistics(changes: Tensor, norms: Tensor, element_counts: Tensor) -> Tensor:
-    """The L2 norm of each change [L] over that of the parameter before it [L], and the parameter's root mean square.
+    """L2 norm of each change [L] over the parameter's norm before it [L], and the parameter's root mean square.
 
     element_counts: elements of each parameter [L]. The ratio is CS231n's
     (https://cs231n.github.io/neural-networks-3, "Ratio of weights:updates"); it is nan where the parameter was all
@@ -154,9 +153,9 @@ def logit_std(logits: Tensor) -> Tensor:
 
 @contextmanager
 def eval_fp32(model: nn.Module) -> Iterator[None]:
-    """Run the model in the body without gradients, dropout, autocast and TF32; every module's mode is restored.
+    """Run the body without gradients, dropout, autocast and TF32, and restore the mode of every module.
 
-    By each module's flag: an eval() or train() of a module's own may do more, such as merging its LoRA weights.
+    Sets the modules' `training` flags directly: a custom eval() or train() can do more, such as merging LoRA weights.
     """
     training = [module for module in model.modules() if module.training]
     device_type = next(model.parameters()).device.type
@@ -172,13 +171,12 @@ def eval_fp32(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def ieee_matmul() -> Iterator[None]:
-    """Run the body without TF32 (CUDA) and bfloat16 (CPU) in float32 matrix products; what was set is restored.
+    """Run the body without TF32 (CUDA) and bfloat16 (CPU) in float32 matrix products, and restore the settings.
 
-    Since torch 2.9 there are two sets of flags. Both are set where that is possible: inductor and others raise where
-    they disagree.
+    Since torch 2.9 there are two sets of flags. Both are set if possible: inductor and others raise if they disagree.
     """
     matmuls = [backend for backend in _matmul_backends() if hasattr(backend, "fp32_precision")]
-    before = [_set_precision(backend) for backend in matmuls]
+    before = [_own_precision(backend) for backend in matmuls]
     legacy = _legacy_precision()
     if legacy is None:
         for backend in matmuls:
@@ -198,15 +196,15 @@ def _matmul_backends() -> list[Any]:
     return [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
 
 
-def _set_precision(backend: Any) -> str:
-    """What `fp32_precision` was set to; "none" where it follows torch.backends.fp32_precision, which is read then."""
+def _own_precision(backend: Any) -> str:
+    """The backend's own `fp32_precision`; "none" if reading it returns that of torch.backends, which it inherits."""
     precision = str(backend.fp32_precision)
-    everywhere: Any = torch.backends
-    return "none" if precision == everywhere.fp32_precision else precision
+    backends: Any = torch.backends
+    return "none" if precision == backends.fp32_precision else precision
 
 
 def _legacy_precision() -> str | None:
-    """torch.get_float32_matmul_precision; None where it raises because the new flags alone were set."""
+    """torch.get_float32_matmul_precision(); None if it raises because only the new flags were set."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:

@@ -1,9 +1,8 @@
-"""A run's event file, as TensorBoard reads it: tags, layout, and the only place that knows them.
+"""A run's event file for TensorBoard: the only module that knows its tags and layout.
 
-Event files are written here and not by TensorBoard's own writer for two measured reasons. That one computes checksums
-byte by byte in Python: 12 ms for the figures of one step, in a thread that keeps the interpreter from training. And it
-has no exact position to return to: a run that resumes truncates its files to the bytes they had at the checkpoint, so
-that no point is there twice.
+TensorBoard's own writer is not used, for two reasons. It computes checksums byte by byte in Python: 12 ms for the
+figures of one step, in a thread that blocks training meanwhile (measured). And it has no exact position to return to: a
+run that resumes truncates its files to their size at the checkpoint, so that no point is written twice.
 """
 
 import itertools
@@ -58,10 +57,10 @@ _LAYOUT = {
         "log10 of the update per learning rate": ["Multiline", [_LOG10["update_per_lr/linear"]]],
     }
 }
-"""The charts of TensorBoard's page of custom scalars."""
+"""The charts on TensorBoard's page of custom scalars."""
 
 Positions = Mapping[str, int]
-"""Bytes of each event file at some moment, by file name."""
+"""Size of each event file at some point, in bytes, by file name."""
 
 _file_numbers = itertools.count()
 
@@ -88,13 +87,13 @@ class EventFile:
         self._write(Event(summary=summary, step=step))
 
     def position(self) -> int:
-        """Bytes so far, all of them on the disk now."""
+        """Sync the file to disk; returns its size in bytes."""
         with storage_errors(self.path):
             os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
-        """Nothing can be written after that."""
+        """Close the file; nothing can be written afterwards."""
         self._file.close()
 
     def _write(self, event: Event) -> None:
@@ -103,7 +102,7 @@ class EventFile:
         length = struct.pack("<Q", len(content))
         record = length + _masked_crc(length) + content + _masked_crc(content)
         with storage_errors(self.path):
-            while record:  # a disk that is nearly full takes a part
+            while record:  # a nearly full disk can take only a part
                 record = record[self._file.write(record) :]
 
 
@@ -111,8 +110,8 @@ class RunWriter:
     """Writes one run's event file into `run_dir`. As a context manager it waits for the last figure on exit.
 
     draw: also write the figures of each snapshot, as soon as they are drawn.
-    truncate_to: the `positions` of the folder's event files at the moment that the run resumes from. Everything
-    written after it is removed. on_figure: also gets each figure, as step, tag and PNG file.
+    truncate_to: the `positions` of the folder's event files at the checkpoint that the run resumes from. Everything
+    written later is removed. on_figure: called with the step, tag and PNG file of each figure.
     """
 
     def __init__(
@@ -140,7 +139,7 @@ class RunWriter:
         self.close()
 
     def positions(self) -> Positions:
-        """Where all event files of the run end, once the figures of every snapshot so far are written."""
+        """Sizes of all event files of the run, once the figures of every snapshot so far are written."""
         self.wait_for_figures()
         return {**self._earlier, self._file.path.name: self._file.position()}
 
@@ -149,21 +148,21 @@ class RunWriter:
         self._write_figures(wait=True)
 
     def close(self) -> None:
-        """Write the figures that are not drawn yet; nothing can be written after that."""
+        """Wait for the figures that are not drawn yet and write them; nothing can be written afterwards."""
         try:
             self._write_figures(wait=True)
         finally:
             self._file.close()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One point for each tag, and for its twin among the headlines."""
-        twins = {_HEADLINES[tag]: value for tag, value in values.items() if tag in _HEADLINES}
-        twins |= {_LOG10[tag]: math.log10(value) for tag, value in values.items() if tag in _LOG10 and value > 0}
-        points = [Summary.Value(tag=tag, simple_value=value) for tag, value in {**values, **twins}.items()]
+        """Write one point for each tag, and for its copy among the headlines."""
+        copies = {_HEADLINES[tag]: value for tag, value in values.items() if tag in _HEADLINES}
+        copies |= {_LOG10[tag]: math.log10(value) for tag, value in values.items() if tag in _LOG10 and value > 0}
+        points = [Summary.Value(tag=tag, simple_value=value) for tag, value in {**values, **copies}.items()]
         self._file.write(Summary(value=points), step)
 
     def snapshot(self, snapshot: Snapshot) -> None:
-        """Every statistic of every weight as `statistic/weight`, and the figures."""
+        """Write every statistic of every weight as `statistic/weight`, and the figures."""
         self.scalars(
             snapshot.step,
             {
@@ -177,14 +176,14 @@ class RunWriter:
             self._write_figures(wait=False)
 
     def text(self, tag: str, text: str, step: int = 0) -> None:
-        """A text as it is, in a fixed-width font."""
+        """Write a text verbatim, in a fixed-width font."""
         indented = "\n".join(f"    {line}" for line in text.splitlines())  # markdown's code block
         self._file.write(summaries.text(tag, indented), step)
 
     def hparams(
         self, settings: Mapping[str, object], logged: Mapping[str, float], unlogged: Mapping[str, float]
     ) -> None:
-        """A row of the HPARAMS table, whose metrics are the last points of scalars. `unlogged` ones get one, at step 0.
+        """Write a row of the HPARAMS table. Its metrics are the last points of scalars; `unlogged` get one at step 0.
 
         Written into this run's own event file: SummaryWriter.add_hparams would create a second run.
         """
@@ -194,9 +193,9 @@ class RunWriter:
             self._file.write(summary)
 
     def _write_figures(self, *, wait: bool) -> None:
-        """Write figures in the order of their steps: those that are drawn; wait: all.
+        """Write figures in the order of their steps: those drawn so far, or all of them with `wait`.
 
-        If one cannot be drawn, that is logged, and none is drawn any more: training is worth more than its figures.
+        An error is logged and ends the drawing for this run: training matters more than its figures.
         """
         while self._figures and (wait or self._figures[0][1].done()):
             step, drawn = self._figures.popleft()
@@ -215,7 +214,7 @@ class RunWriter:
 
 
 def _truncate(run_dir: Path, positions: Positions) -> Positions:
-    """Truncate the folder's event files to their positions and remove later ones; returns the positions that hold."""
+    """Truncate the folder's event files to their positions and remove later files; returns the resulting positions."""
     remaining: dict[str, int] = {}
     for file in sorted(run_dir.glob("events.out.tfevents.*")):
         position = positions.get(file.name)
@@ -233,6 +232,6 @@ def _truncate(run_dir: Path, positions: Positions) -> Positions:
 
 
 def _masked_crc(data: bytes) -> bytes:
-    """CRC-32C, masked as TensorFlow's record format has it (tensorflow/core/lib/hash/crc32c.h)."""
+    """CRC-32C, masked as in TensorFlow's record format (tensorflow/core/lib/hash/crc32c.h)."""
     crc = google_crc32c.value(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

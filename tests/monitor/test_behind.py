@@ -63,7 +63,7 @@ def test_find_behind_names_a_run_that_cannot_reach_half_of_the_best():
     assert (finding.value, finding.threshold) == (best_case(slow), 0.45)
     assert finding.text == (
         "even at 2 times its recent pace the loss ends at most 7% below chance; "
-        "that of the sweep's best run is 90% below"
+        "the loss of the sweep's best run is 90% below"
     )
 
 
