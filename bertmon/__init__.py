@@ -23,7 +23,7 @@ _MODULES = {
     "WatchCallback": "bertmon.integrations.transformers_trainer",
     "train": "bertmon.launch.api",
 }
-"""Imported when they are first used: torch and transformers take seconds."""
+"""Imported on first use: importing torch and transformers takes seconds."""
 
 __all__ = ["History", "InputError", "RunResult", "Verdict", "Watch", "WatchCallback", "__version__", "train"]
 

@@ -1,4 +1,4 @@
-"""The command `bertmon` and its subcommands. Each imports what it needs when it is called: --help takes no torch."""
+"""The command `bertmon` and its subcommands. Each imports what it needs when called: --help does not import torch."""
 
 import argparse
 import difflib
@@ -19,19 +19,19 @@ _EXAMPLE = "multirun/2026-11-23_07-17-49"
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script and `python -m bertmon`."""
     threads.configure_threads()
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help"):
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
-    elif words[0] in ("-V", "--version"):
+    elif argv[0] in ("-V", "--version"):
         print(f"bertmon {metadata.version('bertmon')}")
-    elif words[0] in COMMANDS:
-        COMMANDS[words[0]](words[1:])
-    elif words[0].startswith("-") or "=" in words[0]:  # overrides and flags of `run`
-        run(words)
+    elif argv[0] in COMMANDS:
+        COMMANDS[argv[0]](argv[1:])
+    elif argv[0].startswith("-") or "=" in argv[0]:  # overrides and flags of `run`
+        run(argv)
     else:
-        guess = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        guess = difflib.get_close_matches(argv[0], COMMANDS, n=1)
         hint = f"did you mean {guess[0]}?" if guess else f"the commands are {', '.join(COMMANDS)}."
-        sys.exit(f"bertmon {sanitize_line(words[0])}: no such command; {hint}")
+        sys.exit(f"bertmon {sanitize_line(argv[0])}: no such command; {hint}")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -123,7 +123,7 @@ def tensorboard(arguments: Sequence[str]) -> None:
 
 
 def latest_sweep(folder: Path) -> Path | None:
-    """The sweep in `folder` that was started last."""
+    """The most recently started sweep in `folder`."""
     files = list(folder.glob(f"*/{SWEEP_FILE}"))
     return max(files, key=lambda file: file.stat().st_mtime).parent if files else None
 

@@ -1,8 +1,8 @@
-"""One run on several processes, as torchrun starts them: ranks, and collective operations.
+"""One run on several processes started by torchrun: ranks and collective operations.
 
-Each process has every R-th text of a batch and the whole model; gradients are averaged by DistributedDataParallel, so
-that weights, statistics and verdicts are the same everywhere. Only rank 0 writes. Without torchrun there is one
-process, and every function here returns its argument.
+Each process has every R-th text of a batch and a full copy of the model; DistributedDataParallel averages gradients, so
+that weights, statistics and verdicts are the same in all processes. Only rank 0 writes. Without torchrun there is one
+process, and functions that communicate return their argument.
 Shapes: B texts of a batch, over all R processes.
 """
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def init() -> None:
-    """Initialize the process group, if torchrun has started several processes."""
+    """Initialize the process group if torchrun has started several processes."""
     if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
@@ -28,22 +28,22 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """The number of this process, from 0; only rank 0 writes."""
+    """The rank of this process; only rank 0 writes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def local_rank() -> int:
-    """The number of this process on its machine, and of its GPU."""
+    """The rank of this process on its machine, which is also the index of its GPU."""
     return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
 
 
 def local_count(texts: int) -> int:
-    """How many of the texts of a batch are this process's: those at rank, rank + R, ..."""
+    """The number of this process's texts in a batch: those at rank, rank + R, ..."""
     return len(range(rank(), texts, world_size()))
 
 
 def wrap_ddp(model: nn.Module) -> nn.Module:
-    """The model as it has to be called in training: after a backward pass its gradients are those of all processes."""
+    """The model to call in training; a backward pass averages its gradients over all processes."""
     if world_size() == 1:
         return model
     devices = [local_rank()] if next(model.parameters()).is_cuda else None
@@ -53,7 +53,7 @@ def wrap_ddp(model: nn.Module) -> nn.Module:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum over all processes."""
+    """The sum of the tensors of all processes."""
     if world_size() > 1:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
@@ -61,11 +61,11 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def all_gather_rows(rows: Tensor, texts: int) -> Tensor:
-    """The rows of all processes [B, ...], in the order of the batch's texts; `rows` are those of this one's share."""
+    """The rows of all processes [B, ...], in the order of the batch's texts; `rows` are those of this process."""
     if world_size() == 1:
         return rows
-    most = -(-texts // world_size())
-    padded = rows.new_zeros(most, *rows.shape[1:])
+    max_count = -(-texts // world_size())
+    padded = rows.new_zeros(max_count, *rows.shape[1:])
     padded[: local_count(texts)] = rows[: local_count(texts)]
     parts = [torch.empty_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded)
@@ -73,7 +73,7 @@ def all_gather_rows(rows: Tensor, texts: int) -> Tensor:
 
 
 def broadcast(value: T) -> T:
-    """The value of rank 0."""
+    """Rank 0's value, on all processes."""
     if world_size() == 1:
         return value
     values = [value]

@@ -1,4 +1,4 @@
-"""Errors that a user sees as one message, without a traceback. Knows no library: every other module may import it."""
+"""Errors shown to the user as one message, without a traceback. No third-party imports: any module can import it."""
 
 import os
 import sys
@@ -19,12 +19,12 @@ class InputError(ValueError):
 
 
 class StorageError(InputError):
-    """A file of a run that cannot be written: no room, no permission, no disk. Ends the launch, not the run alone."""
+    """A run's file cannot be written: disk full or missing, no permission. Ends the whole launch, not only the run."""
 
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of the body into a StorageError that names `path`."""
+    """Convert an OSError raised in the body to a StorageError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -39,6 +39,6 @@ def require(ok: bool, key: str, value: object, expected: str) -> None:
 
 
 def exit_after_closed_pipe() -> NoReturn:
-    """End quietly once the reader of standard output, such as `head`, has closed it. Nothing is left to be flushed."""
+    """Exit quietly after the reader of standard output, such as `head`, has closed it. Discards buffered output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)

@@ -1,4 +1,4 @@
-"""Whether a named model is available: from a local folder, from the hub's cache, or from the hub itself."""
+"""Checks where a named model is available: in a local folder, in the hub's cache, or on the hub itself."""
 
 import os
 import socket
@@ -8,10 +8,10 @@ from bertmon.errors import InputError
 
 
 def local_files_only(key: str, name: str) -> bool:
-    """True where files of `name` must come from this machine: a folder, or the cache of a hub out of reach.
+    """Whether files of `name` must come from this machine: from a folder, or from the cache if the hub is unreachable.
 
-    Raises InputError where the hub is out of reach and the cache lacks the model. Asked by one look-up of the hub's
-    address: its own client would try for 45 s, and complain all the while. Behind a proxy nothing can be said so.
+    Raises InputError if the hub is unreachable and the model is not cached. The check is one DNS lookup of the hub: its
+    own client would retry for 45 s, with warnings. Behind a proxy, a lookup is inconclusive, so the result is False.
     """
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -22,7 +22,7 @@ def local_files_only(key: str, name: str) -> bool:
         return False
     try:
         cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
-    except HFValidationError:  # a path: there is no such folder
+    except HFValidationError:  # a path to a folder that does not exist
         return True
     try:
         socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)

@@ -1,12 +1,12 @@
-"""One notation for numbers in the console, the report and the figures: 1e-3, 76.5 %, 2 min 05 s. Pure."""
+"""Number formats shared by the console, the report and the figures: 1e-3, 76.5 %, 2 min 05 s. Pure functions."""
 
 import math
 
 
 def format_rate(value: float, digits: int = 3, *, plain_from: float = 0.1) -> str:
-    """A number that may live on a logarithmic scale, such as a learning rate: 5.5e-4, 2e-2, 0.3.
+    """Format a number that spans orders of magnitude, such as a learning rate: 5.5e-4, 2e-2, 0.3.
 
-    plain_from: from there on, up to 10,000, without an exponent.
+    plain_from: numbers from plain_from up to 10,000 have no exponent.
     """
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
@@ -17,7 +17,7 @@ def format_rate(value: float, digits: int = 3, *, plain_from: float = 0.1) -> st
 
 
 def format_value(value: object) -> str:
-    """The value of a config key: a path by its last part, a list without brackets."""
+    """Format the value of a config key: a path as its last part, a list without brackets."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float):
@@ -29,19 +29,19 @@ def format_value(value: object) -> str:
 
 
 def format_percent(share: float, deviation: float = math.nan) -> str:
-    """A share in [0, 1], with a standard deviation where there is one: 76.5 %, 81.2 ± 6.0 %. Empty for nan."""
+    """Format a fraction in [0, 1], with its standard deviation if given: 76.5 %, 81.2 ± 6.0 %. Empty for nan."""
     if math.isnan(share):
         return ""
     return f"{100 * share:.1f}{'' if math.isnan(deviation) else f' ± {100 * deviation:.1f}'} %"
 
 
 def format_duration(seconds: float) -> str:
-    """In its two largest units; empty for nan."""
+    """Format a duration in its two largest units; empty for nan."""
     if math.isnan(seconds):
         return ""
-    whole = round(seconds)
-    if whole < 120:
-        return f"{whole} s"
-    if whole < 7200:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    rounded = round(seconds)
+    if rounded < 120:
+        return f"{rounded} s"
+    if rounded < 7200:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"

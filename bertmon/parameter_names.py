@@ -1,4 +1,4 @@
-"""Where in a transformers model a parameter lies, by its name."""
+"""The position of a parameter in a transformers model, from its name."""
 
 import re
 from typing import Any
@@ -8,20 +8,20 @@ EMBEDDINGS = -1
 
 
 def encoder_layer(name: str) -> int | None:
-    """Index of the encoder layer that the parameter of that name belongs to, counted from the input; None outside."""
-    number = re.search(r"\bblocks?\.(\d+)\.", name) or re.search(r"\blayers?\.(\d+)\.", name)  # T5's block has both
+    """Index of the encoder layer of a parameter, counted from the input; None if it is outside the encoder layers."""
+    number = re.search(r"\bblocks?\.(\d+)\.", name) or re.search(r"\blayers?\.(\d+)\.", name)  # T5 has both
     return int(number[1]) if number else None
 
 
 def parameter_depths(model: Any) -> dict[str, int | None]:
-    """Of each parameter by name: the index of its encoder layer, EMBEDDINGS, or None above all layers."""
+    """The depth of each parameter, by name: the index of its encoder layer, EMBEDDINGS, or None above all layers."""
     try:
         embeddings = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
-    except (AttributeError, NotImplementedError):  # a family without a table of embeddings, such as CANINE
+    except (AttributeError, NotImplementedError):  # a family without an embedding table, such as CANINE
         embeddings = set()
     depths: dict[str, int | None] = {}
     for name, parameter in model.named_parameters():
         depth = encoder_layer(name)
-        below = depth is None and ("embeddings" in name or id(parameter) in embeddings)
-        depths[name] = EMBEDDINGS if below else depth
+        is_embedding = depth is None and ("embeddings" in name or id(parameter) in embeddings)
+        depths[name] = EMBEDDINGS if is_embedding else depth
     return depths

@@ -1,4 +1,4 @@
-"""result.json: what a run leaves behind, whatever happened to it. RunResult is its only writer and its only reader."""
+"""result.json: the record of a run, written even if the run fails. Only RunResult writes and reads it."""
 
 import dataclasses
 import json
@@ -28,13 +28,13 @@ RESULT_FILE = "result.json"
 LOCK_FILE = ".lock"
 """Locked while a process works on the run."""
 MODEL_DIR = "model"
-"""In a run's folder: the saved model, as transformers loads it."""
+"""In a run's folder: the saved model, in transformers' format."""
 SWEEP_FILE = "sweep.json"
 """In a sweep's folder: its runs and the command that started it."""
 
 _LIBRARIES = ("bertmon", "hydra-core", "numpy", "tokenizers", "torch", "transformers")
 _RENAMED_FIELDS = {"differs": "overrides", "seconds_before": "previous_seconds", "steps_planned": "total_steps"}
-"""Fields as version 0.1 wrote them."""
+"""Fields as named by version 0.1, and their current names."""
 
 
 class Terminated(SystemExit):
@@ -42,7 +42,7 @@ class Terminated(SystemExit):
 
 
 class Status(StrEnum):
-    """Where a run is. The states after `interrupted` are ends; `failed` is a run that raised."""
+    """The state of a run. The states after `interrupted` are final; a run that raised an exception is `failed`."""
 
     running = "running"
     failed = "failed"
@@ -62,7 +62,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DataSummary:
-    """The data of a run, as far as its result depends on it."""
+    """The properties of a run's data that its result depends on."""
 
     fingerprint: str
     train_texts: int
@@ -73,7 +73,7 @@ class DataSummary:
 
     @property
     def needed_texts(self) -> int | None:
-        """Test texts that it takes to tell a run that learned from guessing; None if there are that many."""
+        """Number of test texts needed to distinguish learning from guessing; None if there are enough."""
         needed = texts_needed(self.majority_share)
         return needed if needed > self.test_texts else None
 
@@ -91,19 +91,19 @@ class DataSummary:
 
 @dataclass(kw_only=True, slots=True)
 class RunResult:
-    """One run: its settings, and its outcome. Fields are filled while it runs; None is what is not known yet."""
+    """The settings and outcome of one run. Fields are set while it runs; None means not known yet."""
 
     status: Status = Status.running
     started: str = ""  # local time, ISO 8601
-    seconds: float | None = None  # from start to end, with those before a resume
+    seconds: float | None = None  # from start to end, including those before a resume
     previous_seconds: float = 0.0  # of training and evaluation before the last resume
     python: str = ""
     machine: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     experiment: str | None = None
     seed: int | None = None
-    overrides: dict[str, Any] = field(default_factory=dict)  # what tells the run's setting from others, by dotted key
-    config: dict[str, Any] | None = None  # the whole RunConfig
+    overrides: dict[str, Any] = field(default_factory=dict)  # that distinguish the run's setting, by dotted key
+    config: dict[str, Any] | None = None  # the complete RunConfig
     device: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
     parameters: int | None = None
@@ -112,8 +112,8 @@ class RunResult:
     total_steps: int | None = None  # updates planned
     evaluations: list[EvalResult] = field(default_factory=list)  # of the test split
     validations: list[EvalResult] = field(default_factory=list)  # of the validation split, at the same steps
-    metric: str = "accuracy"  # what the best evaluation is chosen by: a field of EvalResult
-    model_dir: str | None = None  # of the saved model, below the run's folder
+    metric: str = "accuracy"  # selects the best evaluation; a field of EvalResult
+    model_dir: str | None = None  # of the saved model, relative to the run's folder
     warnings: list[str] = field(default_factory=list)  # about the data
     timings: dict[str, float] = field(default_factory=dict)  # train_seconds, eval_seconds, compile_seconds
     diagnosis: Diagnosis | None = None  # None: the run was not watched
@@ -133,7 +133,7 @@ class RunResult:
 
     @property
     def ended(self) -> bool:
-        """Whether the run came to its end and was evaluated."""
+        """Whether the run reached its end and was evaluated."""
         return self.status.ended and self.final is not None and self.data is not None
 
     @property
@@ -145,36 +145,36 @@ class RunResult:
 
     @property
     def flagged_step(self) -> int | None:
-        """Step at which the verdict that the run ended with was known, if it is a doomed one."""
+        """Step at which the run received its final verdict, if that verdict means it is doomed."""
         return self.diagnosis.since_step if self.diagnosis and self.diagnosis.verdict.doomed else None
 
     @property
     def saved_steps(self) -> int:
-        """Steps that a stopped run was spared."""
+        """Planned steps that a stopped run did not make."""
         return self.total_steps - self.steps if self.status is Status.stopped and self.total_steps else 0
 
     @property
     def objective(self) -> float:
-        """What a sweeper maximizes: the metric of the last evaluation, or of the best one if that model was saved.
+        """The objective of a sweeper: the metric of the last evaluation, or of the best one if its model was saved.
 
-        On the validation split if there is one. A run that diverged, or was stopped as doomed, scores at most what
-        guessing gives, which is the majority share for the accuracy and 0 for the others.
+        Computed on the validation split if there is one. For a run that diverged, or was stopped as doomed, it is
+        limited to the score of guessing: the majority share for accuracy, 0 for other metrics.
         """
         assert self.data is not None
         evaluations = self.validations or self.evaluations
         chosen = best_evaluation(evaluations, self.metric) if self.saves_best else None
         value = float(getattr(chosen or evaluations[-1], self.metric))
         guessing = self.data.majority_share if self.metric == "accuracy" else 0.0
-        lost = self.status is Status.diverged or (self.status is Status.stopped and self.flagged_step is not None)
-        return min(value, guessing) if lost else value
+        failed = self.status is Status.diverged or (self.status is Status.stopped and self.flagged_step is not None)
+        return min(value, guessing) if failed else value
 
     @property
     def saves_best(self) -> bool:
-        """Whether the model that the run leaves is that of its best evaluation."""
+        """Whether the saved model is the one of the best evaluation."""
         return ((self.config or {}).get("train") or {}).get("save_model") == "best"
 
     def to_json(self) -> bytes:
-        """As result.json. nan and infinity, which JSON lacks, become null."""
+        """The content of result.json. nan and infinity, which JSON lacks, become null."""
         fields = dataclasses.asdict(self)
         diagnosis = fields.pop("diagnosis") or {}
         verdict = {"verdict": diagnosis.pop("verdict", None), "verdict_step": diagnosis.pop("since_step", None)}
@@ -182,13 +182,13 @@ class RunResult:
         metrics = {"final": self.final, "best": self.best}
         fields["metrics"] = {name: dataclasses.asdict(each) for name, each in metrics.items() if each}
         content = json.dumps(_nan_to_null(fields), indent=2, allow_nan=False, ensure_ascii=False)
-        # rows of numbers, of a confusion matrix: between line ends, which no JSON string has
+        # put each row of a confusion matrix on one line; JSON strings contain no line breaks that could match
         rows = re.compile(r"\[\n\s+(\d+(?:,\n\s+\d+)*)\n\s+\]")
         return (rows.sub(lambda row: f"[{' '.join(row[1].split())}]", content) + "\n").encode()
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """From the JSON object of a result.json, that of version 0.1 included. Raises ValueError if it is not one."""
+        """The result in the JSON object of a result.json, also of version 0.1. Raises ValueError if it is invalid."""
         try:
             return cls._from_dict({_RENAMED_FIELDS.get(key, key): value for key, value in fields.items()})
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -235,7 +235,7 @@ class RunResult:
 
     @classmethod
     def read(cls, run_dir: Path | str) -> Self | None:
-        """The result in a run's folder; None if there is none, or the file is incomplete, corrupt or something else."""
+        """The result in a run's folder; None if the file is missing, incomplete, corrupt or not a result."""
         try:
             return cls.from_dict(read_json(Path(run_dir) / RESULT_FILE))
         except ValueError:
@@ -243,26 +243,26 @@ class RunResult:
 
     @classmethod
     def read_ended(cls, run_dir: Path) -> Self | None:
-        """The result of a run that came to its end; None otherwise."""
+        """The result of a run that has ended; None otherwise."""
         result = cls.read(run_dir)
         return result if result and result.ended else None
 
 
 @contextmanager
 def recording(run_dir: Path, *, resume: bool = False) -> Iterator[RunResult]:
-    """Write result.json at the start of the body and again, completed, at its end, whatever happens.
+    """Write result.json at the start of the body and again, complete, at its end, even after an exception.
 
-    Yields the RunResult for the body to fill. Its status becomes "failed", with the error and its traceback, after an
-    exception, and "interrupted" after Ctrl-C or SIGTERM; both are raised again, a SystemExit as a RuntimeError, which
-    would otherwise end the whole sweep.
-    resume: the folder may hold a run that was interrupted.
-    Raises InputError if the folder holds a run already or another process works on it, StorageError if it cannot be
-    written.
+    Yields the RunResult for the body to fill. After an exception, its status is "failed", with the error and its
+    traceback; after Ctrl-C or SIGTERM, "interrupted". Exceptions are raised again, but SystemExit as a RuntimeError,
+    because it would end the whole sweep.
+    resume: the folder can contain an interrupted run.
+    Raises InputError if the folder already contains a run or another process is running it, StorageError if it cannot
+    be written.
     """
     with exclusive(run_dir / LOCK_FILE, f"{run_dir}: another process is already running this run."):
         path = run_dir / RESULT_FILE
         try:
-            path.touch(exist_ok=resume)  # of two runs that start at once, one is refused
+            path.touch(exist_ok=resume)  # if two runs start at once, one is rejected
         except FileExistsError:
             raise InputError(f"{run_dir} already contains a run: choose another folder or delete it.") from None
         started = time.monotonic()
@@ -294,21 +294,21 @@ def recording(run_dir: Path, *, resume: bool = False) -> Iterator[RunResult]:
 
 
 def is_running(run_dir: Path) -> bool:
-    """Whether a process works on the run; True also if that cannot be determined."""
+    """Whether a process is working on the run; True also if that cannot be determined."""
     return is_locked(run_dir / LOCK_FILE)
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What starts some runs of a sweep."""
+    """Some runs of a sweep, and the command that started them."""
 
-    runs: tuple[str, ...] = ()  # their folders below that of the sweep; none if a sweeper chooses them as it proceeds
+    runs: tuple[str, ...] = ()  # folders relative to the sweep's; empty if a sweeper chooses them during the sweep
     command: tuple[str, ...] | None = None  # arguments that it was started with
     directory: str | None = None  # where it was started
 
     @classmethod
     def from_dict(cls, fields: object) -> "Launch | None":
-        """None if the fields are not those of a launch."""
+        """The launch with these fields; None if they are not valid."""
         if not isinstance(fields, dict):
             return None
         runs, command, directory = (fields.get(key) for key in ("runs", "command", "directory"))
@@ -321,9 +321,9 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class SweepFile:
-    """What launches leave in their folder: all runs there, in the order in which they start, and what starts them.
+    """The content of sweep.json: all runs in its folder, in starting order, and the commands that start them.
 
-    joined: later launches that added runs. Without these it is one launch.
+    joined: later launches that added runs; empty if there was only one launch.
     """
 
     runs: tuple[str, ...] = ()
@@ -333,24 +333,24 @@ class SweepFile:
 
     @classmethod
     def read(cls, sweep_dir: Path) -> Self | None:
-        """None if there is none, or the file is incomplete, corrupt or something else."""
+        """The content of sweep.json; None if the file is missing, incomplete, corrupt or something else."""
         fields = read_json(sweep_dir / SWEEP_FILE)
-        whole = Launch.from_dict(fields)
-        if whole is None:
+        combined = Launch.from_dict(fields)
+        if combined is None:
             return None
         later = fields.get("joined")
         joined = [Launch.from_dict(each) for each in later] if isinstance(later, list) else []
-        return cls(whole.runs, whole.command, whole.directory, tuple(launch for launch in joined if launch))
+        return cls(combined.runs, combined.command, combined.directory, tuple(launch for launch in joined if launch))
 
     @property
     def launches(self) -> tuple[Launch, ...]:
-        """Each with its own runs."""
+        """All launches, each with its own runs only."""
         others = {run for launch in self.joined for run in launch.runs}
         own = tuple(run for run in self.runs if run not in others)
         return (Launch(own, self.command, self.directory), *self.joined)
 
     def with_launch(self, launch: Launch) -> "SweepFile":
-        """With the runs of another one, which takes the place of those whose runs are all among its own."""
+        """A copy with another launch added, which replaces earlier launches whose runs it includes."""
         runs = set(launch.runs)
         launches = [each for each in self.launches if not runs.issuperset(each.runs)]
         if not any(runs and runs.issubset(each.runs) for each in launches):
@@ -360,7 +360,7 @@ class SweepFile:
         return SweepFile(all_runs, first.command, first.directory, tuple(joined))
 
     def write(self, sweep_dir: Path) -> None:
-        """Raises OSError."""
+        """Write sweep.json. Raises OSError."""
         fields = dataclasses.asdict(self)
         if not self.joined:
             del fields["joined"]
@@ -368,13 +368,13 @@ class SweepFile:
 
 
 def run_names(sweep_dir: Path) -> Sequence[str]:
-    """The runs that a sweep planned; empty if it left no sweep.json."""
+    """The planned runs of a sweep; empty if there is no valid sweep.json."""
     sweep = SweepFile.read(sweep_dir)
     return sweep.runs if sweep else ()
 
 
 def _is_below(name: object) -> bool:
-    """Whether it names a folder below another one."""
+    """Whether `name` is a relative path that stays below its base folder."""
     if not isinstance(name, str) or has_control_characters(name) or Path(name).is_absolute():
         return False
     return all(part != ".." and len(part.encode()) <= 255 for part in Path(name).parts)

@@ -1,4 +1,4 @@
-"""`python -m bertmon.run`: the Hydra entry point. Jobs are in launch/job.py, what is checked before in preflight.py."""
+"""`python -m bertmon.run`: the Hydra entry point. launch/preflight.py checks a launch, launch/job.py runs its jobs."""
 
 import os
 import signal
@@ -34,34 +34,34 @@ def main() -> None:
     hydra_setup.register()
     _join_processes()
     sys.argv[1:] = command_line.flags_first(command_line.with_own_data_defaults(sys.argv[1:]))
-    traceback_wanted = os.environ.setdefault("HYDRA_FULL_ERROR", "")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print itself, control characters and all
+    show_traceback = os.environ.setdefault("HYDRA_FULL_ERROR", "")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors, which it would print unsanitized
     try:
         with final_summary.print_at_exit():
-            _launch(traceback_wanted=bool(traceback_wanted))
-    except KeyboardInterrupt:  # also the second one, while the report is written
+            _launch(show_traceback=bool(show_traceback))
+    except KeyboardInterrupt:  # also a second one, while the report is written
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
         exit_after_closed_pipe()
     finally:
-        os.environ["HYDRA_FULL_ERROR"] = traceback_wanted
+        os.environ["HYDRA_FULL_ERROR"] = show_traceback
 
 
-def _launch(*, traceback_wanted: bool) -> None:
+def _launch(*, show_traceback: bool) -> None:
     try:
         command_line.check_arguments(sys.argv[1:])
         _task()
     except BrokenPipeError:
         raise
     except Exception as error:
-        if traceback_wanted:
+        if show_traceback:
             raise
         print(command_line.format_error(error), file=sys.stderr)
         sys.exit(1)
 
 
 def _join_processes() -> None:
-    """Of several processes that torchrun has started, one prints and writes."""
+    """If torchrun has started several processes, join them; only rank 0 prints and writes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from bertmon.launch.ranks import join_ranks
 
@@ -69,6 +69,6 @@ def _join_processes() -> None:
 
 
 if __name__ == "__main__":
-    from bertmon.run import main as imported  # a worker finds the functions of this module by its name alone
+    from bertmon.run import main as imported_main  # workers look up functions by module name, which __main__ is not
 
-    imported()
+    imported_main()

@@ -1,4 +1,4 @@
-"""Third-party text for the terminal and for logs, without characters that move the cursor or hide words."""
+"""Sanitizes third-party text for the terminal and logs: no characters that move the cursor or hide text."""
 
 import logging
 import re
@@ -10,27 +10,27 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069
 
 
 def has_control_characters(text: str) -> bool:
-    """Whether there is a control character in it, a line end included, or half of a surrogate pair."""
+    """Whether the text contains a control character, including line breaks, or a lone surrogate."""
     return _CONTROL.search(text) is not None
 
 
 def sanitize_line(value: object, longest: int = 200) -> str:
-    """As a part of one line: control characters as escapes (`\\x1b`), the middle of a long one left out."""
+    """The value as text within one line: control characters escaped (`\\x1b`), the middle of a long text omitted."""
     text = str(value)
     if len(text) > longest:
         text = f"{text[: longest // 2]}...{text[-longest // 2 :]}"
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def sanitize(text: str, longest: int = 2000) -> str:
-    """As lines: the same for each of them; tabs stay."""
-    return "\n".join("\t".join(sanitize_line(part, longest) for part in each.split("\t")) for each in text.split("\n"))
+    """Apply `sanitize_line` to each line, keeping tabs."""
+    return "\n".join("\t".join(sanitize_line(part, longest) for part in line.split("\t")) for line in text.split("\n"))
 
 
 def wrap_for(stream: Any, text: str) -> str:
-    """On a terminal: lines broken between words where they are longer than it is wide. Elsewhere the text as it is.
+    """The text with lines wrapped to the width of the terminal; unchanged if `stream` is not a terminal.
 
-    Lines that are indented, as those of tracebacks, stay.
+    Indented lines, as in tracebacks, are not wrapped.
     """
     if stream is None or not stream.isatty():
         return text
@@ -43,7 +43,7 @@ def wrap_for(stream: Any, text: str) -> str:
 
 
 class SanitizingFormatter(logging.Formatter):
-    """A log's formatter whose messages and tracebacks come as `lines`, wrapped for the stream that they go to."""
+    """A log formatter that sanitizes another formatter's messages and tracebacks and wraps them for the stream."""
 
     def __init__(self, inner: logging.Formatter, stream: Any = None) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class SanitizingFormatter(logging.Formatter):
 
 
 def sanitize_logs() -> None:
-    """Give the root logger's handlers such a formatter."""
+    """Wrap the formatter of each of the root logger's handlers in a SanitizingFormatter."""
     for handler in logging.getLogger().handlers:
         if not isinstance(handler.formatter, SanitizingFormatter):
             stream = None if isinstance(handler, logging.FileHandler) else getattr(handler, "stream", None)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, a cache of such files, and locks."""
+"""Files that are written atomically, a cache of such files, and locks."""
 
 import hashlib
 import json
@@ -17,12 +17,12 @@ from bertmon.errors import InputError, storage_errors
 
 log = logging.getLogger(__name__)
 
-_MAX_JSON_BYTES = 100_000_000  # a result with a million evaluations has less
-_LOCK_TIMEOUT_S = 0.6  # `is_locked` in another process holds a lock for an instant
+_MAX_JSON_BYTES = 100_000_000  # a result with a million evaluations is smaller
+_LOCK_TIMEOUT_S = 0.6  # `is_locked` in another process holds the lock briefly
 
 
 class ContentHash:
-    """SHA-256 of a sequence of parts; no two different sequences share a hash."""
+    """SHA-256 of a sequence of parts; different sequences have different hashes, even if they join to the same text."""
 
     def __init__(self) -> None:
         self._sha = hashlib.sha256()
@@ -38,10 +38,10 @@ class ContentHash:
 
 def content_hash(*parts: str | bytes) -> str:
     """The ContentHash of the parts, in hex."""
-    whole = ContentHash()
+    content = ContentHash()
     for part in parts:
-        whole.add(part)
-    return whole.hex()
+        content.add(part)
+    return content.hex()
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     On an exception `path` keeps its old content and the temporary folder is removed. Raises OSError.
     """
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:100]}."))
-    former = temporary.with_name(f"{temporary.name}.old")
+    previous = temporary.with_name(f"{temporary.name}.old")
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -90,21 +90,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
         if path.exists():
-            path.rename(former)
+            path.rename(previous)
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        if former.exists() and not path.exists():
-            former.rename(path)
+        if previous.exists() and not path.exists():
+            previous.rename(path)
         raise
-    shutil.rmtree(former, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def cached_bytes(folder: Path, name: str, make: Callable[[], bytes]) -> bytes:
-    """The bytes stored under `name`, which must identify everything they depend on; made and stored if missing.
+    """The bytes stored under `name`, which must identify everything they depend on; built and stored if missing.
 
-    A stored file begins with its own SHA-256; one that does not match is rebuilt, with a warning. Two processes that
-    build the same file both succeed. A folder that cannot be written costs only the reuse, with a warning.
+    A stored file begins with the SHA-256 of its content; if it does not match, the file is rebuilt with a warning. Two
+    processes that build the same file both succeed. If the file cannot be written, it is not cached, with a warning.
     """
     path = folder / name
     try:
@@ -129,12 +129,12 @@ def cached_bytes(folder: Path, name: str, make: Callable[[], bytes]) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if there is none, or the file is incomplete, corrupt or something else."""
+    """The JSON object in a file; empty if the file is missing, incomplete, corrupt or not a JSON object."""
     try:
         if not path.is_file() or path.stat().st_size > _MAX_JSON_BYTES:  # reading a FIFO would block
             return {}
         content = json.loads(path.read_text("utf-8"))
-        json.dumps(content, ensure_ascii=False).encode()  # raises for lone surrogates, which no file could hold again
+        json.dumps(content, ensure_ascii=False).encode()  # raises for lone surrogates, which cannot be written back
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -142,7 +142,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def exclusive(path: Path, error: str) -> Iterator[None]:
-    """Hold the lock file at `path` for the body, at most until this process ends.
+    """Hold the lock file at `path` during the body; if this process dies, the lock is released.
 
     Raises InputError(error) if another process holds it, StorageError if the file cannot be created.
     """

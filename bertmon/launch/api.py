@@ -1,4 +1,4 @@
-"""bertmon.train: one run from Python, as the command line would do it."""
+"""bertmon.train: train one run from Python, as the command line does."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 
 def train(overrides: Sequence[str] = (), *, config_dir: Path | str | None = None) -> "RunResult":
-    """Train one run and return its result, leaving the same folder as the command line.
+    """Train one run and return its result; writes the same folder as the command line.
 
     overrides: as on the command line, such as ["experiment=quickstart", "schedule.warmup_frac=0.3"].
     config_dir: a folder of your own presets, such as my_conf with my_conf/experiment/mine.yaml.
 
-    Prints the run's lines and draws its progress bar, in a notebook too. Raises InputError for a mistake in the
-    overrides, and whatever training raises.
+    Prints the run's messages and shows its progress bar, also in a notebook. Raises InputError for invalid overrides,
+    and any exception raised in training.
     """
     threads.configure_threads()
     hydra_setup.register()
     arguments = list(overrides)
-    for word in arguments:
-        if word.startswith("-"):
-            raise InputError(f"train: expected overrides, got {word}; a sweep is started by `bertmon run ... -m`.")
+    for argument in arguments:
+        if argument.startswith("-"):
+            raise InputError(f"train: expected overrides, got {argument}; a sweep is started by `bertmon run ... -m`.")
     command_line.check_arguments(arguments)
     arguments = [*command_line.with_own_data_defaults(arguments, config_dir), *search_path(config_dir)]
-    with _log_handlers_restored(), initialize_config_module("bertmon.conf", version_base="1.3", job_name="run"):
+    with _preserve_log_handlers(), initialize_config_module("bertmon.conf", version_base="1.3", job_name="run"):
         return _train(arguments)
 
 
@@ -58,20 +58,20 @@ def _train(arguments: list[str]) -> "RunResult":
     context = HydraContext(config_loader=loader, callbacks=cast("Callbacks", Callback()))
     try:
         job = run_hydra_job(train_in_run_dir, config, "hydra.run.dir", None, context)
-        result: RunResult = job.return_value  # raises what the run raised
+        result: RunResult = job.return_value  # raises the run's exception
         return result
     finally:
         final_summary.print_summary(sweep_dir)
 
 
 @contextmanager
-def _log_handlers_restored() -> Iterator[None]:
-    """A run logs to its own run.log and to stdout; the caller's logging is as before afterwards."""
+def _preserve_log_handlers() -> Iterator[None]:
+    """Restore the caller's log handlers after a run, which logs to its own run.log and to stdout."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     for handler in handlers:
         if isinstance(handler, logging.FileHandler):
-            handler.mode = "a"  # Hydra closes it; it opens its file again for its next line
+            handler.mode = "a"  # Hydra closes the handler, which reopens its file for the next record
     try:
         yield
     finally:

@@ -1,5 +1,5 @@
-"""The command line as text: what is wrong with it before Hydra reads it, Hydra's errors in bertmon's words, and how to
-start bertmon again.
+"""The text of the command line: checks before Hydra parses it, messages for Hydra's errors, commands that restart
+bertmon.
 """
 
 import os
@@ -27,59 +27,59 @@ _NOT_A_NAME = re.compile(r"(^|,)(null|true|false|[-+]?[0-9.][0-9.e+-]*)(,|$)", r
 
 
 def program() -> list[str]:
-    """The words that start bertmon from the current directory as this process was started."""
+    """The command, without arguments, that starts bertmon from the current directory as this process was started."""
     script = Path(sys.argv[0])
     if script.stem == "bertmon" and os.access(script, os.X_OK):
-        on_path = shutil.which("bertmon")
-        same = on_path is not None and os.path.realpath(on_path) == os.path.realpath(script)
-        return ["bertmon" if same else str(script)]
-    typed = sys.orig_argv[0] if sys.orig_argv else sys.executable
-    found = shutil.which(typed)
-    same = found is not None and os.path.abspath(found) == os.path.abspath(sys.executable)
-    return [typed if same else sys.executable, "-m", "bertmon"]
+        resolved = shutil.which("bertmon")
+        on_path = resolved is not None and os.path.realpath(resolved) == os.path.realpath(script)
+        return ["bertmon" if on_path else str(script)]
+    python = sys.orig_argv[0] if sys.orig_argv else sys.executable
+    resolved = shutil.which(python)
+    on_path = resolved is not None and os.path.abspath(resolved) == os.path.abspath(sys.executable)
+    return [python if on_path else sys.executable, "-m", "bertmon"]
 
 
 def resume_command(sweep_dir: Path) -> str:
-    """What resumes a launch on as many processes as this one has, for a shell."""
+    """The shell command that resumes a launch, with as many processes as this launch has."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    here = os.environ.get("LOCAL_WORLD_SIZE", str(processes))
-    start = program() if processes == 1 else ["torchrun", f"--nproc-per-node={here}", "-m", "bertmon"]
+    per_node = os.environ.get("LOCAL_WORLD_SIZE", str(processes))
+    start = program() if processes == 1 else ["torchrun", f"--nproc-per-node={per_node}", "-m", "bertmon"]
     return shlex.join([*start, "resume", str(sweep_dir)])
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
-    """Hydra's parser takes no override after a flag that follows overrides: flags first, the order kept otherwise."""
+    """The arguments with flags before overrides: Hydra's parser rejects overrides on both sides of a flag."""
     flags: list[str] = []
     others: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        is_override = not word.startswith("-") and ("=" in word or word[:1] in ("~", "+"))
-        (others if is_override else flags).append(word)
-        if word in _FLAGS_WITH_VALUE and (value := next(words, None)) is not None:
-            flags.append(value)  # it may have a = of its own
+    remaining = iter(arguments)
+    for argument in remaining:
+        is_override = not argument.startswith("-") and ("=" in argument or argument[:1] in ("~", "+"))
+        (others if is_override else flags).append(argument)
+        if argument in _FLAGS_WITH_VALUE and (value := next(remaining, None)) is not None:
+            flags.append(value)  # even if it contains =
     return [*flags, *others]
 
 
 def with_own_data_defaults(arguments: Sequence[str], config_dir: Path | str | None = None) -> list[str]:
-    """The arguments, and the experiment that suits your own texts unless one is given.
+    """The arguments, with an experiment added if they select the user's own texts but no experiment.
 
-    data=files, data=hf and your own presets of these are fine-tuned (experiment=finetune); with a model from random
-    weights, such as model=bert_small, they take bertmon's plain defaults (experiment=custom). The experiment of a
-    machine, which shows a run that fails, is only for the demonstration's texts.
-    config_dir: that of your own presets, if no flag among the arguments names it.
+    data=files, data=hf and presets based on them default to experiment=finetune; with randomly initialized weights,
+    such as model=bert_small, to experiment=custom, which is bertmon's plain defaults. experiment=auto, the default
+    otherwise, demonstrates a failing run and fits only the demonstration's texts.
+    config_dir: folder of the user's presets, unless a flag in the arguments names it.
     """
-    given = dict(word.lstrip("+~").partition("=")[::2] for word in arguments if not word.startswith("-"))
-    if "experiment" in given or _flag(arguments, "--config-name", "-cn"):
+    overrides = dict(word.lstrip("+~").partition("=")[::2] for word in arguments if not word.startswith("-"))
+    if "experiment" in overrides or _flag_value(arguments, "--config-name", "-cn"):
         return list(arguments)
-    if not reads_own_texts(given.get("data", ""), config_dir or _flag(arguments, "--config-dir", "-cd")):
+    if not reads_own_texts(overrides.get("data", ""), config_dir or _flag_value(arguments, "--config-dir", "-cd")):
         return list(arguments)
-    pretrained = given.get("model", "pretrained") in ("pretrained", "bert_base_pretrained")
-    random = given.get("model.init") == "random"
-    return [*arguments, f"experiment={'finetune' if pretrained and not random else 'custom'}"]
+    pretrained = overrides.get("model", "pretrained") in ("pretrained", "bert_base_pretrained")
+    random_init = overrides.get("model.init") == "random"
+    return [*arguments, f"experiment={'finetune' if pretrained and not random_init else 'custom'}"]
 
 
-def _flag(arguments: Sequence[str], *names: str) -> str | None:
-    """The value of a flag; None without it."""
+def _flag_value(arguments: Sequence[str], *names: str) -> str | None:
+    """The value of a flag; None if the flag is not given."""
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = word.partition("=")
         if name in names:
@@ -88,7 +88,7 @@ def _flag(arguments: Sequence[str], *names: str) -> str | None:
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Raise InputError where Hydra would end in an assertion, give wrong advice, or run something else."""
+    """Raise InputError for arguments that make Hydra fail an assertion, give wrong advice, or do something else."""
     for argument in arguments:
         if re.search("[\ud800-\udfff]", argument):
             raise InputError(f"command line: expected UTF-8, got {sanitize_line(argument)}.")
@@ -112,7 +112,7 @@ def _check_override(argument: str, key: str, value: str) -> None:
 
 
 def _check_config_flags(arguments: Sequence[str]) -> None:
-    """A folder that would replace bertmon's conf/, or whose own config.yaml would silently not be used."""
+    """Raise InputError for a folder that would replace bertmon's conf/, or whose config.yaml would be ignored."""
     for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = flag.partition("=")
         folder = Path(value if equals else following)
@@ -120,14 +120,14 @@ def _check_config_flags(arguments: Sequence[str]) -> None:
             raise InputError(f"{name}: expected --config-dir, which adds a folder to bertmon's own conf/.")
         if name in ("--config-dir", "-cd") and (folder / "config.yaml").is_file():
             saved = folder.parent if folder.name == ".hydra" else folder
-            way = f"To repeat a run from its saved config: {shlex.join([*program(), 'rerun', str(saved)])}"
+            hint = f"To repeat a run from its saved config: {shlex.join([*program(), 'rerun', str(saved)])}"
             raise InputError(
-                f"{name}: {folder / 'config.yaml'} would not be used: bertmon has a config of that name. {way}"
+                f"{name}: {folder / 'config.yaml'} would not be used: bertmon has a config of that name. {hint}"
             )
 
 
 def format_error(error: BaseException) -> str:
-    """What went wrong with the command line, for a terminal."""
+    """The message for an error in the command line, sanitized for a terminal."""
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, OverrideParseException):
@@ -136,13 +136,13 @@ def format_error(error: BaseException) -> str:
         cause = f"\n{error.__cause__}" if error.__cause__ else ""
         return sanitize(_explain_composition(f"{error}{cause}"))
     root = error.__cause__ or error
-    why = f"{type(root).__name__}: {root}".removesuffix(": ")
+    reason = f"{type(root).__name__}: {root}".removesuffix(": ")
     arguments = sanitize_line(shlex.join(sys.argv[1:]), 1000)
-    return sanitize(f"Could not start: {why} (arguments: {arguments}). Set HYDRA_FULL_ERROR=1 for the traceback.")
+    return sanitize(f"Could not start: {reason} (arguments: {arguments}). Set HYDRA_FULL_ERROR=1 for the traceback.")
 
 
 def _explain_composition(text: str) -> str:
-    """Hydra's message; for a key that does not exist bertmon's, without Hydra's advice to add a +."""
+    """Hydra's message; for an unknown key, bertmon's own, which does not advise adding a + as Hydra's does."""
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown is None and re.search(r"Key '[^']*' (is )?not in", text):
         unknown = re.search(r"full_key: (\S+)", text)
@@ -153,18 +153,18 @@ def _explain_composition(text: str) -> str:
 
 
 def _explain_syntax(error: OverrideParseException) -> str:
-    """Hydra's grammar takes no =, brackets and letters beyond ASCII in plain values: they need quotes."""
+    """Hydra's message, or how to quote a value with =, brackets or non-ASCII characters, as the grammar requires."""
     key, equals, value = error.override.partition("=")
     quoted = f"{key}={quote_override(value)}"
-    literal = re.search(r"[=()\[\]]|[^\x00-\x7f]", value) and not value.startswith(("=", "'", '"'))
-    sweep = re.fullmatch(r"\w+\(.*\)", value)  # choice(...), range(...)
-    if not equals or not literal or sweep or has_control_characters(value) or not _parses(quoted):
+    needs_quotes = re.search(r"[=()\[\]]|[^\x00-\x7f]", value) and not value.startswith(("=", "'", '"'))
+    is_sweep = re.fullmatch(r"\w+\(.*\)", value)  # choice(...), range(...)
+    if not equals or not needs_quotes or is_sweep or has_control_characters(value) or not _parses(quoted):
         return str(error)
     return f"{key}: could not parse the value {value}; quote it for Hydra and for the shell: {_shell_quote(quoted)}"
 
 
 def _shell_quote(word: str) -> str:
-    """For a shell, in double quotes where they do: the word has single ones."""
+    """Quote a word that contains single quotes for a shell, in double quotes where these are sufficient."""
     return shlex.quote(word) if re.search(r'["$`\\!]', word) else f'"{word}"'
 
 

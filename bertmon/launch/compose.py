@@ -1,4 +1,4 @@
-"""The runs of a launch, each composed before any of them starts. Knows Hydra's sweeps and overrides."""
+"""Composes all runs of a launch before any of them starts. Handles Hydra's sweeps and overrides."""
 
 import copy
 import itertools
@@ -23,83 +23,83 @@ from bertmon.launch import hydra_setup
 from bertmon.launch.read_config import read_config
 from bertmon.launch.run_names import NEVER_IN_NAME, quote_override
 
-_MAX_RUNS = 10_000  # of a sweep; each takes a tenth of a second to compose
+_MAX_RUNS = 10_000  # per sweep; composing one takes a tenth of a second
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """A run before it starts."""
+    """A composed run that has not started."""
 
-    config: DictConfig  # with Hydra's part
-    run_dir: Path | None  # None: its sweeper will choose the values, and so the folder, while it runs
+    config: DictConfig  # including the hydra node
+    run_dir: Path | None  # None: the sweeper chooses the values, and thus the folder, during the sweep
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedLaunch:
-    """All that a launch is going to run."""
+    """The runs of a launch, and overrides to add to all of them."""
 
     runs: Sequence[PlannedRun]
     swept: Sequence[str] = ()  # keys that differ between the runs
-    task_overrides: Sequence[str] = ()  # what its runs need in addition, of bertmon's keys
-    hydra_overrides: Sequence[str] = field(default=())  # and of Hydra's
+    task_overrides: Sequence[str] = ()  # to add to every run, for bertmon's keys
+    hydra_overrides: Sequence[str] = field(default=())  # and for Hydra's keys
 
 
 def load_config(overrides: Sequence[str] = (), *, config_dir: Path | None = None) -> RunConfig:
-    """The checked config of one run, composed as the command line does it. Raises InputError and Hydra's errors."""
+    """The validated config of one run, composed as on the command line. Raises InputError and Hydra's errors."""
     hydra_setup.register()
     with initialize_config_module("bertmon.conf", version_base="1.3", job_name="run"):
         return read_config(compose("config", [*overrides, *search_path(config_dir)]))
 
 
 def reads_own_texts(data: str, config_dir: Path | str | None) -> bool:
-    """Whether a data preset reads files or Hugging Face datasets: one of bertmon's, or of the user's in config_dir."""
+    """Whether a data preset, bertmon's or the user's in config_dir, reads files or Hugging Face datasets."""
     if data in ("files", "hf") or config_dir is None or not (Path(config_dir) / "data" / f"{data}.yaml").is_file():
         return data in ("files", "hf")
     try:
         with initialize_config_module("bertmon.conf", version_base="1.3", job_name="run"):
             composed = compose("config", [f"data={data}", "experiment=custom", *search_path(config_dir)])
     except (HydraException, OmegaConfBaseException):
-        return False  # the launch says what is wrong with it
+        return False  # the launch reports the error
     return OmegaConf.get_type(composed, "data") in (FilesConfig, HfConfig)
 
 
 def search_path(config_dir: Path | str | None) -> list[str]:
-    """The override that adds a folder of the user's own presets, as --config-dir does; none without one."""
+    """The override that adds a folder of user presets, as --config-dir does; empty if config_dir is None."""
     if config_dir is None:
         return []
     return [f"hydra.searchpath=[{quote_override(f'file://{Path(config_dir).absolute()}')}]"]
 
 
 def uses_basic_plugins(config: DictConfig) -> bool:
-    """Whether launcher and sweeper are Hydra's basic ones: one run after the other, each started once."""
+    """Whether launcher and sweeper are Hydra's basic ones, which start each run once, one after another."""
     choices = config.hydra.runtime.choices
     return bool(choices["hydra/launcher"] == "basic" and choices["hydra/sweeper"] == "basic")
 
 
 def experiment_choice(config: DictConfig) -> str:
-    """What the launch names as its experiment, several of a sweep included; "auto" if this machine chooses it."""
+    """The experiment, or the swept experiments, that the launch names; "auto" if this machine chooses it."""
     if config.hydra.mode == RunMode.MULTIRUN:
         for override in _sweep_overrides(config, GlobalHydra.instance().config_loader()):
             if override.key_or_group == "experiment" and override.is_sweep_override():
                 return str(override.input_line).partition("=")[2]
-    return str(config.hydra.runtime.choices.get("experiment") or config.experiment)  # none of the group: ~experiment
+    return str(config.hydra.runtime.choices.get("experiment") or config.experiment)  # no choice: ~experiment
 
 
 def compose_runs(config: DictConfig) -> PlannedLaunch:
-    """Compose every run of a launch. config: that of the launch, as Hydra has composed it.
+    """Compose every run of a launch. config: the launch's config, composed by Hydra.
 
-    The runs of a sweeper that searches are not known beforehand: the fewest that together have every value, and both
-    bounds of every interval, are composed in their place. Raises InputError and Hydra's errors.
+    The runs of a sweeper that searches are not known in advance: instead, composes the fewest runs that cover every
+    value and both bounds of every interval. Raises InputError and Hydra's errors.
     """
     if config.hydra.mode != RunMode.MULTIRUN:
         return PlannedLaunch([PlannedRun(config, Path(config.hydra.run.dir))])
-    sweep_dir = Path(config.hydra.sweep.dir)  # resolved here, the time in it is the same in all copies of `config`
+    sweep_dir = Path(config.hydra.sweep.dir)  # resolve it here: all copies of `config` get the same timestamp
     loader = GlobalHydra.instance().config_loader()
     overrides = _sweep_overrides(config, loader)
     swept = [override.key_or_group for override in overrides if override.is_sweep_override()]
     fixed = {override.key_or_group for override in overrides} | set(NEVER_IN_NAME)
     excluded = {*config.hydra.job.config.override_dirname.exclude_keys, *fixed.difference(swept)}
-    # Hydra's own setting for what a run's folder is not named after
+    # Hydra's setting for keys to leave out of folder names
     names = ",".join(map(quote_override, sorted(excluded)))
     hydra_overrides = [f"hydra.job.config.override_dirname.exclude_keys=[{names}]"]
     task_overrides = []
@@ -109,7 +109,7 @@ def compose_runs(config: DictConfig) -> PlannedLaunch:
     launch_config = with_overrides(copy.deepcopy(config), (), hydra_overrides)
     runs = []
     searching = config.hydra.runtime.choices["hydra/sweeper"] != "basic"
-    points = _covering(overrides) if searching else _combinations(overrides)
+    points = _covering_points(overrides) if searching else _combinations(overrides)
     for number, point in enumerate(points):
         run = loader.load_sweep_config(launch_config, list(point))
         with open_dict(run):
@@ -119,7 +119,7 @@ def compose_runs(config: DictConfig) -> PlannedLaunch:
 
 
 def with_overrides(config: DictConfig, task: Iterable[str], hydra: Iterable[str]) -> DictConfig:
-    """Add to the overrides that each run of the launch is composed from. Changes `config` and returns it."""
+    """Add overrides to every run composed from the launch's config. Modifies `config` in place and returns it."""
     with read_write(config), open_dict(config):
         config.hydra.overrides.task.extend(task)
         config.hydra.overrides.hydra.extend(hydra)
@@ -127,21 +127,21 @@ def with_overrides(config: DictConfig, task: Iterable[str], hydra: Iterable[str]
 
 
 def _sweep_overrides(config: DictConfig, loader: ConfigLoader) -> list[Override]:
-    """The overrides of the sweep, those of its sweeper's config included; of two for one key the last one."""
-    sweeper, given = config.hydra.sweeper, config.hydra.overrides.task
+    """The overrides of the sweep, including those in its sweeper's config; the last one for each key."""
+    sweeper, task_overrides = config.hydra.sweeper, config.hydra.overrides.task
     texts = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     if (seeds := sweeper.get("seeds")) is not None:
         distinct = OmegaConf.is_list(seeds) and 0 < len(set(seeds)) == len(seeds)
         require(distinct, "hydra.sweeper.seeds", seeds, "a list of different seeds")
-        if any(text.lstrip("+").startswith("seed=") for text in (*texts, *given)):
+        if any(text.lstrip("+").startswith("seed=") for text in (*texts, *task_overrides)):
             raise InputError("seed: expected none with hydra.sweeper.seeds, which gives the seeds of every trial.")
         texts.append(f"seed={','.join(map(str, seeds))}")
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*texts, *given])
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*texts, *task_overrides])
     return list({override.key_or_group: override for override in parsed}.values())
 
 
 def count_runs(config: DictConfig) -> int:
-    """How many runs a sweep with Hydra's basic sweeper has; a glob, whose matches are not known yet, counts as one."""
+    """The number of runs of a sweep with Hydra's basic sweeper; a glob, not yet expanded, counts as one run."""
     if config.hydra.mode != RunMode.MULTIRUN or config.hydra.runtime.choices["hydra/sweeper"] != "basic":
         return 1
     return math.prod(map(_n_values, _sweep_overrides(config, GlobalHydra.instance().config_loader())))
@@ -155,7 +155,7 @@ def _n_values(override: Override) -> int:
 
 
 def _combinations(overrides: Sequence[Override]) -> Iterable[tuple[str, ...]]:
-    """Every combination of values, the last key's changing fastest, as Hydra's basic sweeper has them."""
+    """All combinations of values, the last key varying fastest, as in Hydra's basic sweeper."""
     for override in overrides:
         if override.is_sweep_override() and not override.is_discrete_sweep():
             key = override.key_or_group
@@ -167,15 +167,15 @@ def _combinations(overrides: Sequence[Override]) -> Iterable[tuple[str, ...]]:
     return itertools.product(*map(_settings, overrides))
 
 
-def _covering(overrides: Sequence[Override]) -> Iterable[tuple[str, ...]]:
-    """The fewest points that together have every value of every key."""
+def _covering_points(overrides: Sequence[Override]) -> Iterable[tuple[str, ...]]:
+    """The fewest points that cover every value of every key."""
     values = list(map(_settings, overrides))
     for number in range(max(map(len, values), default=0)):
         yield tuple(each[min(number, len(each) - 1)] for each in values)
 
 
 def _settings(override: Override) -> list[str]:
-    """An override for each of its values; of an interval, its bounds."""
+    """One override string per value; for an interval, one per bound."""
     value = override.value()
     if isinstance(value, IntervalSweep):
         texts = [str(value.start), str(value.end)]

@@ -1,7 +1,7 @@
-"""What bertmon registers with Hydra: the schema, the experiment `auto`, resolvers, presets of launchers and sweepers.
+"""Registers the schema, the experiment `auto`, resolvers, and launcher and sweeper presets with Hydra.
 
-Nothing happens at import: the command line and the Python API call `register`. Workers of launchers get it with the
-state of Hydra that their launcher sends them.
+Importing this module has no side effects: the command line and the Python API call `register`. Launchers send Hydra's
+state, including these registrations, to their workers.
 """
 
 import ctypes
@@ -33,11 +33,11 @@ PLUGIN_EXTRAS = {
     "launcher/submitit_slurm": "slurm",
     "sweeper/optuna": "optuna",
 }
-"""The presets of conf/hydra/presets, with the extra of bertmon that installs their plugin."""
+"""Presets in conf/hydra/presets, and the bertmon extra that installs the plugin of each."""
 
 
 def register() -> None:
-    """Tell Hydra everything that conf/ builds on. May be called again."""
+    """Register everything that conf/ refers to. Can be called repeatedly."""
     store = ConfigStore.instance()
     store.store(name="schema", node=RunConfig)
     for name, schema in DATA_SCHEMAS.items():
@@ -52,27 +52,27 @@ def register() -> None:
     OmegaConf.register_new_resolver("bertmon.n_jobs", default_n_jobs, replace=True)
 
 
-def fix_moment(moment: str) -> None:
-    """Name the folders of this launch by `moment`, whatever the time is: several processes have to agree."""
+def fix_timestamp(timestamp: str) -> None:
+    """Use `timestamp` in the folder names of this launch instead of the current time, so that all processes agree."""
 
-    def at_moment(resume: str | None, _: str, name: str | None = None) -> str:
-        return sweep_dir(resume, moment, name)
+    def sweep_dir_at_timestamp(resume: str | None, _: str, name: str | None = None) -> str:
+        return sweep_dir(resume, timestamp, name)
 
-    OmegaConf.register_new_resolver("bertmon.sweep_dir", at_moment, replace=True)
+    OmegaConf.register_new_resolver("bertmon.sweep_dir", sweep_dir_at_timestamp, replace=True)
 
 
 def auto_experiment() -> str:
-    """What experiment=auto stands for on this machine."""
+    """The experiment that experiment=auto selects on this machine."""
     return "article" if _has_cuda() else "quickstart"
 
 
 def _has_cuda() -> bool:
-    """As torch.cuda.is_available(), which is asked only on a machine with a driver: torch takes seconds to load."""
+    """The result of torch.cuda.is_available(); imports torch, which takes seconds, only if a driver is installed."""
     driver = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         ctypes.CDLL(driver)
     except OSError:
-        if not os.path.exists("/dev/kfd"):  # AMD's, which torch calls CUDA too
+        if not os.path.exists("/dev/kfd"):  # AMD's driver: torch calls its devices CUDA, too
             return False
     import torch
 
@@ -80,24 +80,24 @@ def _has_cuda() -> bool:
 
 
 def _store_presets(store: ConfigStore) -> None:
-    """Replace the plugins' own configs of launchers and sweepers by bertmon's presets.
+    """Replace the plugins' launcher and sweeper configs with bertmon's presets.
 
-    A preset is laid over the plugin's config, whose types stay; one that has a defaults list of its own replaces it. It
-    cannot be a file in conf/hydra/launcher: Hydra does not take a file and a stored config of one name.
+    A preset is merged into the plugin's config, whose types are preserved; a preset with a defaults list replaces it.
+    It cannot be a file in conf/hydra/launcher: Hydra rejects a file and a stored config of the same name.
     """
-    Plugins.instance()  # finds the plugins, which store their configs then
+    Plugins.instance()  # discovers the plugins, which then store their configs
     folder = resources.files("bertmon.conf") / "hydra" / "presets"
     for path in PLUGIN_EXTRAS:
         group, _, name = path.rpartition("/")
         preset = OmegaConf.create((folder / group / f"{name}.yaml").read_text("utf-8"))
         assert isinstance(preset, DictConfig)
-        if "defaults" not in preset and (schema := _stored(store, f"hydra/{path}")) is not None:
+        if "defaults" not in preset and (schema := _plugin_config(store, f"hydra/{path}")) is not None:
             preset = OmegaConf.merge(schema, preset)
         store.store(group=f"hydra/{group}", name=name, node=preset, provider="bertmon")
 
 
-def _stored(store: ConfigStore, path: str) -> Any:
-    """The config at that path; None if its plugin is not installed."""
+def _plugin_config(store: ConfigStore, path: str) -> Any:
+    """The plugin's config at `path`; None if the plugin is not installed."""
     try:
         return store.load(f"{path}.yaml").node
     except ConfigLoadError:
@@ -105,9 +105,9 @@ def _stored(store: ConfigStore, path: str) -> Any:
 
 
 def run_name(mode: Any, overrides: Sequence[str], excluded: Collection[str], name: str | None, experiment: str) -> str:
-    """Resolver bertmon.run_name: a run's folder in its launch, above that of its seed.
+    """Resolver bertmon.run_name: a run's folder within the launch's folder; the seed's folder is inside it.
 
-    In a sweep what tells its setting from the others; elsewhere the user's own name, or that of the experiment.
+    In a sweep, the overrides that distinguish its setting; otherwise the user's name for the run, or the experiment.
     excluded: keys that are the same in all runs.
     """
     default = name or experiment
@@ -116,25 +116,25 @@ def run_name(mode: Any, overrides: Sequence[str], excluded: Collection[str], nam
     return setting_dir_name(overrides, excluded, default)
 
 
-def sweep_dir(resume: str | None, moment: str, name: str | None = None) -> str:
-    """Resolver bertmon.sweep_dir: the launch's folder, that of an earlier launch if it is resumed."""
-    return resume or f"multirun/{moment}" + (f"_{name}" if name else "")
+def sweep_dir(resume: str | None, timestamp: str, name: str | None = None) -> str:
+    """Resolver bertmon.sweep_dir: the launch's folder, or the earlier launch's folder when resuming."""
+    return resume or f"multirun/{timestamp}" + (f"_{name}" if name else "")
 
 
 def n_gpus() -> int:
-    """Resolver bertmon.n_gpus: those of this machine."""
+    """Resolver bertmon.n_gpus: the number of GPUs of this machine."""
     import torch
 
     return torch.cuda.device_count()
 
 
 def gpus_per_run() -> int:
-    """Resolver bertmon.gpus_per_run: one on a machine that has any."""
+    """Resolver bertmon.gpus_per_run: 1 if this machine has a GPU, else 0."""
     return min(n_gpus(), 1)
 
 
 def default_n_jobs() -> int:
-    """Resolver bertmon.n_jobs: runs at a time, as many as this machine has GPUs, or cores if it has none."""
+    """Resolver bertmon.n_jobs: the number of parallel runs, one per GPU of this machine or, without GPUs, per core."""
     import joblib
 
     return n_gpus() or int(joblib.cpu_count(only_physical_cores=True))

@@ -1,4 +1,4 @@
-"""One run inside a launch: from what Hydra hands to a job to run_training, with its launcher's needs around it."""
+"""One run of a launch, as a Hydra job: calls run_training in the context that the launcher requires."""
 
 import logging
 import sys
@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 
 def run_job(composed: DictConfig) -> RunResult:
-    """Train the run that Hydra has composed, in the folder that it has created.
+    """Train the run composed by Hydra, in the folder created by Hydra.
 
-    Raises InputError or HydraException with a message alone if the run fails: a launcher keeps the exception until the
-    sweep ends, and with its frames everything that the run has in memory. Ends the launch if nothing can be written,
-    and in several processes if one of them fails.
+    If the run fails, raises InputError or HydraException with only a message: a launcher holds the exception until the
+    sweep ends, and traceback frames would keep the run's memory alive. Ends the launch if files cannot be written, or
+    if one of several processes fails.
     """
     sanitize_logs()
     job = HydraConfig.get()
@@ -45,13 +45,13 @@ def run_job(composed: DictConfig) -> RunResult:
         log_progress(sweep_dir, 0 if OmegaConf.is_missing(job.job, "num") else job.job.num)
     error: Exception
     try:
-        with _report_refreshed(sweep_dir), launcher_context(job, subdir):
+        with _refresh_report_at_end(sweep_dir), launcher_context(job, subdir):
             return train_in_run_dir(composed)
-    except StorageError as storage:
-        sys.exit(_explain_storage(storage, run_dir, sweep_dir))
-    except InputError as wrong:
-        error = InputError(str(wrong))
-    except Exception as failure:  # its traceback is on the console and in run.log
+    except StorageError as storage_error:
+        sys.exit(_explain_storage(storage_error, run_dir, sweep_dir))
+    except InputError as input_error:
+        error = InputError(str(input_error))
+    except Exception as failure:  # its traceback is already on the console and in run.log
         if distributed.world_size() > 1:  # the others wait for this process in a collective: torchrun ends them
             traceback.print_exc()
             sys.exit(1)
@@ -60,7 +60,7 @@ def run_job(composed: DictConfig) -> RunResult:
 
 
 def train_in_run_dir(composed: DictConfig) -> RunResult:
-    """As `run_job`, but raises whatever the run raises."""
+    """Like `run_job`, but lets the run's exceptions propagate."""
     sanitize_logs()
     job = HydraConfig.get()
     run_dir = Path(job.runtime.output_dir)
@@ -68,7 +68,7 @@ def train_in_run_dir(composed: DictConfig) -> RunResult:
 
 
 def _run_overrides(job: HydraConf) -> dict[str, str]:
-    """What tells the run's setting from its sweep's others; nothing for a single run."""
+    """The overrides that distinguish the run's setting from others in its sweep; empty for a single run."""
     if job.mode != RunMode.MULTIRUN:
         return {}
     return setting_overrides(job.overrides.task, job.job.config.override_dirname.exclude_keys)
@@ -82,7 +82,7 @@ def _explain_storage(error: StorageError, run_dir: Path, sweep_dir: Path) -> str
 
 @contextmanager
 def launcher_context(job: HydraConf, name: str) -> Iterator[None]:
-    """Around a run: what its launcher asks for. job: Hydra's part of its config."""
+    """The context that the run's launcher requires. job: the hydra node of the run's config."""
     choice = job.runtime.choices["hydra/launcher"]
     with ExitStack() as stack:
         if job.mode == RunMode.MULTIRUN and choice != "basic":
@@ -93,8 +93,8 @@ def launcher_context(job: HydraConf, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _report_refreshed(sweep_dir: Path) -> Iterator[None]:
-    """Refresh the sweep's report when a run has finished or failed. After an interruption the launch does that."""
+def _refresh_report_at_end(sweep_dir: Path) -> Iterator[None]:
+    """Refresh the sweep's report when the run finishes or fails; after an interruption, the launch does so."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -112,9 +112,9 @@ def _refresh(sweep_dir: Path) -> None:
 
 
 def log_progress(sweep_dir: Path, number: int) -> None:
-    """One line on how far the sweep is when its run of that number begins. An error in it harms no run."""
+    """Log one line about the sweep's progress when run `number` starts. Errors do not affect the run."""
     if number % (1 + len(run_names(sweep_dir)) // 500):
-        return  # it reads all runs: in a large sweep, only some of them do that
+        return  # reads all results: in a large sweep, only some runs do so
     try:
         if progress := summary.progress_line(results.read_sweep([sweep_dir])):
             log.info(progress)

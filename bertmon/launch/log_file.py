@@ -1,4 +1,4 @@
-"""Parts of the logging that conf/hydra asks for: the handler of run.log, and filters of lines on the console."""
+"""Logging handlers for run.log and the console, and filters for the console, as configured in conf/hydra."""
 
 import logging
 import sys
@@ -8,19 +8,19 @@ from tqdm import tqdm
 
 
 class RunLogFile(logging.FileHandler):
-    """A log file that reports once, in one line, if it cannot be written, not at each message with a traceback."""
+    """A log file that reports write errors once, in one line, instead of a traceback per message."""
 
     _reported = False
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's own name
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # name given by logging
         if not self._reported:
             self._reported = True
             print(f"could not write {self.baseFilename}: {sys.exc_info()[1]}", file=sys.stderr)
 
 
 class Console(logging.StreamHandler[TextIO]):
-    """Standard output, with lines above the progress bars. Once its reader has closed it, such as `head`, they are
-    dropped: run.log has them."""
+    """Standard output, with lines above the progress bars. Lines are dropped once the reader, such as `head`, has
+    closed the pipe; run.log has them."""
 
     _closed_pipe = False
 
@@ -33,7 +33,7 @@ class Console(logging.StreamHandler[TextIO]):
         except Exception:
             self.handleError(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's own name
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # name given by logging
         if isinstance(sys.exc_info()[1], BrokenPipeError):
             self._closed_pipe = True
         else:
@@ -41,14 +41,14 @@ class Console(logging.StreamHandler[TextIO]):
 
 
 class NoJobLines(logging.Filter):
-    """Leaves out Hydra's lines with all overrides of a job ("#0 : ..."): a run's own first line names it."""
+    """Drops Hydra's lines with all overrides of a job ("#0 : ..."): the run's own first line names it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not str(record.msg).startswith("\t#")
 
 
 class NoRepeatedLines(logging.Filter):
-    """Lets a record with the attribute `once` pass only where no earlier run of the launch has said the same."""
+    """Drops a record with the attribute `once` if its message was already logged in this launch."""
 
     seen: ClassVar[set[str]] = set()
 

@@ -1,4 +1,4 @@
-"""Several seeds per trial of a search: the launcher that runs them and averages their values."""
+"""Several seeds per Optuna trial: the launcher that runs them and averages their values."""
 
 import statistics
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ class SeedAveragingLauncher(Launcher):
         self.failed: list[JobReturn] = []
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        raise NotImplementedError  # the launcher inside is set up already
+        raise NotImplementedError  # the wrapped launcher is already set up
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        trials = list(dict.fromkeys(map(tuple, job_overrides)))  # one that is asked for twice runs once
+        trials = list(dict.fromkeys(map(tuple, job_overrides)))  # a repeated trial runs once
         runs = [[*trial, f"seed={seed}"] for trial in trials for seed in self._seeds]
         returned = iter(self._launcher.launch(runs, initial_job_idx * len(self._seeds)))
         values = {trial: self._mean([next(returned) for _ in self._seeds]) for trial in trials}

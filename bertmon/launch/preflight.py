@@ -1,7 +1,7 @@
-"""Everything that can be checked before the first run of a launch: every run's config, folders, data, model, device.
+"""Checks before the first run of a launch starts: every run's config, folders, data, model and device.
 
-Hydra calls PreflightCheck before it starts anything. A mistake in any run of a sweep is one message, and nothing has
-been written then.
+Hydra calls PreflightCheck before it starts anything. An error in any run of a sweep is reported as one message, before
+anything is written.
 """
 
 import dataclasses
@@ -42,9 +42,9 @@ from bertmon.training.run_training import require_one_process
 from bertmon.training.step import resolve_device
 
 _REMOTE_LAUNCHERS = ("submitit_slurm", "ray", "ray_aws")
-"""Launchers whose runs may see other devices than this machine has."""
+"""Launchers whose runs can have other devices than this machine."""
 
-_LONG_CHECK = 100  # runs; composing one takes a twelfth of a second
+_LONG_CHECK = 100  # runs; checking one takes a twelfth of a second
 
 
 class PreflightCheck(Callback):
@@ -60,9 +60,9 @@ class PreflightCheck(Callback):
         if distributed.rank():
             launch = compose.compose_runs(config)
             try:
-                distributed.broadcast(None)  # nothing may be created before the first process has checked everything
+                distributed.broadcast(None)  # create nothing before rank 0 has checked everything
             except RuntimeError:
-                sys.exit(1)  # it has printed why
+                sys.exit(1)  # rank 0 has printed the error
             compose.with_overrides(config, launch.task_overrides, launch.hydra_overrides)
             return
         sanitize_logs()
@@ -81,10 +81,10 @@ class PreflightCheck(Callback):
 
 
 def start_launch(config: DictConfig, command: Sequence[str]) -> Path:
-    """Check every run of a launch, create its folder and add what its runs need to `config`. Returns the folder.
+    """Check every run of a launch, create its folder and add the runs' overrides to `config`. Returns the folder.
 
-    command: the command line's arguments that start it, for sweep.json.
-    Raises InputError, HydraException and OmegaConfBaseException; nothing has been written then.
+    command: the launch's command-line arguments, for sweep.json.
+    Raises InputError, HydraException and OmegaConfBaseException, before anything is written.
     """
     NoRepeatedLines.seen.clear()
     print(wrap_for(sys.stdout, _experiment_line(config)), flush=True)
@@ -104,21 +104,21 @@ def start_launch(config: DictConfig, command: Sequence[str]) -> Path:
     for run, corpus in zip(launch.runs, corpora, strict=True):
         if run.run_dir and run.config.resume:
             run_dirs.check_same_data(run.run_dir, corpus.fingerprint())
-    if compose.experiment_choice(config) == "auto":  # nor may another machine that resumes it choose again
+    if compose.experiment_choice(config) == "auto":  # a machine that resumes it must not choose again, either
         command = [*command, f"experiment={config.experiment}"]
     run_dirs.create_sweep_dir(sweep_dir, launch.runs, command)
     task_overrides = list(launch.task_overrides)
-    if _may_restart_runs(config) and not config.resume:  # a run that is started again resumes, and so does its launch
+    if _can_restart_runs(config) and not config.resume:  # a run that is started again resumes
         task_overrides.append(f"resume={quote_override(sweep_dir)}")
     compose.with_overrides(config, task_overrides, launch.hydra_overrides)
     return sweep_dir
 
 
 def check_configs(configs: Sequence[RunConfig], *, devices: bool = True) -> list[data.Corpus]:
-    """Raise InputError for whatever can be found wrong without training: devices, files, categories, models.
+    """Raise InputError for errors that can be detected without training: in devices, files, categories, models.
 
-    Returns the corpus of each. The corpora and vocabularies that are built on the way stay in the cache for the runs.
-    devices: whether the runs see those of this machine.
+    Returns the corpus of each config. The corpora and vocabularies built here stay in the cache for the runs.
+    devices: whether the runs use this machine's devices; only then are the devices checked.
     """
     for device in dict.fromkeys(config.device for config in configs) if devices else ():
         resolve_device(device)
@@ -128,9 +128,9 @@ def check_configs(configs: Sequence[RunConfig], *, devices: bool = True) -> list
     for config in configs:
         require_one_process(config)
         task = (config.data, config.model, config.cache_dir)
-        known = next(((corpus, classifier) for other, corpus, classifier in checked if other == task), None)
-        corpus, classifier = known or _check_task(config)
-        if known is None:
+        earlier = next(((corpus, classifier) for other, corpus, classifier in checked if other == task), None)
+        corpus, classifier = earlier or _check_task(config)
+        if earlier is None:
             checked.append((task, corpus, classifier))
         lr_scales(config.optimizer, classifier)
         class_weights(config.train.class_weights, corpus.train.labels, corpus.label_names)
@@ -140,32 +140,32 @@ def check_configs(configs: Sequence[RunConfig], *, devices: bool = True) -> list
 
 
 def _check_plan(config: RunConfig, texts: int, seen: set[str]) -> None:
-    """Raise InputError for a schedule that does not fit the run's steps, or too many of these.
+    """Raise InputError for a schedule that does not fit the run's steps, or for too many steps.
 
-    Prints a note if two runs are the same because their warm-ups round to the same number of steps. seen: keys of
-    earlier configs and schedules; updated here.
+    Prints a note if two runs are identical because their warm-ups round to the same number of steps. seen: keys of
+    earlier configs and schedules, updated in place.
     """
     total_steps = config.train.epochs * -(-texts // (config.train.batch_size * config.train.accumulate))
     if total_steps > MAX_INT:
         epochs = config.train.epochs
         raise InputError(f"train.epochs: expected at most {MAX_INT} steps, got {total_steps} in {epochs} epochs.")
-    formula = config.schedule.decay in (Decay.linear, Decay.cosine, Decay.constant)
-    if not (formula and config.schedule.function is None) and (key := f"{config.schedule} {total_steps}") not in seen:
+    built_in = config.schedule.decay in (Decay.linear, Decay.cosine, Decay.constant)
+    if not (built_in and config.schedule.function is None) and (key := f"{config.schedule} {total_steps}") not in seen:
         lr_factors(config.schedule, total_steps)
         seen.add(key)
     steps = warmup_steps(warmup_frac(config.schedule, total_steps), total_steps)
-    same = dataclasses.replace(
+    normalized = dataclasses.replace(
         config, schedule=dataclasses.replace(config.schedule, warmup_frac=0.0, warmup_steps=steps)
     )
-    if (key := repr(same)) in seen:
-        given, frac = config.schedule.warmup_steps, config.schedule.warmup_frac
-        name = f"schedule.warmup_frac={frac:g}" if given is None else f"schedule.warmup_steps={given}"
+    if (key := repr(normalized)) in seen:
+        count, frac = config.schedule.warmup_steps, config.schedule.warmup_frac
+        name = f"schedule.warmup_frac={frac:g}" if count is None else f"schedule.warmup_steps={count}"
         print(f"{name} rounds to {steps} of {total_steps} steps, as another warm-up does: these runs are identical")
     seen.add(key)
 
 
 def _check_task(config: RunConfig) -> tuple[data.Corpus, nn.Module]:
-    """The texts, and the model without weights."""
+    """The corpus, and the model without weights."""
     corpus = data.load_corpus(config.data, config.cache_path())
     vocabulary = tokenize.load_tokenizer(config.model, corpus.train.texts, config.cache_path())
     classifier = model.check_model(
@@ -179,7 +179,7 @@ def _check_task(config: RunConfig) -> tuple[data.Corpus, nn.Module]:
 
 
 def _check_plugins(config: DictConfig) -> None:
-    """Raise InputError unless the chosen launcher and sweeper are installed, and can start anything."""
+    """Raise InputError unless the chosen launcher and sweeper are installed and set to start at least one run."""
     plugins = [*Plugins.instance().discover(Launcher), *Plugins.instance().discover(Sweeper)]
     installed = {f"{plugin.__module__}.{plugin.__name__}" for plugin in plugins}
     for group in ("launcher", "sweeper"):
@@ -194,17 +194,17 @@ def _check_plugins(config: DictConfig) -> None:
         require(valid or all_cores, f"hydra.{key}", number, "an integer of at least 1")
 
 
-def _may_restart_runs(config: DictConfig) -> bool:
-    """Whether a run may be started more than once: by a launcher with workers, or by a sweeper that asks again."""
+def _can_restart_runs(config: DictConfig) -> bool:
+    """Whether a run can be started more than once: by a launcher with workers, or by a sweeper that repeats trials."""
     return config.hydra.mode == RunMode.MULTIRUN and not compose.uses_basic_plugins(config)
 
 
 def _experiment_line(config: DictConfig) -> str:
-    """The first line: which experiment, why, and how to choose another."""
+    """The launch's first line: the experiment, the reason for it, and how to choose another."""
     choice = compose.experiment_choice(config)
     options = GlobalHydra.instance().config_loader().get_group_options("experiment")
-    known = ("auto", "custom", config.experiment, *choice.split(","))
-    others = " or ".join(f"experiment={name}" for name in options if name not in known)
+    excluded = ("auto", "custom", config.experiment, *choice.split(","))
+    others = " or ".join(f"experiment={name}" for name in options if name not in excluded)
     if choice == "auto":
         why = "a CUDA device was found" if config.experiment == "article" else "no CUDA device was found"
         return f"experiment={config.experiment}, because {why}; choose another with {others}"

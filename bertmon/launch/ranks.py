@@ -1,4 +1,4 @@
-"""The processes of one launch by torchrun agree on the launch's folder; only the first one prints and writes."""
+"""Coordinates the processes of a torchrun launch: all use the same folder; only rank 0 prints and writes."""
 
 import logging
 import os
@@ -6,15 +6,15 @@ import sys
 import time
 
 from bertmon import distributed
-from bertmon.launch.hydra_setup import fix_moment
+from bertmon.launch.hydra_setup import fix_timestamp
 
 
 def join_ranks() -> None:
-    """Initialize the process group; silence all processes but the first one."""
+    """Initialize the process group; silence all processes except rank 0."""
     distributed.init()
     if distributed.world_size() == 1:
         return
-    fix_moment(distributed.broadcast(time.strftime("%Y-%m-%d_%H-%M-%S")))
+    fix_timestamp(distributed.broadcast(time.strftime("%Y-%m-%d_%H-%M-%S")))
     if distributed.rank():
         logging.disable()
         os.environ["TQDM_DISABLE"] = "1"

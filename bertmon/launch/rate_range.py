@@ -1,4 +1,4 @@
-"""`bertmon range OVERRIDE...`: where the model's cliff is, and which learning rates keep a distance from it."""
+"""`bertmon range OVERRIDE...`: find the model's cliff, and learning rates at a given distance below it."""
 
 import argparse
 import logging
@@ -25,21 +25,21 @@ from bertmon.training.plan import warmup_frac
 from bertmon.training.rate_range import RateRange, find_cliff, peak_factor
 
 WARMUPS = (0.0, 0.06, 0.1, 0.3, 0.5, 0.7)
-_EARLY = 10  # times --from: in the study no run broke before
+_EARLY = 10  # times --from: in the study, no run failed below this
 
 
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="bertmon range",
-        description="Raise the learning rate in one short run until gradients vanish, and print the rates that keep "
-        "a distance from there. Leaves no files.",
+        description="Raise the learning rate in one short run until gradients vanish, and print rates at a distance "
+        "below that point. Writes no files.",
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the run that is planned, as for bertmon run")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the planned run, as for bertmon run")
     parser.add_argument("--distance", type=float, default=2.0, help="factor below the cliff (default: 2)")
     parser.add_argument("--from", dest="lowest", type=float, default=1e-4, help="lowest rate (default: 1e-4)")
     parser.add_argument("--to", dest="highest", type=float, default=2e-2, help="highest rate (default: 2e-2)")
-    parser.add_argument("--config-dir", type=Path, help="folder with presets of your own, as for bertmon run")
+    parser.add_argument("--config-dir", type=Path, help="folder with your own presets, as for bertmon run")
     args = parser.parse_intermixed_args(arguments)
     configure_threads()
     try:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
         _require_single_run(args.overrides)
         overrides = command_line.with_own_data_defaults(args.overrides, args.config_dir)
         config = load_config(overrides, config_dir=args.config_dir)
-        with _verdicts_silenced():
+        with _silence_verdicts():
             outcome = find_cliff(config, args.lowest, args.highest)
         presets = [] if args.config_dir is None else ["--config-dir", str(args.config_dir)]
         print("\n".join(report(config, outcome, args.distance, args.lowest, [*presets, *args.overrides])))
@@ -69,22 +69,22 @@ def _require_single_run(overrides: Sequence[str]) -> None:
 
 
 @contextmanager
-def _verdicts_silenced() -> Iterator[None]:
-    """The run is meant to fail: its verdicts are not logged."""
+def _silence_verdicts() -> Iterator[None]:
+    """Do not log the verdicts of a run that is meant to fail."""
     log = logging.getLogger("bertmon.monitor.monitor")
-    before, log.disabled = log.disabled, True
+    was_disabled, log.disabled = log.disabled, True
     try:
         yield
     finally:
-        log.disabled = before
+        log.disabled = was_disabled
 
 
 def report(
     config: RunConfig, outcome: RateRange, distance: float, lowest: float, overrides: Sequence[str]
 ) -> list[str]:
-    """Lines of at most 80 columns, and a command: the cliff, the plan's own peak, and rates that keep a distance.
+    """Lines of up to 80 columns, and a command: the cliff, the plan's peak, and rates at a distance below the cliff.
 
-    overrides: those that `config` was composed from, after the flags.
+    overrides: the flags and overrides that `config` was composed from.
     """
     last = format_rate(outcome.last, 2)
     if outcome.cliff is None:
@@ -92,11 +92,11 @@ def report(
     total_steps, peak = len(outcome.plan), float(outcome.plan.effective_lr.max())
     limit = outcome.cliff / distance
     side = "above it" if peak > outcome.cliff else "below it" if peak <= limit else "below it, but not by that factor"
-    lower = f"This early, the cliff is uncertain: start lower, with --from {format_rate(lowest / _EARLY)}."
-    early = [lower] if outcome.last < _EARLY * lowest else []
+    warning = f"This early, the cliff is uncertain: start lower, with --from {format_rate(lowest / _EARLY)}."
+    warnings = [warning] if outcome.last < _EARLY * lowest else []
     lines = [
         f"Gradients vanish at an effective rate of {last}, after {outcome.steps} steps.",
-        *early,
+        *warnings,
         f"Cliff: with a peak above about {format_rate(outcome.cliff, 2)}, no run is expected to learn.",
         f"This plan peaks at {format_rate(peak, 2)}: {side}.",
     ]
@@ -109,7 +109,7 @@ def report(
 
 
 def _rate_table(config: RunConfig, limit: float, total_steps: int) -> Iterator[str]:
-    """The rates that peak at `limit`, by warm-up and correction."""
+    """Lines with the learning rates whose peak is `limit`, by warm-up and bias correction."""
     yield "schedule.warmup_frac  optimizer.bias_correction=false  =true"
     longest = 1 - (config.schedule.decay_frac or 0.0)
     for warmup in sorted({*filter(longest.__ge__, WARMUPS), warmup_frac(config.schedule, total_steps)}):
@@ -122,6 +122,6 @@ def _rate_table(config: RunConfig, limit: float, total_steps: int) -> Iterator[s
 
 
 def _round_down(rate: float) -> str:
-    """To two digits."""
+    """Round down to two significant digits."""
     unit = 10.0 ** (math.floor(math.log10(rate)) - 1)
     return format_rate(math.floor(rate / unit * (1 + 1e-12)) * unit, 2)

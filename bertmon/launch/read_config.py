@@ -1,4 +1,4 @@
-"""From what Hydra composed to a RunConfig, once; below it no DictConfig exists. Unknown keys are explained."""
+"""Converts Hydra's composed config to a RunConfig, the only form that training code sees. Explains unknown keys."""
 
 import difflib
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ _SYNONYMS = {
     "warmup": "schedule.warmup_frac",
     "warmup_ratio": "schedule.warmup_frac",
 }
-"""What other programs call a key, by its last part."""
+"""Names of keys in other programs, by their last part."""
 
 
 def read_config(composed: DictConfig) -> RunConfig:
@@ -54,14 +54,14 @@ def read_config(composed: DictConfig) -> RunConfig:
         raise InputError(f"{key}: expected a value, got none; give {key}=...")
     try:
         config = OmegaConf.to_object(settings)
-    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+    except OmegaConfBaseException as error:  # an interpolation that cannot be resolved
         raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(config, RunConfig)
     return config
 
 
 def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Dotted keys that the node's dataclass lacks; `+key=value` gets past Hydra."""
+    """Dotted keys that the node's dataclass lacks; Hydra accepts them as `+key=value`."""
     schema = OmegaConf.get_type(node)
     if not is_dataclass(schema):
         return
@@ -76,7 +76,7 @@ def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def explain_unknown_key(key: str) -> str:
-    """Why a key is refused that does not exist, or not with the chosen data."""
+    """The error message for a key that does not exist, or not with the chosen data."""
     if key in RENAMED_KEYS:
         return f"{key} was renamed to {RENAMED_KEYS[key]}."
     last = key.rpartition(".")[2]
@@ -92,7 +92,7 @@ def explain_unknown_key(key: str) -> str:
 
 
 def _all_keys() -> list[str]:
-    """All dotted keys, those of every kind of data among them."""
+    """All dotted keys, including those of every data schema."""
     data = [key for schema in DATA_SCHEMAS.values() for key in _keys_of(schema, "data.")]
     return list(dict.fromkeys([*_keys_of(RunConfig), *data]))
 

@@ -1,4 +1,4 @@
-"""bertmon rerun RUN: the arguments that repeat a run from the config that Hydra has saved in its folder."""
+"""`bertmon rerun RUN`: the arguments that repeat a run from the config that Hydra saved in its folder."""
 
 import re
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ from bertmon.sanitize import sanitize_line
 _GROUPS = ("data", "model", "optimizer", "schedule", "train", "monitor")
 _NESTED = (*_GROUPS, "monitor.thresholds")
 _DATA_KEYS = {"packages": "docstrings", "categories": "newsgroups", "train": "files", "name": "hf"}
-"""A key that one of the data groups alone has, and that group."""
+"""Keys that occur in only one data schema, and the data preset of that schema."""
 
 
 def rerun_argv(run_dir: Path) -> list[str]:
-    """Overrides for the run's choices of conf groups and for every key of its config. Raises InputError.
+    """Overrides for the run's config group choices and for every key of its config. Raises InputError.
 
-    A preset of the user's own is replaced by what it was made from: its keys are given one by one.
+    The user's own presets are not needed: the overrides set each of their keys.
     """
     config, hydra = _load(run_dir / ".hydra" / "config.yaml"), _load(run_dir / ".hydra" / "hydra.yaml")
     choices = OmegaConf.select(hydra, "hydra.runtime.choices") or {}
@@ -38,7 +38,7 @@ def rerun_argv(run_dir: Path) -> list[str]:
 
 
 def _is_preset(group: str, name: Any) -> bool:
-    """Whether it is one of bertmon's own."""
+    """Whether bertmon itself has a preset of that name."""
     return (resources.files("bertmon.conf") / group / f"{name}.yaml").is_file()
 
 
@@ -64,14 +64,14 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _override(key: str, value: Any, run_dir: Path) -> str:
-    """Raises InputError for a mapping that Hydra's grammar cannot express."""
+    """The override key=value. Raises InputError for a mapping that Hydra's grammar cannot express."""
     override = f"{key}={_as_override(value)}"
     if isinstance(value, dict):
         try:
-            same = OverridesParser.create().parse_override(override).value() == value
+            round_trips = OverridesParser.create().parse_override(override).value() == value
         except HydraException:
-            same = False
-        if not same:
+            round_trips = False
+        if not round_trips:
             where = sanitize_line(run_dir)
             raise InputError(f"{where}: {key} has names that no override can express; give it in a preset of your own.")
     return override
@@ -81,12 +81,12 @@ def _as_override(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(_as_override, value))}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{_escaped(str(key))}:{_as_override(each)}' for key, each in value.items())}}}"
+        return f"{{{','.join(f'{_escape_key(str(key))}:{_as_override(each)}' for key, each in value.items())}}}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return repr(value) if isinstance(value, int | float) else quote_override(value)
 
 
-def _escaped(key: str) -> str:
-    """As Hydra's grammar takes the key of a mapping, which it does not let quote."""
+def _escape_key(key: str) -> str:
+    """Escape the key of a mapping for Hydra's grammar, which does not allow quotes there."""
     return re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", key)

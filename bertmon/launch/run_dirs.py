@@ -1,4 +1,4 @@
-"""Which folder a launch and each of its runs have, whether they may use it, and sweep.json."""
+"""The folders of a launch and its runs, checks that they can be used, and sweep.json."""
 
 import os
 import shlex
@@ -21,24 +21,24 @@ from bertmon.result import RESULT_FILE, SWEEP_FILE, Launch, RunResult, SweepFile
 from bertmon.sanitize import has_control_characters, sanitize_line
 from bertmon.storage import read_json
 
-_MAX_NAME_BYTES = 255  # of a folder, in most file systems
+_MAX_NAME_BYTES = 255  # limit of most file systems
 
 
 def sweep_dir_of_launch(config: DictConfig) -> Path:
-    """The launch's own folder."""
+    """The folder of a launch."""
     if config.hydra.mode == RunMode.MULTIRUN:
         return Path(config.hydra.sweep.dir)
     return sweep_dir_of_run(Path(config.hydra.run.dir), str(config.hydra.sweep.subdir))
 
 
 def sweep_dir_of_run(run_dir: Path, subdir: str) -> Path:
-    """The launch's own folder, of which the run has `subdir`; the run's own if it was put somewhere else."""
-    below = Path(subdir).parts
-    return run_dir.parents[len(below) - 1] if run_dir.parts[-len(below) :] == below else run_dir
+    """The folder of the run's launch, in which the run has `subdir`; the run's own folder if it is elsewhere."""
+    parts = Path(subdir).parts
+    return run_dir.parents[len(parts) - 1] if run_dir.parts[-len(parts) :] == parts else run_dir
 
 
 def check_run_dirs(runs: Sequence[PlannedRun], sweep_dir: Path) -> None:
-    """Raise InputError unless each run has a folder of its own: a new one, or with `resume` its old one."""
+    """Raise InputError unless each run has its own folder: a new one, or its previous one with `resume`."""
     first_use: dict[Path, str] = {}
     for run in runs:
         _check_hydra_paths(run.config)
@@ -61,7 +61,7 @@ def check_run_dirs(runs: Sequence[PlannedRun], sweep_dir: Path) -> None:
 
 
 def _check_hydra_paths(config: DictConfig) -> None:
-    """Hydra's settings of folders, as far as bertmon depends on them."""
+    """Raise InputError for Hydra folder settings that bertmon does not support."""
     hydra = config.hydra
     require(not hydra.job.chdir, "hydra.job.chdir", "true", "false, since relative paths would not be found")
     for key in ("sweep.subdir", "job.name", "output_subdir"):
@@ -80,7 +80,7 @@ def _check_name(run_dir: Path) -> None:
 
 
 def _check_sweep_dir(sweep_dir: Path, config: DictConfig) -> None:
-    """Raise InputError unless a launch can have that folder: everything in it is read for the report."""
+    """Raise InputError unless a launch can use that folder, all of which is read for the report."""
     if config.resume:
         earlier = Path(config.resume)
         require(os.path.isdir(earlier), "resume", config.resume, "the folder of an earlier launch")
@@ -96,9 +96,9 @@ def _check_sweep_dir(sweep_dir: Path, config: DictConfig) -> None:
 
 
 def _check_resumes_any(run_dirs: Sequence[Path], sweep_dir: Path) -> None:
-    """Raise InputError if the earlier launch has runs, and none of this one's: it is another command's.
+    """Raise InputError if the earlier launch has runs, but none of this one's: it had a different command.
 
-    With one of them among its runs a launch adds the others.
+    If they have a run in common, this launch adds its other runs.
     """
     earlier, names = run_names(sweep_dir), [run_dir.relative_to(sweep_dir).as_posix() for run_dir in run_dirs]
     if names and earlier and set(earlier).isdisjoint(names):
@@ -109,15 +109,15 @@ def _check_resumes_any(run_dirs: Sequence[Path], sweep_dir: Path) -> None:
 
 
 def _check_same_run(run_dir: Path, config: DictConfig) -> None:
-    """Raise InputError if another run than this one is in the folder."""
+    """Raise InputError if the folder contains a different run."""
     fields = read_json(run_dir / RESULT_FILE)
     earlier = fields.get("config", fields.get("settings"))  # version 0.1 called it settings
-    if isinstance(earlier, dict):  # else it did not get that far
+    if isinstance(earlier, dict):  # else the run ended before it recorded its config
         require_same_run(run_identity(asdict(read_config(config))), run_identity(earlier), run_dir)
 
 
 def check_same_data(run_dir: Path, fingerprint: str) -> None:
-    """Raise InputError if the run in the folder has been trained on other data, to its end or in part."""
+    """Raise InputError if the run in the folder was trained, completely or in part, on other data."""
     result = RunResult.read(run_dir)
     if result and result.data and result.data.fingerprint != fingerprint:
         raise InputError(
@@ -127,23 +127,23 @@ def check_same_data(run_dir: Path, fingerprint: str) -> None:
 
 
 def create_sweep_dir(sweep_dir: Path, runs: Sequence[PlannedRun], command: Sequence[str]) -> None:
-    """Create the launch's folder and list its runs, as far as they are known, in its sweep.json.
+    """Create the launch's folder and list the runs known so far in its sweep.json.
 
-    Raises InputError if another launch has listed one of them, even within the same second, and StorageError if the
-    folder cannot be created.
+    Raises InputError if another launch, even one started in the same second, has listed one of them, and StorageError
+    if the folder cannot be created.
     """
     names = [run.run_dir.relative_to(sweep_dir).as_posix() for run in runs if run.run_dir]
     try:
         sweep_dir.mkdir(parents=True, exist_ok=True)
         sweep = SweepFile(tuple(names), tuple(command), os.getcwd())
         try:
-            (sweep_dir / SWEEP_FILE).open("x").close()  # of two launches that start at once, one creates it
+            (sweep_dir / SWEEP_FILE).open("x").close()  # if two launches start at once, only one creates it
         except FileExistsError:
             earlier = SweepFile.read(sweep_dir)
             taken = [name for name in names if earlier is None or name in earlier.runs] if names else ["runs"]
             if taken and not runs[0].config.resume:  # earlier is None: another launch is writing it
-                ways = f"resume it with resume={quote_override(sweep_dir)}, or choose another folder"
-                raise InputError(f"{sweep_dir} already contains a launch with {taken[0]}: {ways}.") from None
+                hint = f"resume it with resume={quote_override(sweep_dir)}, or choose another folder"
+                raise InputError(f"{sweep_dir} already contains a launch with {taken[0]}: {hint}.") from None
             sweep = earlier.with_launch(*sweep.launches) if earlier else sweep
         sweep.write(sweep_dir)
     except OSError as error:
@@ -151,7 +151,7 @@ def create_sweep_dir(sweep_dir: Path, runs: Sequence[PlannedRun], command: Seque
 
 
 def resume_argvs(sweep_dir: Path, overrides: Sequence[str] = ()) -> list[list[str]]:
-    """Of each launch that has unfinished runs there, or of the last one, what `resume_argv` gives."""
+    """The `resume_argv` of each launch in the folder with unfinished runs; if there is none, of the last launch."""
     sweep = SweepFile.read(sweep_dir)
     if sweep is None:
         raise InputError(f"{sanitize_line(sweep_dir)}: not a sweep folder: {SWEEP_FILE} is missing or corrupt.")
@@ -171,44 +171,44 @@ def _has_ended(run_dir: Path) -> bool:
 def resume_argv(sweep_dir: Path, launch: Launch, overrides: Sequence[str] = ()) -> list[str]:
     """The directory that the launch was started in, then the arguments that resume it there. Raises InputError.
 
-    The launch's folder may have been moved since. overrides: further ones, not of keys that the launch sweeps over.
+    The launch's folder may have moved since. overrides: additional overrides, but not of keys that the launch sweeps.
     """
     if launch.command is None or launch.directory is None:
         raise InputError(f"{sanitize_line(sweep_dir)}: not a sweep folder: {SWEEP_FILE} is missing or corrupt.")
     _require_not_swept(overrides, launch.command)
     directory = launch.directory
-    if not os.path.isdir(directory):  # unlike pathlib, without an error for a name that is too long
-        words = [*program(), "run", *_resumed(launch, sweep_dir.resolve()), *overrides]
+    if not os.path.isdir(directory):  # unlike pathlib, does not raise if the name is too long
+        command = [*program(), "run", *_resume_arguments(launch, sweep_dir.resolve()), *overrides]
         raise InputError(
             f"{sanitize_line(sweep_dir)} was started in {sanitize_line(directory)}, which no longer exists. Create "
             "that folder again, or run this from a folder where the relative paths of the sweep are valid: "
-            f"{sanitize_line(shlex.join(words), 2000)}"
+            f"{sanitize_line(shlex.join(command), 2000)}"
         )
-    directory = os.path.realpath(directory)  # relative paths lead from where a link points to
-    here = os.path.samefile(directory, os.curdir)  # else paths are printed that are right from here, too
-    folder = os.path.relpath(sweep_dir.resolve(), directory) if here else str(sweep_dir.resolve())
-    return [directory, *_resumed(launch, Path(folder)), *overrides]
+    directory = os.path.realpath(directory)  # relative paths start at a link's target
+    is_current = os.path.samefile(directory, os.curdir)  # else print absolute paths, which are valid here, too
+    folder = os.path.relpath(sweep_dir.resolve(), directory) if is_current else str(sweep_dir.resolve())
+    return [directory, *_resume_arguments(launch, Path(folder)), *overrides]
 
 
 def _require_not_swept(overrides: Sequence[str], command: Sequence[str]) -> None:
-    """Raise InputError for a new value of a key that the command sweeps over: it would leave runs out."""
+    """Raise InputError for a new value of a key that the command sweeps over, which would drop runs."""
     parser = OverridesParser.create()
-    given = [word for word in command if "=" in word and not word.startswith("-")]
+    earlier = [word for word in command if "=" in word and not word.startswith("-")]
     try:
-        swept = [each.key_or_group for each in parser.parse_overrides(given) if each.is_sweep_override()]
+        swept = [each.key_or_group for each in parser.parse_overrides(earlier) if each.is_sweep_override()]
     except HydraException:
-        return  # the launch says what is wrong
+        return  # the launch reports the error
     for word in overrides:
         key, _, value = word.lstrip("+~").partition("=")
         require(key not in swept, key, value, "no override, because the sweep varies this key (start a new sweep)")
 
 
-def _resumed(launch: Launch, folder: Path) -> list[str]:
-    """The arguments that resume a launch whose folder is `folder` now, whatever its config says of folders."""
+def _resume_arguments(launch: Launch, folder: Path) -> list[str]:
+    """The arguments that resume a launch whose folder is now `folder`, overriding the folder settings in its config."""
     dropped = ("resume", "hydra.run.dir", "hydra.sweep.dir")
     arguments = [word for word in launch.command or () if word.partition("=")[0].lstrip("+") not in dropped]
     resume = quote_override(folder)
-    if "." in launch.runs:  # a single run whose folder is that of the launch
+    if "." in launch.runs:  # a single run in the launch's own folder
         return [*arguments, f"hydra.run.dir={resume}", f"resume={resume}"]
     run_dir = quote_override(folder / "${hydra.sweep.subdir}")
     return [*arguments, f"hydra.sweep.dir={resume}", f"hydra.run.dir={run_dir}", f"resume={resume}"]

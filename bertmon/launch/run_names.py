@@ -1,6 +1,6 @@
-"""Names of runs: the folder in its sweep that holds a run, and what of its overrides tells it from the others.
+"""Names of runs: a run's folder within its sweep, and the overrides that distinguish its setting from others.
 
-Overrides are those of one run, "key=value" each, as Hydra has them.
+Overrides are Hydra's "key=value" strings of one run.
 """
 
 import re
@@ -10,22 +10,22 @@ from collections.abc import Collection, Sequence
 from bertmon.storage import content_hash
 
 NEVER_IN_NAME = ("cache_dir", "device", "experiment", "name", "resume", "seed")
-"""Keys that are no part of a run's name unless they are swept; the seed is the name of a folder below."""
+"""Keys that are not part of a run's name unless they are swept; the seed names a subfolder."""
 
 _MAX_NAME_BYTES = 120  # file systems allow 255
 
 
 def setting_overrides(overrides: Sequence[str], excluded: Collection[str]) -> dict[str, str]:
-    """The overrides that make the run's setting, by key: all but the excluded keys and the seed."""
+    """The overrides that define the run's setting, by key: all except the excluded keys and the seed."""
     by_key = dict(override.lstrip("+~").split("=", 1) for override in overrides if "=" in override)
     return {key: value for key, value in by_key.items() if key != "seed" and key not in excluded}
 
 
 def setting_dir_name(overrides: Sequence[str], excluded: Collection[str], default: str) -> str:
-    """The setting as one folder name, such as `warmup_frac=0.1`; `default` if it overrides nothing.
+    """The setting as a folder name, such as `warmup_frac=0.1`; `default` if it overrides nothing.
 
-    Keys lose their group, and paths their folders, where that is clear. A name that would not be a valid file name, or
-    not be unique, is changed and gets a hash.
+    Keys are shortened to their last part where that is unambiguous, and paths always. A hash is appended if a path was
+    shortened, or the name had to be changed to be a valid file name.
     """
     settings = setting_overrides(overrides, excluded)
     if not settings:
@@ -40,12 +40,12 @@ def setting_dir_name(overrides: Sequence[str], excluded: Collection[str], defaul
 
 
 def _last_part(value: str) -> str:
-    """A path's last part; any other value as it is."""
+    """The last part of a path; any other value unchanged."""
     return value.strip("'\"").rstrip("/").rpartition("/")[2] or value if "/" in value else value
 
 
 def quote_override(value: object) -> str:
-    """A value as Hydra's override grammar takes it literally: not as a list, a sweep or an interpolation."""
+    """Quote a value for Hydra's override grammar, so that it is not parsed as a list, a sweep or an interpolation."""
     text = str(value)
     escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")  # its parser leaves other backslashes alone
     return f"'{escaped}'" if re.search(r"[^A-Za-z0-9_./-]", text) else text

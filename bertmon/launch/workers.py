@@ -1,6 +1,6 @@
-"""Runs that train in parallel, in workers of joblib, submitit or Ray: their lines, their GPU, their signals.
+"""Runs in parallel workers of joblib, submitit or Ray: their console output, GPU and signals.
 
-A worker has one run at a time; joblib's take another when they have finished one.
+A worker trains one run at a time; joblib's workers then take the next one.
 """
 
 import itertools
@@ -23,35 +23,35 @@ from bertmon.result import LOCK_FILE, Terminated, is_running
 from bertmon.sanitize import SanitizingFormatter
 from bertmon.storage import exclusive
 
-_SHUTDOWN_TIMEOUT_S = 60.0  # that runs get to write a checkpoint when a sweep is interrupted
+_SHUTDOWN_TIMEOUT_S = 60.0  # for runs to write a checkpoint when a sweep is interrupted
 _WORKER_ENDED = "BERTMON_WORKER_ENDED"
 _LAUNCHER_PID = "BERTMON_LAUNCHER_PID"
 
 
 @contextmanager
 def parallel_run(name: str) -> Iterator[None]:
-    """Around a run: each of its lines on the console begins with its name, and it gets one of the machine's GPUs.
+    """Prefix the run's console lines with its name, and assign it one of the machine's GPUs.
 
-    A run that Slurm's time limit or preemption ends, of which submitit learns by a signal, is queued again.
+    A run that ends because of Slurm's time limit or preemption is requeued, by a signal to submitit's handler.
     """
     os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
     for handler in logging.getLogger().handlers:
         if not isinstance(handler, logging.FileHandler):
             handler.setFormatter(SanitizingFormatter(_PrefixFormatter(name)))
     if os.environ.get("SUBMITIT_EXECUTOR") == "local" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # all runs start at once; joblib, Ray and conf's Slurm set it themselves
+        torch.set_num_threads(1)  # all runs start at once; joblib, Ray and conf's Slurm preset limit threads themselves
     with _claim_gpu(torch.cuda.device_count()):
         try:
             yield
-        except SystemExit as end:
+        except SystemExit as error:
             requeue = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}", None)
-            if requeue and (end.code == 128 + requeue or (end.code == 128 + signal.SIGTERM and _preempted())):
+            if requeue and (error.code == 128 + requeue or (error.code == 128 + signal.SIGTERM and _is_preempted())):
                 signal.raise_signal(requeue)  # for submitit's own handler, now that everything is written
             raise
 
 
-def _preempted() -> bool:
-    """Whether Slurm preempts the job. One that ends before it is killed would not be queued again."""
+def _is_preempted() -> bool:
+    """Whether Slurm is preempting the job, which Slurm does not requeue if it exits before it is killed."""
     if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
         return False
     command = ["scontrol", "show", "job", os.environ["SLURM_JOB_ID"]]
@@ -60,21 +60,21 @@ def _preempted() -> bool:
 
 
 class _PrefixFormatter(logging.Formatter):
-    """Bare messages, each line preceded by a name."""
+    """Messages without time and level, each line prefixed with a name."""
 
     def __init__(self, name: str) -> None:
         super().__init__("%(message)s")
-        self._head = f"{name}: "
+        self._prefix = f"{name}: "
 
     def format(self, record: logging.LogRecord) -> str:
         lines = super().format(record).splitlines()
-        return "\n".join(line if line.startswith(self._head) else self._head + line for line in lines)
+        return "\n".join(line if line.startswith(self._prefix) else self._prefix + line for line in lines)
 
 
 @contextmanager
 def _claim_gpu(count: int) -> Iterator[None]:
-    """Make the GPU that the fewest workers of this user have the current device of CUDA."""
-    if count < 2:  # none, or the one that Slurm or Ray has assigned
+    """Make the GPU with the fewest workers of this user the current CUDA device."""
+    if count < 2:  # no GPU, or the one that Slurm or Ray has assigned
         yield
         return
     folder = Path(tempfile.gettempdir(), f"bertmon-gpus-{os.getuid()}")
@@ -94,10 +94,10 @@ def _claim_gpu(count: int) -> Iterator[None]:
 
 @contextmanager
 def joblib_worker() -> Iterator[None]:
-    """Around a run in a worker of joblib, which ignores SIGTERM and SIGINT outside of runs.
+    """Handle SIGTERM during a run in a joblib worker; between runs, the worker ignores SIGTERM and SIGINT.
 
-    joblib would kill all other workers as soon as one dies. A worker whose run was ended by a signal takes no other.
-    With hydra.launcher.n_jobs=1 runs are in the launching process, whose signals are left alone.
+    joblib would kill all other workers as soon as one dies. A worker whose run was ended by a signal takes no more
+    runs. With hydra.launcher.n_jobs=1, runs are in the launching process, whose signal handlers are not changed.
     """
     if os.environ.get(_LAUNCHER_PID) == str(os.getpid()):
         yield
@@ -122,16 +122,16 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def drain_pool_on_signal(sweep_dir: Path) -> None:
-    """From now on SIGINT, SIGTERM and SIGHUP act once the runs in `sweep_dir` have written their checkpoints and ended.
+    """Delay SIGINT, SIGTERM and SIGHUP until the runs in `sweep_dir` have written their checkpoints and ended.
 
-    A second signal acts at once.
+    A second signal takes effect immediately.
     """
     os.environ[_LAUNCHER_PID] = str(os.getpid())
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    previous = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
 
-    def end(number: int, frame: FrameType | None) -> None:
-        for each, handler in before.items():
+    def drain(number: int, frame: FrameType | None) -> None:
+        for each, handler in previous.items():
             signal.signal(each, handler)
         children = multiprocessing.active_children()
         for child in children:
@@ -145,5 +145,5 @@ def drain_pool_on_signal(sweep_dir: Path) -> None:
             time.sleep(0.1)
         signal.raise_signal(number)
 
-    for number in before:
-        signal.signal(number, end)
+    for number in previous:
+        signal.signal(number, drain)

@@ -1,4 +1,4 @@
-"""bertmon's plugin for Hydra, which finds sweepers in the namespace hydra_plugins: that of hydra/sweeper=optuna."""
+"""Hydra plugin for hydra/sweeper=optuna, in the namespace package hydra_plugins, where Hydra discovers sweepers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,10 @@ from omegaconf import DictConfig
 
 
 class SeededOptunaSweeper(Sweeper):
-    """Optuna's sweeper with several seeds per trial. seeds: those of each trial; the other arguments are Optuna's."""
+    """Hydra's Optuna sweeper with several seeds per trial. seeds: of every trial; optuna: OptunaSweeper's arguments."""
 
     def __init__(self, seeds: Sequence[int], **optuna: Any) -> None:
-        from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper  # an extra
+        from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper  # optional dependency
 
         self._seeds = list(seeds)
         self._optuna = OptunaSweeper(**optuna)
@@ -26,7 +26,7 @@ class SeededOptunaSweeper(Sweeper):
         self._optuna.sweeper.launcher = self._launcher
 
     def sweep(self, arguments: list[str]) -> None:
-        """Search. Raises what the first failed run has raised, once the search has ended."""
+        """Run the search. Once it has ended, raises the exception of the first failed run."""
         self._optuna.sweep(arguments)
         for run in self._launcher.failed:
             run.return_value  # noqa: B018  # raises
