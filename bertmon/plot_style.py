@@ -29,7 +29,7 @@ VERDICT_COLORS: Mapping[str, str] = {
 }
 """By verdict."""
 NO_VERDICT_COLOR = SKY
-"""For a run that was not watched."""
+"""For a run that was not monitored."""
 
 TEXT, MUTED, ERROR, GRID, BAND, WHITE = "#1d2126", "#6b7280", VERMILION, "#d9dce1", "#eef0f3", "#ffffff"
 
@@ -60,7 +60,7 @@ def matrix_style(index: int, name: str) -> dict[str, Any]:
 
 
 def verdict_color(verdict: str | None) -> str:
-    """The color of a verdict. None: the run was not watched."""
+    """The color of a verdict. None: the run was not monitored."""
     return NO_VERDICT_COLOR if verdict is None else VERDICT_COLORS.get(verdict, GRAY)
 
 

@@ -116,7 +116,7 @@ class RunResult:
     model_dir: str | None = None  # of the saved model, relative to the run's folder
     warnings: list[str] = field(default_factory=list)  # about the data
     timings: dict[str, float] = field(default_factory=dict)  # train_seconds, eval_seconds, compile_seconds
-    diagnosis: Diagnosis | None = None  # None: the run was not watched
+    diagnosis: Diagnosis | None = None  # None: the run was not monitored
     error: str | None = None
     traceback: str | None = None
 

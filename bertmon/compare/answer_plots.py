@@ -203,17 +203,17 @@ def _finish(axes: Axes, title: str, runs: Sequence[RunSummary]) -> None:
 
 
 def _verdict_legend(figure: Figure, verdicts: Sequence[str]) -> None:
-    order = [name for name in (*plot_style.VERDICT_COLORS, "not watched") if name in verdicts]
+    order = [name for name in (*plot_style.VERDICT_COLORS, "not monitored") if name in verdicts]
     handles = [Line2D([], [], ls="none", marker="o", ms=6, color=_verdict_color(name), label=name) for name in order]
     legend_on_top(figure, handles, left=0.1, top=0.94)
 
 
 def _verdict_name(run: RunSummary) -> str:
-    return str(run.verdict) if run.verdict else "not watched"
+    return str(run.verdict) if run.verdict else "not monitored"
 
 
 def _verdict_color(name: str) -> str:
-    return plot_style.verdict_color(None if name == "not watched" else name)
+    return plot_style.verdict_color(None if name == "not monitored" else name)
 
 
 def _label(sweep: Sweep, key: str, value: Any) -> str:

@@ -45,8 +45,10 @@ def _own_settings(sweep: Sweep, sweep_dir: Path) -> list[Setting]:
 
 def _delete_models(settings: Sequence[Setting]) -> None:
     """Delete the models of all settings except the best one on each data set."""
-    ended = sorted((setting for setting in settings if setting.ended), key=Setting.sort_key)
-    best = {_fingerprint(setting): setting for setting in ended}
+    ended = [setting for setting in settings if setting.ended]
+    best: dict[str, Setting] = {}
+    for setting in sorted(ended, key=Setting.sort_key, reverse=True):
+        best.setdefault(_fingerprint(setting), setting)  # of equally good ones the first, as above
     for setting in ended:
         for run in setting.ended if setting is not best[_fingerprint(setting)] else ():
             if _keeps_best_only(run.result):

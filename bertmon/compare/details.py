@@ -10,7 +10,7 @@ from bertmon.result import RunResult, Status, SweepFile
 from bertmon.sanitize import sanitize, sanitize_line
 
 Values = Mapping[str, Any]
-"""A config by dotted key, with "swept" in place of swept values."""
+"""A config by dotted key, with "swept" instead of swept values."""
 
 
 def title(sweep: Sweep) -> str:

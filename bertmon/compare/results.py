@@ -88,7 +88,7 @@ class RunSummary:
 
     @property
     def verdict(self) -> Verdict | None:
-        """The last verdict; None for a run that was not watched."""
+        """The last verdict; None for a run that was not monitored."""
         return self.result.diagnosis.verdict if self.result and self.result.diagnosis else None
 
     @property
@@ -213,6 +213,11 @@ class Setting:
         """Mean objective of the ended runs (RunResult.objective); settings without one come first."""
         objectives = [run.result.objective for run in self.ended if run.result]
         return statistics.fmean(objectives) if objectives else -math.inf
+
+    @property
+    def saves_best(self) -> bool:
+        """Whether `sort_key` is computed from best evaluations, whose models are saved, instead of last ones."""
+        return any(run.result is not None and run.result.saves_best for run in self.ended)
 
     @property
     def criterion(self) -> str:

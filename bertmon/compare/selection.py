@@ -45,7 +45,7 @@ def select_layer_runs(sweep: Sweep) -> list[RunWithHistory]:
 
 
 def select_steps(curves: Sequence[RunWithHistory]) -> list[int]:
-    """The watched step nearest to the first flag (the middle one if there is no flag), then the first and the last.
+    """The watched step nearest to the first flag (the median one if there is no flag), then the first and the last.
 
     Flags at step 0 are ignored: a run can be doomed by its planned rates alone, before there is anything to see.
     """

@@ -17,7 +17,7 @@ from bertmon.compare.tables import (
     settings_table,
     unfinished_reason,
 )
-from bertmon.notation import format_duration, format_rate
+from bertmon.notation import format_duration, format_percent, format_rate
 from bertmon.result import Status
 from bertmon.sanitize import sanitize_line, wrap_for
 
@@ -40,10 +40,7 @@ def conclusions(sweep: Sweep) -> list[str]:
         return [unfinished or "No run has ended yet."]
     sentences = [_best(sweep)]
     if sweep.min_test_texts:
-        texts, needed = sweep.min_test_texts
-        sentences.append(
-            f"{texts} test texts are too few to tell learning from guessing: at least {needed} are needed."
-        )
+        sentences.append(_uninformative_test(sweep, *sweep.min_test_texts))
     else:
         sentences += _failures(sweep)
     sentences += _windows(sweep)
@@ -108,9 +105,20 @@ def _best(sweep: Sweep) -> str:
     best = max(ended, key=Setting.sort_key)
     if len(sweep.ended) > 1 and not sweep.min_test_texts and all(run.did_not_learn for run in sweep.ended):
         return "No run did better than always predicting the most frequent class."
-    result = f"{format_accuracy(best)} test accuracy{_seeds(best)}"
+    if best.saves_best:
+        result = f"{format_percent(*best.mean('accuracy', best=True)[:2])} test accuracy at the best evaluation"
+    else:
+        result = f"{format_accuracy(best)} test accuracy"
+    result += _seeds(best)
     criterion = f" by {best.criterion}" if best.criterion else ""
     return f"Best{criterion}: {best.name}, {result}." if len(ended) > 1 else f"{best.name}: {result}."
+
+
+def _uninformative_test(sweep: Sweep, texts: int, needed: int) -> str:
+    """Why the test texts cannot show whether runs learned."""
+    if all(run.result and run.result.data and run.result.data.majority_share == 1 for run in sweep.ended):
+        return "All test texts have the same label: their accuracy cannot tell learning from guessing."
+    return f"{texts} test texts are too few to tell learning from guessing: at least {needed} are needed."
 
 
 def _failures(sweep: Sweep) -> list[str]:

@@ -114,7 +114,7 @@ def needs_names(sweep: Sweep) -> bool:
 
 def count_verdicts(runs: Sequence[RunSummary]) -> str:
     """The verdict that all runs share, or the number of runs with each verdict."""
-    counts = Counter(str(run.verdict or "not watched") for run in runs)
+    counts = Counter(str(run.verdict or "not monitored") for run in runs)
     if len(counts) == 1:
         return next(iter(counts))
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())

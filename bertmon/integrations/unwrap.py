@@ -43,7 +43,7 @@ def refuse_shards(value: str) -> None:
     """Raise the InputError for a model whose weights are split across devices."""
     raise InputError(
         "model: expected one with whole weights on each device (a single device, DataParallel, or "
-        f"DistributedDataParallel), got {value}: FSDP, DeepSpeed and tensor parallelism are not watched."
+        f"DistributedDataParallel), got {value}: FSDP, DeepSpeed and tensor parallelism are not supported."
     )
 
 

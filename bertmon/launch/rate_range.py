@@ -19,6 +19,7 @@ from bertmon.config import RunConfig
 from bertmon.errors import InputError, require
 from bertmon.launch import command_line
 from bertmon.launch.compose import load_config
+from bertmon.launch.preflight import check_configs
 from bertmon.launch.threads import configure_threads
 from bertmon.notation import format_rate
 from bertmon.training.plan import warmup_frac
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str]) -> None:
         _require_single_run(args.overrides)
         overrides = command_line.with_own_data_defaults(args.overrides, args.config_dir)
         config = load_config(overrides, config_dir=args.config_dir)
+        check_configs([config])
         with _silence_verdicts():
             outcome = find_cliff(config, args.lowest, args.highest)
         presets = [] if args.config_dir is None else ["--config-dir", str(args.config_dir)]

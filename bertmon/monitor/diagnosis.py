@@ -99,6 +99,10 @@ _HYSTERESIS = 10.0
 """The factor by which a signal must exceed its threshold before a verdict is withdrawn."""
 
 
+_MIN_LOSSES = 10
+"""Losses that a verdict of healthy requires."""
+
+
 def diagnose(
     history: History,
     rules: VerdictThresholds,
@@ -227,11 +231,14 @@ def _initial_logit_std(history: History) -> float:
 def _learned(history: History, rules: VerdictThresholds, before: Diagnosis | None) -> Diagnosis | None:
     """The loss is clearly below chance, the loss of a model that knows only the class frequencies.
 
-    It must be below `learned_loss_ratio` times chance, and below chance by more than two standard errors, since the
-    losses of small batches with rare classes are noisy. To stay healthy, half of the distance is enough.
+    It must be below `learned_loss_ratio` times chance, and below chance by more than two standard errors of at least
+    ten losses, since those of small batches with rare classes are noisy. To stay healthy, half of the distance is
+    enough.
     """
     loss, error = _smoothed(history)
     has_learned = before is not None and before.verdict is Verdict.healthy
+    if not has_learned and np.isfinite(history.losses).sum() < _MIN_LOSSES:
+        return None
     share = (1 + rules.learned_loss_ratio) / 2 if has_learned else rules.learned_loss_ratio
     chance, step = history.plan.chance_loss, len(history.losses) - 1
     if not (loss < share * chance and loss + 2 * error < chance):

@@ -204,7 +204,8 @@ class Monitor:
     def flush(self) -> bool:
         """Wait for the device once and extend the history; if a step was measured, log it and judge the run.
 
-        Returns False if a loss or gradient is not finite; the history then ends with the first of them.
+        The run is also judged after its last step, so that its final verdict includes the last losses. Returns False if
+        a loss or gradient is not finite; the history then ends with the first of them.
         """
         finite = self._scalars.flush_to(self.history)
         pending, self._pending = self._pending, None
@@ -218,9 +219,12 @@ class Monitor:
             if not finite:
                 step = len(self.history.losses) - 1
                 log.error(f"{self._heading}step {step}: the loss or a gradient is not finite; training stops")
-        elif pending is not None or not finite:
+        elif pending is not None or not finite or self._is_complete():
             self._set_diagnosis(diagnose(self.history, self._config.thresholds, self.diagnosis, self._setting_names))
         return finite
+
+    def _is_complete(self) -> bool:
+        return len(self.history.losses) == len(self.history.plan) and bool(self.history.snapshots)
 
     def log_means(self) -> dict[str, float]:
         """Write the last step's scalars, means over the steps since the last call; returns them by tag."""

@@ -79,5 +79,5 @@ def _check_peak(plan: RunPlan) -> str:
     size = "so small a" if peak < STUDIED_PEAKS[0][1] else "such a"
     return (
         f"the effective learning rate peaks at {format_rate(peak, 2)}: of {runs} small BERTs from random weights with "
-        f"{size} peak {failed} did not learn"
+        f"{size} peak, {failed} did not learn"
     )

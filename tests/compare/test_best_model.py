@@ -40,6 +40,15 @@ def test_link_best_model_points_to_the_best_run_of_the_best_setting(tmp_path):
     assert saved_models(tmp_path) == ["warmup_frac=0.3/seed=0", "warmup_frac=0.3/seed=1"]
 
 
+def test_link_best_model_keeps_the_model_that_it_chose_from_equally_good_settings(tmp_path):
+    for warmup in (0.1, 0.3, 0.5):
+        overrides = {"schedule.warmup_frac": warmup, "train.keep": "best", "train.save_model": "best"}
+        run_dir = write_run(tmp_path / f"warmup_frac={warmup}/seed=0", accuracy=0.9, overrides=overrides)
+        (run_dir / "model").mkdir()
+    link = link_best_model(read_sweep([add_sweep_file(tmp_path)]), tmp_path)
+    assert saved_models(tmp_path) == [str(link.resolve().parent.relative_to(tmp_path))]
+
+
 def test_link_best_model_with_keep_all_deletes_no_model(tmp_path):
     link_best_model(read_sweep([sweep_of_four(tmp_path, keep="all")]), tmp_path)
     assert len(saved_models(tmp_path)) == 4

@@ -200,6 +200,28 @@ def test_conclusions_name_false_alarms(tmp_path):
     ]
 
 
+def test_conclusions_name_the_accuracy_that_the_best_setting_was_chosen_by(tmp_path):
+    """Of models saved at their best evaluations, one of which got worse afterwards."""
+    for rate, best, last in ((3e-3, 0.975, 0.975), (4e-3, 1.0, 0.5)):
+        evaluations = [
+            {"step": step, "loss": 0.3, "accuracy": accuracy} for step, accuracy in ((50, best), (100, last))
+        ]
+        config = {"seed": 0, "optimizer": {"lr": rate}, "train": {"save_model": "best"}}
+        changes = {"config": config, "evaluations": evaluations}
+        write_run(tmp_path / f"lr={rate}/seed=0", accuracy=last, overrides={"optimizer.lr": rate}, **changes)
+    assert summary.conclusions(read_sweep([tmp_path]))[0] == (
+        "Best: lr=4e-3, 100.0 % test accuracy at the best evaluation."
+    )
+
+
+def test_conclusions_of_test_texts_with_one_label_ask_for_no_number(tmp_path):
+    data = {"fingerprint": "f", "majority_share": 1.0, "test_texts": 30}
+    write_run(tmp_path / "a/seed=0", accuracy=1.0, data=data)
+    assert summary.conclusions(read_sweep([tmp_path]))[1] == (
+        "All test texts have the same label: their accuracy cannot tell learning from guessing."
+    )
+
+
 def test_conclusions_of_too_few_test_texts_say_how_many_are_needed(tmp_path):
     data = {"fingerprint": "f", "majority_share": 0.5, "test_texts": 10}
     write_run(tmp_path / "a/seed=0", accuracy=0.6, learns=False, data=data)

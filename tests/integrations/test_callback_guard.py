@@ -105,7 +105,7 @@ def test_sharded_model_is_refused(tmp_path, caplog, monkeypatch):
     model = torch.nn.Module.__new__(kind)
     torch.nn.Module.__init__(model)
     adamw = torch.optim.AdamW(tiny_bert().parameters())
-    with pytest.raises(InputError, match="FSDP, DeepSpeed and tensor parallelism are not watched"):
+    with pytest.raises(InputError, match="FSDP, DeepSpeed and tensor parallelism are not supported"):
         Watch(model, adamw, tmp_path, total_steps=3, labels=[0, 1])
 
 

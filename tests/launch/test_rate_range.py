@@ -108,6 +108,10 @@ def test_range_of_a_real_run_leaves_no_files(demo_files, tmp_path, monkeypatch, 
         (["optimizer.lr=-1"], "optimizer.lr: expected a finite number above 0, got -1.0."),
         (["train.clip=1"], "train.clip was renamed to train.max_grad_norm."),
         (["data=files"], "data.train: expected a value, got none; give data.train=..."),
+        (
+            ["experiment=quickstart", "model.hidden_size=130", "model.num_attention_heads=null"],
+            "model: cannot build bert: The hidden size (130) is not a multiple of the number of attention heads (12)",
+        ),
     ],
 )
 def test_invalid_input_is_one_message(arguments, message):

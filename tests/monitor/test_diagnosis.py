@@ -99,6 +99,14 @@ def test_loss_below_chance_is_healthy_regardless_of_earlier_verdicts():
     assert diagnose(run, THRESHOLDS, diagnosis) is diagnosis
 
 
+def test_few_losses_below_chance_are_not_healthy():
+    low = 0.8 * CHANCE
+    for count, verdict in ((1, Verdict.undecided), (9, Verdict.undecided), (10, Verdict.healthy)):
+        run = history(plan(), *constant(plan(), 0))
+        run.losses[:], run.grad_norms[:] = [low] * count, [1.0] * count
+        assert diagnose(run, THRESHOLDS).verdict is verdict
+
+
 def test_noisy_losses_below_chance_are_neither_healthy_nor_slow():
     steps = plan()
     losses = [0.0, 2.6] * 150 + [0.0]  # mean 1.3, standard error 0.24

@@ -118,6 +118,23 @@ def test_monitor_of_a_step_after_a_divergence_measures_nothing():
     assert monitor.diagnosis.verdict is Verdict.diverged
 
 
+def test_final_verdict_includes_the_losses_after_the_last_measurement():
+    """A run that learns between its last measured step and its end."""
+    parameter, weights = linear_weight()
+    monitor = Monitor(weights, History(plan(40)), MonitorConfig(every=30), RecordingLog(), probe=FixedProbe(0.25))
+    for step in range(40):
+        parameter.grad = torch.ones_like(parameter)
+        with monitor.update(step, None):
+            pass
+        record(monitor, loss=1.0 if step <= 30 else 0.1)
+        if step in (30, 35):
+            monitor.flush()
+            assert monitor.diagnosis.verdict is Verdict.slow
+    monitor.flush()
+    assert monitor.diagnosis.verdict is Verdict.healthy
+    assert monitor.diagnosis.since_step == 39
+
+
 def test_monitor_that_is_off_is_never_due_but_records_losses():
     parameter, weights = linear_weight()
     log, probe = RecordingLog(), FixedProbe(1.0)

@@ -37,7 +37,7 @@ def test_quickstart_plan_that_does_not_learn_gives_warnings_of_its_boost_and_pea
         "warm-up is shorter than the 2000 steps, 2 / (1 - beta2), in which the boost fades"
     )
     assert peak == (
-        "the effective learning rate peaks at 2.1e-3: of 46 small BERTs from random weights with such a peak 32 did "
+        "the effective learning rate peaks at 2.1e-3: of 46 small BERTs from random weights with such a peak, 32 did "
         "not learn"
     )
 
@@ -55,13 +55,13 @@ def test_beta2_changes_the_steps_in_which_the_boost_fades():
 def test_peaks_of_other_models_are_not_compared_with_the_studied_ones():
     assert check(plan_of(peak=1e-2), studied=False) == []
     (sentence,) = check(plan_of(peak=1e-2))
-    assert sentence.endswith("with such a peak 79 did not learn")
+    assert sentence.endswith("with such a peak, 79 did not learn")
 
 
 def test_too_small_a_peak_gives_a_warning():
     (sentence,) = check(plan_of(peak=1e-5))
     assert sentence.endswith(
-        "peaks at 1e-5: of 63 small BERTs from random weights with so small a peak 33 did not learn"
+        "peaks at 1e-5: of 63 small BERTs from random weights with so small a peak, 33 did not learn"
     )
 
 
