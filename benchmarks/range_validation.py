@@ -307,7 +307,7 @@ def predict(shape: Shape, seed: int) -> Prediction:
     """Train a run with a rising rate."""
     config = compose_config(["experiment=quickstart", *shape.overrides.split(), "device=cpu", f"seed={seed}"])
     outcome = find_cliff(config, LOWEST, HIGHEST)
-    broke_at = float(f"{outcome.last:.4g}") if outcome.broke else math.nan
+    broke_at = float(f"{outcome.last_rate:.4g}") if outcome.failed else math.nan
     return Prediction(shape.name, seed, broke_at, outcome.steps)
 
 

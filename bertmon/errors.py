@@ -38,6 +38,14 @@ def require(ok: bool, key: str, value: object, expected: str) -> None:
         raise InputError(f"{key}: expected {expected}, got {sanitize_line(shown)}.")
 
 
+def first_line(error: Exception) -> str:
+    """The first line of a library's message, whose others are advice or a source location; the second after a colon."""
+    first, *others = str(error).strip().split("\n")
+    if first.endswith(":") and others:
+        first += f" {others[0].strip()}"
+    return first or type(error).__name__
+
+
 def exit_after_closed_pipe() -> NoReturn:
     """Exit quietly after the reader of standard output, such as `head`, has closed it. Discards buffered output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from bertmon.config import Init, ModelConfig
-from bertmon.errors import InputError, require, storage_errors
+from bertmon.errors import InputError, first_line, require, storage_errors
 from bertmon.hub import local_files_only
 from bertmon.parameter_names import EMBEDDINGS, encoder_layer, parameter_depths
 from bertmon.storage import atomic_folder
@@ -77,7 +77,7 @@ def check_model(
         with torch.device("meta"):
             model: nn.Module = AutoModelForSequenceClassification.from_config(model_config, dtype=torch.float32)
     except Exception as error:  # the family's own code can raise anything
-        raise InputError(f"model: cannot build {family}: {_first_line(error)}") from None
+        raise InputError(f"model: cannot build {family}: {first_line(error)}") from None
     n_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     if config.frozen_layers is not None:
         _freeze_lowest(model, config.frozen_layers)
@@ -161,7 +161,7 @@ def _config_of_family(family: str, **keys: Any) -> "PretrainedConfig":
     try:
         model_config: PretrainedConfig = AutoConfig.for_model(family, **keys)
     except Exception as error:  # the family's own code can raise anything
-        raise InputError(f"model: cannot build {family}: {_first_line(error)}") from None
+        raise InputError(f"model: cannot build {family}: {first_line(error)}") from None
     return model_config
 
 
@@ -224,7 +224,7 @@ def _load_pretrained(name: str, model_config: "PretrainedConfig") -> nn.Module:
     from transformers import AutoModelForSequenceClassification
 
     try:
-        with _quiet_transformers():  # a new head is intended; other missing weights raise below
+        with quiet_transformers():  # a new head is intended; other missing weights raise below
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 name,
                 config=model_config,
@@ -306,13 +306,13 @@ def save_model(model: Any, tokenizer: SavableTokenizer, folder: Path, max_length
     if not has_token_types(model):  # pipeline passes everything that the tokenizer returns to the model
         names = [name for name in saved_tokenizer.model_input_names if name != "token_type_ids"]
         saved_tokenizer.model_input_names = names
-    with storage_errors(folder), atomic_folder(folder) as temporary, _quiet_transformers():
+    with storage_errors(folder), atomic_folder(folder) as temporary, quiet_transformers():
         model.save_pretrained(temporary)
         saved_tokenizer.save_pretrained(temporary)
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silence transformers' progress bars and warnings in the body."""
     from transformers.utils import logging
 
@@ -367,17 +367,9 @@ def _kind(module: nn.Module, parameter: nn.Parameter) -> str:
     return "linear" if parameter.ndim == 2 and min(parameter.shape) > 1 else "other"
 
 
-def _first_line(error: Exception) -> str:
-    """The first line of the message, and the second after a colon: libraries append advice or a source location."""
-    first, _, rest = str(error).strip().partition("\n")
-    if first.endswith(":"):
-        first += f" {rest.strip().partition(chr(10))[0]}"
-    return first or type(error).__name__
-
-
 def _load_error(name: str, error: Exception) -> str:
     return (
-        f"model.name={name}: could not load a model ({_first_line(error)}).\n"
+        f"model.name={name}: could not load a model ({first_line(error)}).\n"
         "Set the name of a model on the hub (the first use needs a network), or a local folder with config.json and, "
         "for model.init=pretrained, model.safetensors."
     )

@@ -24,9 +24,9 @@ from bertmon.data import table_rows
 from bertmon.data.examples import is_empty, label_name, text_value
 from bertmon.data.table_rows import BadRowError, MissingColumnsError, Row, TableFormat
 from bertmon.data.tokenize import has_vocabulary
-from bertmon.errors import InputError, exit_after_closed_pipe, require, storage_errors
+from bertmon.errors import InputError, exit_after_closed_pipe, first_line, require, storage_errors
 from bertmon.metrics import EvalResult, precision_recall
-from bertmon.model import max_positions
+from bertmon.model import max_positions, quiet_transformers
 from bertmon.notation import format_percent
 from bertmon.result import MODEL_DIR, RunResult
 from bertmon.storage import atomic_path
@@ -90,21 +90,19 @@ class Classifier:
 def load_classifier(model: Path, device: torch.device) -> Classifier:
     """The classifier in the folder of a run or of a saved model. Raises InputError."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    from transformers.utils import logging
 
     folder = model / MODEL_DIR if (model / MODEL_DIR).is_dir() else model
     if not (folder / "config.json").is_file():
         hint = "; train with train.save_model=best to keep the model" if (model / "result.json").exists() else ""
         raise InputError(f"MODEL: expected the folder of a saved model, or of a run that saved one, got {model}{hint}.")
-    logging.disable_progress_bar()
     try:
-        classifier = AutoModelForSequenceClassification.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with quiet_transformers():
+            classifier = AutoModelForSequenceClassification.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers can raise anything for a corrupt file
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"MODEL: could not load {folder} ({type(error).__name__}: {reason}).") from None
+        raise InputError(f"MODEL: could not load {folder} ({type(error).__name__}: {first_line(error)}).") from None
     require(has_vocabulary(tokenizer), "MODEL", folder, "a folder with tokenizer files, such as tokenizer.json")
     limit = min(tokenizer.model_max_length, max_positions(classifier))
     return Classifier(classifier.to(device).eval(), tokenizer, limit)

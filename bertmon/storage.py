@@ -57,9 +57,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide the file from the user's group
+        _apply_umask(temporary, 0o666)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -86,9 +84,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb+") as opened:
                     os.fsync(opened.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
+        _apply_umask(temporary, 0o777)
         if path.exists():
             path.rename(previous)
         temporary.rename(path)
@@ -98,6 +94,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             previous.rename(path)
         raise
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def _apply_umask(path: Path, mode: int) -> None:
+    """Give a file of tempfile the usual permissions: its own hide it from the user's group."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(mode & ~umask)
 
 
 def cached_bytes(folder: Path, name: str, make: Callable[[], bytes]) -> bytes:

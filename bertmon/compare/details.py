@@ -80,7 +80,7 @@ def _common(runs: Sequence[RunSummary], text: Callable[[Values], str]) -> str:
 
 
 def _join_distinct(texts: Sequence[str]) -> str:
-    """The distinct texts in one line, or the first three of them and the number of others."""
+    """The distinct texts in one line, or the first three and the number of the rest."""
     distinct = [each for each in dict.fromkeys(texts) if each]
     more = f" and {len(distinct) - 3} more" if len(distinct) > 3 else ""
     return sanitize_line(" / ".join(distinct[:3]) + more, 2000)

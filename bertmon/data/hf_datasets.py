@@ -21,7 +21,7 @@ from bertmon.data.examples import ExampleReader, text_columns
 from bertmon.data.parts import LabelIndex, PartContent, build_corpus
 from bertmon.data.table_rows import BadRowError, MissingColumnsError, Row, located_errors
 from bertmon.data.text_files import label_order, propose_columns
-from bertmon.errors import InputError
+from bertmon.errors import InputError, first_line
 
 
 def read(config: HfConfig) -> Corpus:
@@ -60,9 +60,8 @@ def _load(config: HfConfig) -> dict[str, Any]:
             else:
                 loaded = datasets.load_dataset(str(folder) if folder.exists() else config.name, config.subset)
     except Exception as error:  # the library can raise anything for a third-party folder or the hub's response
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(
-            f"data.name: could not load the data set {config.name} ({reason}).\n"
+            f"data.name: could not load the data set {config.name} ({first_line(error)}).\n"
             "Set the name of a data set on the hub, with data.subset if it has several, or a folder of "
             "datasets.save_to_disk."
         ) from None

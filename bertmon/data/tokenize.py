@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from bertmon.config import ModelConfig
 from bertmon.data.corpus import TextSequence, flatten
 from bertmon.data.lazy_texts import LazyTexts, Text, text_parts
-from bertmon.errors import InputError, require
+from bertmon.errors import InputError, first_line, require
 from bertmon.hub import local_files_only
 from bertmon.storage import ContentHash, cached_bytes, content_hash
 
@@ -182,10 +182,9 @@ def _load_named(key: str, name: str) -> TextTokenizer:
     try:
         loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local)
     except Exception as error:  # the library can raise anything for a third-party file
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
         alternative = ", or model.tokenizer=null to train one on the training texts" if key == "model.tokenizer" else ""
         raise InputError(
-            f"{key}={name}: could not load a tokenizer ({reason}).\n"
+            f"{key}={name}: could not load a tokenizer ({first_line(error)}).\n"
             f"Set the name of a model on the hub (the first use needs a network), "
             f"or a local folder with tokenizer.json or vocab.txt{alternative}."
         ) from None

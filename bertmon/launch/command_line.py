@@ -21,7 +21,8 @@ from bertmon.launch.read_config import explain_unknown_key
 from bertmon.launch.run_names import quote_override
 from bertmon.sanitize import has_control_characters, sanitize, sanitize_line
 
-GROUPS = ("experiment", "data", "model", "optimizer", "schedule", "train", "monitor")
+CONFIG_GROUPS = ("data", "model", "optimizer", "schedule", "train", "monitor")
+GROUPS = ("experiment", *CONFIG_GROUPS)
 _FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
 _NOT_A_NAME = re.compile(r"(^|,)(null|true|false|[-+]?[0-9.][0-9.e+-]*)(,|$)", re.IGNORECASE)
 

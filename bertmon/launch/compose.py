@@ -4,7 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose, initialize_config_module
@@ -41,7 +41,7 @@ class PlannedLaunch:
     runs: Sequence[PlannedRun]
     swept: Sequence[str] = ()  # keys that differ between the runs
     task_overrides: Sequence[str] = ()  # to add to every run, for bertmon's keys
-    hydra_overrides: Sequence[str] = field(default=())  # and for Hydra's keys
+    hydra_overrides: Sequence[str] = ()  # and for Hydra's keys
 
 
 def load_config(overrides: Sequence[str] = (), *, config_dir: Path | None = None) -> RunConfig:

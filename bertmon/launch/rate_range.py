@@ -88,14 +88,14 @@ def report(
 
     overrides: the flags and overrides that `config` was composed from.
     """
-    last = format_rate(outcome.last, 2)
+    last = format_rate(outcome.last_rate, 2)
     if outcome.cliff is None:
         return [f"No cliff found: training does not fail at effective rates up to {last}."]
     total_steps, peak = len(outcome.plan), float(outcome.plan.effective_lr.max())
     limit = outcome.cliff / distance
     side = "above it" if peak > outcome.cliff else "below it" if peak <= limit else "below it, but not by that factor"
     warning = f"This early, the cliff is uncertain: start lower, with --from {format_rate(lowest / _EARLY)}."
-    warnings = [warning] if outcome.last < _EARLY * lowest else []
+    warnings = [warning] if outcome.last_rate < _EARLY * lowest else []
     lines = [
         f"Gradients vanish at an effective rate of {last}, after {outcome.steps} steps.",
         *warnings,

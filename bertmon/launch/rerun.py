@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bertmon.errors import InputError
+from bertmon.launch.command_line import CONFIG_GROUPS
 from bertmon.launch.run_names import quote_override
 from bertmon.sanitize import sanitize_line
 
-_GROUPS = ("data", "model", "optimizer", "schedule", "train", "monitor")
-_NESTED = (*_GROUPS, "monitor.thresholds")
+_NESTED = (*CONFIG_GROUPS, "monitor.thresholds")
 _DATA_KEYS = {"packages": "docstrings", "categories": "newsgroups", "train": "files", "name": "hf"}
 """Keys that occur in only one data schema, and the data preset of that schema."""
 
@@ -30,7 +30,7 @@ def rerun_argv(run_dir: Path) -> list[str]:
     choices = OmegaConf.select(hydra, "hydra.runtime.choices") or {}
     experiment = config.get("experiment")
     arguments = [f"experiment={experiment if _is_preset('experiment', experiment) else 'custom'}"]
-    arguments += [f"{group}={choices[group]}" for group in _GROUPS if _is_preset(group, choices.get(group))]
+    arguments += [f"{group}={choices[group]}" for group in CONFIG_GROUPS if _is_preset(group, choices.get(group))]
     if not _is_preset("data", choices.get("data")):
         arguments += [f"data={name}" for key, name in _DATA_KEYS.items() if key in (config.get("data") or {})]
     keys = (key for key in _leaves(OmegaConf.to_container(config)) if key[0] not in ("experiment", "resume"))

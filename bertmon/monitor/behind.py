@@ -29,12 +29,8 @@ class BehindThresholds:
 
 
 def loss_reduction(history: History, steps: int | None = None) -> float:
-    """1 - smoothed training loss / chance loss after `steps` steps (default: all so far); nan before the first step.
-
-    The loss is averaged over a twentieth of the run, but at least 20 steps.
-    """
-    losses = history.losses[:steps]
-    recent = losses[-max(20, len(history.plan) // 20) :]
+    """1 - smoothed training loss / chance loss after `steps` steps (default: all so far); nan before the first step."""
+    recent = history.losses[:steps][-history.smoothing_window :]
     return 1 - float(np.mean(recent)) / history.plan.chance_loss if recent else math.nan
 
 

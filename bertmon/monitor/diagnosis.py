@@ -370,7 +370,7 @@ def _unmoved(shot: Snapshot) -> npt.NDArray[np.bool_]:
 
 def _smoothed(history: History) -> tuple[float, float]:
     """Mean loss of the last steps, without those not watched, and its standard error."""
-    losses = np.array(history.losses[-_window(history) :])
+    losses = np.array(history.losses[-history.smoothing_window :])
     losses = losses[~np.isnan(losses)]
     if not len(losses):
         return math.nan, math.nan
@@ -378,19 +378,14 @@ def _smoothed(history: History) -> tuple[float, float]:
 
 
 def _recent_logit_stds(history: History) -> list[float]:
-    """The values measured in the last `_window` steps, but at least the last three."""
+    """The values measured in the last `smoothing_window` steps, but at least the last three."""
     recent: list[float] = []
     for shot in reversed(history.snapshots):
-        if len(recent) >= 3 and shot.step < len(history.losses) - _window(history):
+        if len(recent) >= 3 and shot.step < len(history.losses) - history.smoothing_window:
             break
         if not math.isnan(shot.logit_std):
             recent.append(shot.logit_std)
     return recent
-
-
-def _window(history: History) -> int:
-    """The number of recent steps to average over: a twentieth of the run, but at least 20."""
-    return max(20, len(history.plan) // 20)
 
 
 def _below(value: float, threshold: float) -> str:

@@ -155,6 +155,11 @@ class History:
     grad_norms: list[float] = field(default_factory=list)  # [n], global L2 norm before clipping
     snapshots: list[Snapshot] = field(default_factory=list)  # [K]
 
+    @property
+    def smoothing_window(self) -> int:
+        """The number of last steps that losses are averaged over: a twentieth of the run, but at least 20."""
+        return max(20, len(self.plan) // 20)
+
     def mean_since(self, since: int, clip: float | None = None) -> dict[str, float]:
         """Scalars of the last step, by tag; loss, gradient norm and clipping are means since step `since`."""
         last, norms = len(self.losses) - 1, np.array(self.grad_norms[since:])

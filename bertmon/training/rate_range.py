@@ -38,13 +38,13 @@ class RateRange:
 
     plan: RunPlan  # of the run as configured
     steps: int  # of the range test
-    last: float  # the rate of its last step
-    broke: bool  # whether it ended because gradients vanished or were not finite
+    last_rate: float  # of its last step
+    failed: bool  # whether it ended because gradients vanished or were not finite
 
     @property
     def cliff(self) -> float | None:
         """The peak effective rate above which runs are not expected to learn; None if training did not fail."""
-        return self.last / OVERSHOOT if self.broke else None
+        return self.last_rate / OVERSHOOT if self.failed else None
 
 
 def rising_rates(lowest: float, highest: float) -> FloatArray:
@@ -75,8 +75,8 @@ def find_cliff(config: RunConfig, lowest: float, highest: float) -> RateRange:
             grad_norm = update.update(loss, float(rates[step]))
         monitor.record(loss, grad_norm)
         if monitor.due(step) and (not monitor.flush() or _vanished(history, config.monitor.thresholds)):
-            return RateRange(planned, step + 1, float(rates[step]), broke=True)
-    return RateRange(planned, len(rates), float(rates[-1]), broke=False)
+            return RateRange(planned, step + 1, float(rates[step]), failed=True)
+    return RateRange(planned, len(rates), float(rates[-1]), failed=False)
 
 
 def _batches(task: Task, config: RunConfig, steps: int) -> Iterator[Sequence[Batch]]:

@@ -22,7 +22,7 @@ def default_config() -> RunConfig:
 
 
 def outcome(last: float, broke: bool = True) -> RateRange:
-    return RateRange(plan_run(default_config(), 225, 1.4), steps=200, last=last, broke=broke)
+    return RateRange(plan_run(default_config(), 225, 1.4), steps=200, last_rate=last, failed=broke)
 
 
 def report(last: float, broke: bool = True) -> list[str]:

@@ -21,8 +21,8 @@ def test_rates_rise_by_the_same_factor_from_the_lowest_to_the_highest():
 
 def test_training_that_does_not_break_reaches_the_highest_rate(settings):
     outcome = find_cliff(settings, 1e-5, 1.3e-5)
-    assert (outcome.broke, outcome.cliff, outcome.steps) == (False, None, 16)
-    assert outcome.last == pytest.approx(1.3e-5, rel=0.01)
+    assert (outcome.failed, outcome.cliff, outcome.steps) == (False, None, 16)
+    assert outcome.last_rate == pytest.approx(1.3e-5, rel=0.01)
     assert len(outcome.plan) == 12  # the plan of the planned run
 
 
@@ -30,23 +30,23 @@ def test_training_breaks_once_gradients_vanish_towards_the_input(settings):
     settings.model.num_hidden_layers = 6
     settings.optimizer.bias_correction = False  # the rising rate is the effective one anyway
     first, second = (find_cliff(settings, 3e-2, 30.0) for _ in range(2))
-    assert first.broke
-    assert (first.steps, first.last) == (second.steps, second.last)
-    assert 3e-2 < first.last < 30.0
-    assert first.cliff == first.last / OVERSHOOT
+    assert first.failed
+    assert (first.steps, first.last_rate) == (second.steps, second.last_rate)
+    assert 3e-2 < first.last_rate < 30.0
+    assert first.cliff == first.last_rate / OVERSHOOT
 
 
 def test_threshold_that_every_gradient_meets_breaks_at_once(settings):
     settings.monitor.enabled = False
     settings.monitor.thresholds.min_depth_ratio = 1e6
     outcome = find_cliff(settings, 1e-3, 1e-2)
-    assert (outcome.broke, outcome.steps, outcome.last) == (True, 1, 1e-3)
+    assert (outcome.failed, outcome.steps, outcome.last_rate) == (True, 1, 1e-3)
 
 
 def test_vanishing_gradients_of_a_model_that_has_learned_are_no_cliff(settings, monkeypatch):
     settings.monitor.thresholds.min_depth_ratio = 1e6
     monkeypatch.setattr(rate_range, "LEARNED_LOSS_RATIO", 100)  # any loss counts as learned
-    assert not find_cliff(settings, 1e-3, 1.1e-3).broke
+    assert not find_cliff(settings, 1e-3, 1.1e-3).failed
 
 
 def test_single_layer_has_no_gradients_to_compare(settings):
