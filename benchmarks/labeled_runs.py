@@ -131,7 +131,7 @@ class LabeledRun:
 
     @property
     def blind(self) -> bool:
-        """Whether the run was scored once only, after the last change of a rule."""
+        """Whether no rule or threshold was changed because of the run."""
         if self.family is Family.base:
             return not self.calibration
         return self.setting >= BLIND_FROM if self.family is Family.small else self.setting % 1000 % 3 == 2
@@ -157,6 +157,12 @@ class LabeledRun:
         smoothed, window = smooth_loss(self.history)
         below = np.flatnonzero(smoothed < 0.95 * self.history.plan.chance_loss)
         return float((below[0] + window) / len(self.history.plan)) if len(below) else np.inf
+
+    @property
+    def plateau(self) -> float:
+        """Share of the steps before the window behind `learned_at`; inf if the loss stayed at chance."""
+        _, window = smooth_loss(self.history)
+        return self.learned_at - window / len(self.history.plan)
 
 
 def smooth_loss(history: History) -> tuple[FloatArray, int]:

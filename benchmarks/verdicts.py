@@ -91,7 +91,9 @@ def vanishing_gradient(run: LabeledRun, every: int) -> int | None:
 
 def weight_update_ratio(run: LabeledRun, every: int) -> int | None:
     """SageMaker Debugger: the update of any tensor is more than 10 or less than 1e-8 times the tensor."""
-    return _first(run, every, lambda shot: bool(((shot["update_ratio"] > 10) | (shot["update_ratio"] < 1e-8)).any()))
+    return _first_update(
+        run, every, lambda shot: bool(((shot["update_ratio"] > 10) | (shot["update_ratio"] < 1e-8)).any())
+    )
 
 
 def loss_not_decreasing(run: LabeledRun, every: int) -> int | None:
@@ -108,12 +110,17 @@ def update_ratio_off(run: LabeledRun, every: int) -> int | None:
         linear = [kind == "linear" for kind in shot.layers.kinds]
         return not 1e-4 <= np.median(shot["update_ratio"][linear]) <= 1e-2
 
-    return _first(run, every, off)
+    return _first_update(run, every, off)
 
 
 def planned_peak(run: LabeledRun, every: int) -> int | None:
     """Known before the first step: the planned effective rate reaches the range where most small models fail."""
     return 0 if run.history.plan.effective_lr.max() >= PEAK_CLIFF else None
+
+
+def _first_update(run: LabeledRun, every: int, holds: Callable[[Snapshot], bool]) -> int | None:
+    """Like _first, without steps whose learning rate is 0, such as the first of a warm-up: they update nothing."""
+    return _first(run, every, lambda shot: shot.effective_lr > 0 and holds(shot))
 
 
 def _first(run: LabeledRun, every: int, holds: Callable[[Snapshot], bool]) -> int | None:
@@ -166,17 +173,24 @@ def _share(count: int, total: int) -> str:
     return f"{count} of {total} ({format_percent(count / total)})" if total else "none"
 
 
-def print_advice() -> None:
-    """Outcomes of runs that did not learn and were trained again as their verdict advised."""
+def print_advice(runs: list[LabeledRun]) -> None:
+    """Outcomes of runs that did not learn and were trained again as their verdict advised, or with another seed."""
     outcomes: dict[tuple[str, str], list[Label]] = {}
+    by_setting: dict[int, list[Label]] = {}
     for run in json.loads(ADVICE.read_text()):
         outcome = label(run["accuracy"], run["majority"], run["test_texts"])
         outcomes.setdefault((run["verdict"], run["advice"].split("=")[0]), []).append(outcome)
+        by_setting.setdefault(run["setting"], []).append(outcome)
+    failed = {run.setting for run in runs if run.calibration and run.label is Label.did_not_learn}
+    control = [run.label for run in runs if run.setting in failed and not run.calibration]
     order = (Label.learned, Label.between, Label.did_not_learn)
     print(f"| verdict | advice | tried | {' | '.join(order)} |")
     print("|---|---|---|---|---|---|")
     for (verdict, key), labels in sorted(outcomes.items()):
         print(f"| {verdict} | `{key}` | {len(labels)} | {' | '.join(str(labels.count(each)) for each in order)} |")
+    print(f"| | none, but another seed | {len(control)} | {' | '.join(str(control.count(each)) for each in order)} |")
+    saved = sum(Label.learned in labels for labels in by_setting.values())
+    print(f"\n{saved} of {len(by_setting)} runs learned with at least one remedy")
 
 
 def misses(runs: list[LabeledRun], every: int) -> None:
@@ -280,14 +294,14 @@ def print_part(name: str, runs: list[LabeledRun], every: int) -> None:
 
 def print_all(runs: list[LabeledRun]) -> None:
     """All tables of the first study."""
-    late = sum(run.label == Label.learned and run.learned_at > PLATEAU for run in runs)
+    late = sum(run.label == Label.learned and run.plateau > PLATEAU for run in runs)
     plateau = f"{late} learned after a plateau of more than {PLATEAU:.0%} of the steps"
     print(f"{len(runs)} runs: {count_labels(runs)}; {plateau}")
     for every in (30, 10):
         for name, part in parts(runs).items():
             print_part(name, part, every)
     print("\nRuns of seed 0 that did not learn, trained again as advised\n")
-    print_advice()
+    print_advice(runs)
 
 
 def print_families(runs: list[LabeledRun]) -> None:
@@ -303,14 +317,19 @@ def print_families(runs: list[LabeledRun]) -> None:
         print("|---|---|---|---|---|---|")
         for name, part in parts.items():
             print(summary_row(name, part, every))
+        print(f"\nSageMaker VanishingGradient on the same runs, a snapshot every {every} steps\n")
+        print("| | did not learn: flagged | of these, logits shrank | learned: flagged | between | median flag |")
+        print("|---|---|---|---|---|---|")
+        for name, part in parts.items():
+            print(summary_row(name, part, every, vanishing_gradient))
     for name, part in parts.items():
         for every in (10, 30):
             print_part(name, part, every)
 
 
-def summary_row(name: str, runs: list[LabeledRun], every: int) -> str:
-    """bertmon's verdicts on some runs; those that did not learn are also counted by whether their logits shrank."""
-    flags = {label: [(run, bertmon_rules(run, every)) for run in runs if run.label == label] for label in Label}
+def summary_row(name: str, runs: list[LabeledRun], every: int, rule: Rule = bertmon_rules) -> str:
+    """A rule's flags on some runs; those that did not learn are also counted by whether their logits shrank."""
+    flags = {label: [(run, rule(run, every)) for run in runs if run.label == label] for label in Label}
     lost = flags[Label.did_not_learn]
     shares = [step / len(run.history.plan) for run, step in lost if step is not None]
     shrank = [step is not None for run, step in lost if run.logits_shrank]

@@ -564,7 +564,7 @@ class VerdictThresholds:
     """Share of the run's cumulative effective learning rate that must be used before the slope of that line is trusted.
     In (0, 1)."""
     max_logit_std_growth: float = 600.0
-    """Slope that is assumed until then, the one of the fastest known run: log(logit_std) per unit of learning rate.
+    """Slope that is assumed until then, that of the fastest run of width 64: log(logit_std) per unit of learning rate.
     Above 0."""
     max_loss_ratio: float = 10.0
     """Above this multiple of the entropy of the labels, after slow_after of the steps, a run will not learn: no

@@ -287,8 +287,8 @@ def _predict_final_logit_std(
 
     When a model leaves a plateau, `logit_std` grows exponentially with the sum of the effective learning rates: its
     logarithm is linear in that sum. A line is fitted to the second half of the steps so far and extrapolated to the
-    last step, with its slope plus two standard errors or, if larger, a quarter of the growth of the fastest known run,
-    since a plateau can end suddenly. The growth of that run is assumed as long as less than `min_lr_used` of the sum
+    last step, with its slope plus two standard errors or, if larger, a quarter of `max_logit_std_growth`,
+    since a plateau can end suddenly. That growth itself is assumed as long as less than `min_lr_used` of the sum
     has been used, with fewer than three snapshots, and without `own_slope`.
     """
     lr_sum = np.cumsum(plan.effective_lr)

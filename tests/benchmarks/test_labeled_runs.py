@@ -32,7 +32,7 @@ def test_store_holds_enough_runs_of_every_kind(runs):
     labels = [run.label for run in runs]
     assert len(runs) >= 150
     assert labels.count(Label.did_not_learn) >= len(runs) / 3
-    assert sum(run.label is Label.learned and run.learned_at > 0.25 for run in runs) >= 40
+    assert sum(run.label is Label.learned and run.plateau > 0.25 for run in runs) >= 40
     assert {run.task for run in runs} == {"docstrings", "newsgroups"}
     assert not {(run.setting, run.seed) for run in runs if run.calibration} & {
         (run.setting, run.seed) for run in runs if not run.calibration
