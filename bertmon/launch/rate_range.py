@@ -99,7 +99,7 @@ def report(
     lines = [
         f"Gradients vanish at an effective rate of {last}, after {outcome.steps} steps.",
         *warnings,
-        f"Cliff: with a peak above about {format_rate(outcome.cliff, 2)}, no run is expected to learn.",
+        f"Cliff: about {format_rate(outcome.cliff, 2)}. Most runs with a larger peak do not learn.",
         f"This plan peaks at {format_rate(peak, 2)}: {side}.",
     ]
     lines += ["", f"optimizer.lr whose peak is a factor of {distance:g} below the cliff, in {total_steps} steps:", ""]

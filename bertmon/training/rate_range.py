@@ -43,7 +43,7 @@ class RateRange:
 
     @property
     def cliff(self) -> float | None:
-        """The peak effective rate above which runs are not expected to learn; None if training did not fail."""
+        """The peak effective rate above which most runs do not learn; None if training did not fail."""
         return self.last_rate / OVERSHOOT if self.failed else None
 
 
