@@ -36,6 +36,9 @@ EVERY = 30
 
 PRUNERS: dict[str, Callable[[], BasePruner]] = {
     "MedianPruner()": MedianPruner,
+    "MedianPruner(n_warmup_steps=5)": lambda: MedianPruner(n_warmup_steps=5),
+    "MedianPruner(n_warmup_steps=8)": lambda: MedianPruner(n_warmup_steps=8),
+    "MedianPruner(n_warmup_steps=14)": lambda: MedianPruner(n_warmup_steps=14),
     "PercentilePruner(25.0)": lambda: PercentilePruner(25.0),
     "PercentilePruner(75.0)": lambda: PercentilePruner(75.0),
     "SuccessiveHalvingPruner(), as Ray's ASHAScheduler()": SuccessiveHalvingPruner,
@@ -163,6 +166,9 @@ def draw_sweeps(runs: Sequence[ReplayedRun], count: int, *, one_task: bool) -> I
 def print_table(runs: Sequence[ReplayedRun], count: int) -> None:
     """One row per policy; the columns are means over sweeps."""
     sweeps = [list(draw_sweeps(runs, count, one_task=one_task)) for one_task in (True, False)]
+    for title, group in zip(("one task", "both"), sweeps, strict=True):
+        best = {id(max(sweep, key=lambda run: run.accuracy)) for sweep in group}
+        print(f"{title}: {len(best)} different best runs")
     heads = [f"{name}{suffix}" for suffix in (", one task", ", both") for name in ("steps", "best lost", "points lost")]
     print(f"| how a sweep is cut short | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
     for title, policy in policies():
