@@ -112,7 +112,7 @@ def doomed_stopped(runs: Sequence[ReplayedRun]) -> Saved:
 
 
 def pruned(runs: Sequence[ReplayedRun], pruner: BasePruner, name: str) -> Saved:
-    """The outcome of an Optuna study; its name seeds HyperbandPruner's brackets."""
+    """The outcome of an Optuna study. HyperbandPruner's brackets depend on its name and on PYTHONHASHSEED."""
     study = optuna.create_study(study_name=name, pruner=pruner, sampler=optuna.samplers.RandomSampler(0))
     return saved(runs, [_run_trial(study, run) for run in runs])
 
