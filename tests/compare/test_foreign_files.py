@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from conftest import LEARNS, comparison
 from matplotlib.figure import Figure
+from unreadable_files import Make, loop, pipe, sparse, write
 
 from bertmon.compare import layer_plots, selection
 from bertmon.compare.__main__ import main as compare
 from bertmon.monitor.history import HISTORY_FILE
-
-Make = Callable[[], object]
 
 LONG = "x" * 5000
 
@@ -28,26 +27,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.csv").touch()
     return tmp_path
-
-
-def pipe(name: str) -> Make:
-    return lambda: os.mkfifo(name)
-
-
-def loop(name: str) -> Make:
-    return lambda: Path(name).symlink_to(name)
-
-
-def sparse(name: str) -> Make:
-    def make() -> None:
-        with open(name, "wb") as file:
-            file.truncate(1_000_000_000)
-
-    return make
-
-
-def write(name: str, content: bytes) -> Make:
-    return lambda: Path(name).write_bytes(content)
 
 
 def result(**changes) -> Make:

@@ -10,16 +10,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import TIMEOUT, write_texts
+from unreadable_files import loop, pipe, sparse, write
 
 from bertmon.cli import main as program
 from bertmon.result import SweepFile
-
-Make = Callable[[], object]
 
 FILES = ["data=files", "data.train=train.csv", "data.test=test.csv", "cache_dir=cache"]
 TINY = ["model.num_hidden_layers=2", "model.hidden_size=16", "model.intermediate_size=32", "data.max_length=32"]
@@ -186,26 +184,6 @@ SWEEPS = [  # overrides of a sweep, part of the message
     (["optimizer.lr=0.1,nan"], "optimizer.lr: expected a finite number above 0, got nan."),
     (["model=bert_small,null"], "model: expected the name of a file in conf/model, got bert_small,null."),
 ]
-
-
-def pipe(name: str) -> Make:
-    return lambda: os.mkfifo(name)
-
-
-def loop(name: str) -> Make:
-    return lambda: Path(name).symlink_to(name)
-
-
-def sparse(name: str) -> Make:
-    def make() -> None:
-        with open(name, "wb") as file:
-            file.truncate(1_000_000_000)
-
-    return make
-
-
-def write(name: str, content: bytes) -> Make:
-    return lambda: Path(name).write_bytes(content)
 
 
 ROW = b"text,label\na boat,sea\n"
