@@ -202,7 +202,8 @@ def _draw_depths(axes: Axes, run: LabeledRun, step: int, style: Mapping[str, Any
 def _legend(overrides: str) -> str:
     values = _values(overrides)
     corrected = ", bias correction" if values["optimizer.bias_correction"] == "true" else ""
-    return f"warm-up {values['schedule.warmup_frac']}{corrected}"
+    rate = "" if float(values["optimizer.lr"]) == 3e-5 else f", rate {format_rate(float(values['optimizer.lr']))}"
+    return f"warm-up {values['schedule.warmup_frac']}{rate}{corrected}"
 
 
 def main(arguments: list[str]) -> None:
