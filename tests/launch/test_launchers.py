@@ -64,10 +64,11 @@ def test_interrupted_joblib_sweep_leaves_checkpoints_and_resumes(bertmon, demo_f
     assert launch.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in launch.stdout + launch.stderr
     assert "bertmon resume parallel" in launch.stdout
-    statuses = [run["status"] for run in results(tmp_path / "parallel").values()]
-    assert "interrupted" in statuses
-    assert "running" not in statuses
-    assert len(list(tmp_path.glob(f"parallel/*/*/{checkpoint.CHECKPOINT_FILE}"))) == statuses.count("interrupted")
+    runs = results(tmp_path / "parallel").values()
+    assert "interrupted" in {run["status"] for run in runs}
+    assert "running" not in {run["status"] for run in runs}
+    trained = sum(run["status"] == "interrupted" and run["steps"] > 0 for run in runs)  # one may not have begun yet
+    assert len(list(tmp_path.glob(f"parallel/*/*/{checkpoint.CHECKPOINT_FILE}"))) == trained > 0
 
     launch = bertmon(*long, *parallel, "resume=parallel")
     assert launch.returncode == 0, launch.stderr
