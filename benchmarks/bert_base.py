@@ -24,7 +24,7 @@ from labeled_runs import BASE_FROM, BASE_STORE, Label, LabeledRun, pack, read_ru
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from verdicts import verdicts
+from verdicts import bertmon_rules, vanishing_gradient, verdicts
 
 from bertmon.config import run_identity
 from bertmon.monitor.diagnosis import Verdict
@@ -140,6 +140,10 @@ def print_stop(runs: Sequence[LabeledRun], step: int = 180) -> None:
     learned = sum(run.label is Label.learned for run in vanishing)
     print(f"\nOf {len(ended)} runs to the end, gradients vanish (`depth_ratio` below 0.03) at step {step} in", end=" ")
     print(f"{len(vanishing)}; {learned} of these learned.")
+    print("\nFirst flag of SageMaker's VanishingGradient, and of bertmon, every 10 steps:")
+    for run in runs:
+        if (flag := vanishing_gradient(run, 10)) is not None:
+            print(f"{name(run)}: {flag}, {bertmon_rules(run, 10)}")
 
 
 # --- the picture ---------------------------------------------------------------------------------

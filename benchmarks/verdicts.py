@@ -1,7 +1,7 @@
 """How often the verdicts are right, and how early: scored on labeled runs, in seconds, without training.
 
     python benchmarks/verdicts.py                    the tables, from the stored histories
-    python benchmarks/verdicts.py misses             the runs that the rules get wrong, one per line
+    python benchmarks/verdicts.py misses             the runs that the rules get wrong or flag in between, one per line
     python benchmarks/verdicts.py picture FILE       signals and flags of the held-out runs
 
 The label depends only on the outcome of the full run. A run did not learn if its test accuracy is in the range of
@@ -194,10 +194,10 @@ def print_advice(runs: list[LabeledRun]) -> None:
 
 
 def misses(runs: list[LabeledRun], every: int) -> None:
-    """The runs that the rules get wrong, one per line."""
+    """The runs that the rules get wrong, and flagged ones that ended in between, one per line."""
     for run in runs:
         flag = bertmon_rules(run, every)
-        if (run.label == Label.did_not_learn and flag is None) or (run.label == Label.learned and flag is not None):
+        if (run.label == Label.did_not_learn) is (flag is None):
             print(f"{run.setting}/{run.seed} {run.label} {run.accuracy:.1%}, flagged at {flag}: {run.overrides}")
 
 

@@ -40,10 +40,8 @@ def require(ok: bool, key: str, value: object, expected: str) -> None:
 
 def first_line(error: Exception) -> str:
     """The first line of a library's message, whose others are advice or a source location; the second after a colon."""
-    first, *others = str(error).strip().split("\n")
-    if first.endswith(":") and others:
-        first += f" {others[0].strip()}"
-    return first or type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
 
 
 def exit_after_closed_pipe() -> NoReturn:

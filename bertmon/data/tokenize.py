@@ -190,7 +190,7 @@ def _load_named(key: str, name: str) -> TextTokenizer:
         ) from None
     ok = getattr(loaded, "backend_tokenizer", None) is not None and loaded.pad_token_id is not None
     require(ok, key, name, "a model with a fast tokenizer that has a padding token")
-    require(has_vocabulary(loaded), key, name, "a model with a vocabulary, such as tokenizer.json or vocab.txt")
+    require(has_vocabulary(loaded), key, name, "a model with a vocabulary file, such as tokenizer.json")
     return TextTokenizer(loaded.backend_tokenizer, loaded.pad_token_id, loaded.unk_token_id, loaded)
 
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
-from bertmon.errors import InputError, require
+from bertmon.errors import InputError, first_line, require
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +40,6 @@ class Guarded:
             log.debug("cleanup failed, too, after the error logged next", exc_info=True)
         trace = None if isinstance(error, InputError) else error
         log.error(f"Monitoring stopped after an error; training continues: {first_line(error)}", exc_info=trace)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of the error message; torch's messages can have a hundred."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def guarded(method: Callable[Concatenate[Self_, P], None]) -> Callable[Concatenate[Self_, P], None]:

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bertmon.errors import InputError, require
-from bertmon.integrations.guard import first_line
+from bertmon.errors import InputError, first_line, require
 from bertmon.monitor.probe import MAX_TEXTS, first_texts
 
 log = logging.getLogger(__name__)

@@ -209,7 +209,7 @@ def _logit_std_limit(history: History, rules: VerdictThresholds, *, collapsed: b
     """The `logit_std` below which a model ignores its texts.
 
     It is absolute, or a share of the value at step 0 if that is larger and gradients have clearly vanished: the logits
-    of wide and of pretrained models start with a hundred used the standard deviation of small ones. collapsed: the
+    of wide and of pretrained models start with a hundred times the standard deviation of small ones. collapsed: the
     current verdict is `collapsed`, so that gradients must recover further.
     """
     relative = rules.min_logit_std_ratio * _initial_logit_std(history)
