@@ -72,10 +72,11 @@ def explain_collapse(plan: RunPlan, step: int, setting_names: SettingNames) -> E
     peak = int(plan.effective_lr[:step].argmax())
     largest, nominal = float(plan.effective_lr[peak]), float(plan.lr.max())
     boosts = np.divide(plan.effective_lr, plan.lr, out=np.ones(len(plan)), where=plan.lr > 0)
-    long_warmup = warmup_steps(LONG_WARMUP, len(plan))
     remedies = {}
     if setting_names.warmup and plan.warmup_frac < LONG_WARMUP:
-        remedies[setting_names.warmup.format(value=LONG_WARMUP, steps=long_warmup)] = nominal * boosts[long_warmup]
+        long_warmup = warmup_steps(LONG_WARMUP, len(plan))
+        ramp = np.minimum(np.arange(len(plan)) / long_warmup, 1.0)
+        remedies[setting_names.warmup.format(value=LONG_WARMUP, steps=long_warmup)] = nominal * (ramp * boosts).max()
     if not plan.bias_correction:
         remedies[setting_names.bias_correction] = nominal
     sufficient = [change for change, rate in remedies.items() if rate < largest / 2]

@@ -270,6 +270,15 @@ def test_advice_is_a_rate_if_no_other_key_lowers_it():
     assert early.advice == "optimizer.lr=3.3e-5"  # it broke at a tenth of the peak
 
 
+@pytest.mark.parametrize("total_steps", [2, 20, 100, 600, 3000, 10_000])
+@pytest.mark.parametrize("warmup_frac", [0.0, 0.1, 0.3, 0.6])
+def test_longer_warm_up_is_advised_where_it_halves_the_peak(total_steps, warmup_frac):
+    short, long = (plan(total_steps, warmup_frac=frac, bias_correction=False) for frac in (warmup_frac, 0.7))
+    run = history(short, snapshot(short, 0), snapshot(short, total_steps - 1, **COLLAPSED))
+    advice = diagnose(run, THRESHOLDS).advice or ""
+    assert ("warmup_frac=0.7" in advice) == (long.effective_lr.max() < short.effective_lr.max() / 2)
+
+
 @pytest.mark.parametrize(
     ("keys", "advice"),
     [
