@@ -136,6 +136,14 @@ def save_pretrained_bert(folder: Path, **changes: int) -> dict[str, Any]:
 # --- processes ------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="session", autouse=True)
+def default_signals():
+    """Started processes would ignore the signals that this one ignores: under nohup, or as a shell's background job."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start_process(tmp_path: Path):
     """Start a command in tmp_path with no GPU; returns its Popen, with stdout and stderr as text pipes.

@@ -28,7 +28,8 @@ class Console(logging.StreamHandler[TextIO]):
         if self._closed_pipe:
             return
         try:
-            tqdm.write(self.format(record), file=self.stream)
+            line = f"{self.format(record)}\n"  # in one write: a parallel run could print between two
+            tqdm.write(line, file=self.stream, end="")
             self.flush()
         except Exception:
             self.handleError(record)
