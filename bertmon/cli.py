@@ -59,9 +59,17 @@ def resume(arguments: Sequence[str]) -> None:
         launches = resume_argvs(options.folder, options.overrides)
     except InputError as error:
         sys.exit(str(error))
+    failed = False
     for directory, *command in launches:
         os.chdir(directory)
-        run(command)
+        try:
+            run(command)
+        except SystemExit as ended:
+            if ended.code != 1:  # interrupted, or a message that concerns all launches
+                raise
+            failed = True  # a run has failed; the others are unaffected
+    if failed:
+        sys.exit(1)
 
 
 def rerun(arguments: Sequence[str]) -> None:

@@ -383,9 +383,9 @@ class OptimizerConfig:
     """Peak learning rate of the classification head. Above 0; null: the value of lr."""
 
     def __post_init__(self) -> None:
-        for key in ("lr", "eps"):
-            value = getattr(self, key)
-            require(0 < value < math.inf, f"optimizer.{key}", value, "a finite number above 0")
+        require(0 < self.lr < math.inf, "optimizer.lr", self.lr, "a finite number above 0")
+        expected = "a finite number of at least 1.2e-38, the smallest normal one in float32"
+        require(2.0**-126 <= self.eps < math.inf, "optimizer.eps", self.eps, expected)
         for key in ("beta1", "beta2"):
             value = getattr(self, key)
             require(0 <= value < 1, f"optimizer.{key}", value, "a number of at least 0 and below 1")
@@ -406,7 +406,8 @@ class ScheduleConfig:
     """Shape after the warm-up: linear (down to 0), cosine (down to 0) or constant; or one of transformers' schedules:
     inverse_sqrt, polynomial, cosine_with_restarts, cosine_with_min_lr, warmup_stable_decay."""
     warmup_frac: float = 0.1
-    """Fraction of all steps over which the learning rate rises linearly from 0 to its peak, in [0, 1]."""
+    """Fraction of all steps over which the learning rate rises to its peak, in [0, 1]. It rises linearly, from 0 (with
+    decay=warmup_stable_decay from end_factor)."""
     warmup_steps: int | None = None
     """Length of the warm-up in steps, instead of warmup_frac. At least 0, and limited to the steps of the run; null:
     warmup_frac applies."""
@@ -549,9 +550,9 @@ class VerdictThresholds:
     """Below this depth_ratio, gradients have clearly vanished: a BERT-base on a plateau that ended had 0.02 to 0.05,
     three that collapsed 0.009 to 0.016, most collapsed runs of a pretrained MiniLM 0.005 or less. Above 0."""
     shrunk_logit_std_ratio: float = 0.1
-    """Below this share of its value at step 0, logit_std has shrunk and its trend predicts nothing about the remaining
-    steps (max_logit_std_growth is assumed instead): a BERT-base on a plateau that ended had 0.06 to 0.09, runs with too
-    small a learning rate 0.3 or more. In (0, 1)."""
+    """Below this share of its value at step 0, logit_std has shrunk, and its trend up to then predicts nothing about
+    the remaining steps (max_logit_std_growth is assumed instead): BERT-base runs on plateaus that ended had 0.02 to
+    0.09, runs with too small a learning rate 0.3 or more. In (0, 1)."""
     min_update_per_lr: float = 1e-2
     """Below this size of Adam's step, in units of the effective learning rate, the weights have stopped moving. Runs
     that learn have 0.05 to 1. Above 0."""
@@ -733,7 +734,7 @@ def require_same_run(current: Mapping[str, Any], stored: Mapping[str, Any], fold
 def require_table_format(delimiter: str | None, encoding: str | None, *, prefix: str) -> None:
     """Raise InputError unless the delimiter and the encoding are valid. prefix: of their names in messages."""
     valid = delimiter is None or delimiter in DELIMITERS or (len(delimiter) == 1 and delimiter not in '"\r\n\0')
-    expected = f"{', '.join(DELIMITERS)}, one character that is no quote or line end, or null"
+    expected = f"{', '.join(DELIMITERS)}, one character other than a quote or line end, or null"
     require(valid, f"{prefix}delimiter", delimiter, expected)
     expected = "the name of a text encoding in Python, such as cp1252, or null"
     require(encoding is None or _is_encoding(encoding), f"{prefix}encoding", encoding, expected)
@@ -745,8 +746,8 @@ def _is_file_name(text: str) -> bool:
 
 def _require_class_weights(value: object) -> None:
     weights = list(value.values()) if isinstance(value, Mapping) else list(value) if isinstance(value, list) else []
-    numbers = bool(weights) and all(isinstance(weight, int | float) and 0 < weight < math.inf for weight in weights)
-    expected = "balanced, a list of numbers above 0, a mapping of label names to such numbers, or null"
+    numbers = bool(weights) and all(isinstance(weight, int | float) and 0 < weight <= 1e30 for weight in weights)
+    expected = "balanced, a list of numbers above 0 (at most 1e30), a mapping of label names to such numbers, or null"
     require(value is None or value == "balanced" or numbers, "train.class_weights", value, expected)
 
 

@@ -307,7 +307,10 @@ def save_model(model: Any, tokenizer: SavableTokenizer, folder: Path, max_length
         names = [name for name in saved_tokenizer.model_input_names if name != "token_type_ids"]
         saved_tokenizer.model_input_names = names
     with storage_errors(folder), atomic_folder(folder) as temporary, quiet_transformers():
-        model.save_pretrained(temporary)
+        try:
+            model.save_pretrained(temporary)
+        except SafetensorError as error:  # raised for a full disk
+            raise OSError(str(error)) from None
         saved_tokenizer.save_pretrained(temporary)
 
 

@@ -7,6 +7,7 @@ import argparse
 import csv
 import itertools
 import re
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -109,23 +110,32 @@ def load_classifier(model: Path, device: torch.device) -> Classifier:
 
 
 def read_examples(
-    path: Path, text_columns: Sequence[str], label_column: str | None, table_format: TableFormat, labels: Sequence[str]
+    path: Path,
+    text_columns: Sequence[str],
+    label_column: str | None,
+    table_format: TableFormat,
+    labels: Sequence[str],
+    *,
+    require_label: bool = False,
 ) -> Iterator[Example]:
     """The rows of a file in any format that training reads. Raises InputError with the file and the line.
 
-    label_column: optional in the file; None: ignore labels. labels: the label names to expect.
+    label_column: optional in the file unless require_label; None: ignore labels. labels: the label names to expect.
     """
-    require(
-        path.is_file() and table_rows.is_readable(path), "FILE", path, f"a file of {', '.join(table_rows.SUFFIXES)}"
-    )
+    require(path.is_file(), "FILE", path, "an existing file")
+    require(table_rows.is_readable(path), "FILE", path, f"a file of {', '.join(table_rows.SUFFIXES)}")
     where, unit = f"FILE: {path}", table_rows.row_unit(path)
+    options = dict(zip(text_columns, ("--text-column", "--text-pair-column"), strict=False))
+    required = [*text_columns]
+    if label_column and require_label:
+        options[label_column] = "--label-column"
+        required.append(label_column)
 
     def hint(missing: MissingColumnsError) -> str:
-        options = dict(zip(text_columns, ("--text-column", "--text-pair-column"), strict=False))
         return f" Name the column with {' and '.join(options[name] for name in missing.missing)}."
 
     with table_rows.located_errors(where, unit, hint, reword=_with_options):
-        for row in table_rows.read_rows(path, text_columns, table_format, optional=[label_column or ""]):
+        for row in table_rows.read_rows(path, required, table_format, optional=[label_column or ""]):
             texts = tuple(_text(row, name) for name in text_columns)
             label = _label(row, label_column, labels) if label_column and label_column in row.values else None
             yield Example(texts, label)
@@ -208,7 +218,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--delimiter", help="column separator of .csv and .tsv (default: the run's, or by the header)")
     parser.add_argument("--encoding", help="encoding of the file (default: from its byte order mark, or UTF-8)")
     parser.add_argument(
-        "--quoted", choices=["true", "false"], help="can fields be quoted? (default: the run's, or .csv)"
+        "--quoted",
+        choices=["true", "false"],
+        help="whether fields may be quoted (default: the run's, or true for .csv only)",
     )
     parser.add_argument("--batch-size", type=int, default=32, help="texts per batch (default: 32)")
     parser.add_argument("--device", choices=[each.value for each in Device], default="auto")
@@ -222,6 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _predict(args)
     except InputError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
         exit_after_closed_pipe()
 
@@ -244,10 +258,19 @@ def _predict(args: argparse.Namespace) -> None:
     second = args.text_pair_column or data.get("text_pair_column")
     text_columns = (first, second) if second else (first,)
     label_column = None if args.ignore_labels else args.label_column or data.get("label_column") or "label"
+    expected = "a column other than those of the text (--ignore-labels reads none)"
+    require(label_column not in text_columns, "--label-column", label_column, expected)
     table_format = _table_format(args, data)
     require_table_format(table_format.delimiter, table_format.encoding, prefix="--")
     classifier = load_classifier(args.model, resolve_device(Device(args.device)))
-    examples = read_examples(args.file, text_columns, label_column, table_format, classifier.label_names)
+    examples = read_examples(
+        args.file,
+        text_columns,
+        label_column,
+        table_format,
+        classifier.label_names,
+        require_label=args.label_column is not None,
+    )
     with ExitStack() as stack:
         out: IO[str] = sys.stdout
         if args.out:

@@ -261,6 +261,8 @@ def recording(run_dir: Path, *, resume: bool = False) -> Iterator[RunResult]:
     """
     with exclusive(run_dir / LOCK_FILE, f"{run_dir}: another process is already running this run."):
         path = run_dir / RESULT_FILE
+        if resume and RunResult.read_ended(run_dir):
+            raise InputError(f"{run_dir}: another process has just ended this run.")
         try:
             path.touch(exist_ok=resume)  # if two runs start at once, one is rejected
         except FileExistsError:

@@ -1,5 +1,6 @@
 """Files that are written atomically, a cache of such files, and locks."""
 
+import glob
 import hashlib
 import json
 import logging
@@ -84,6 +85,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb+") as opened:
                     os.fsync(opened.fileno())
+                _apply_umask(file, 0o666)  # safetensors hides its files from the group
         _apply_umask(temporary, 0o777)
         if path.exists():
             path.rename(previous)
@@ -94,6 +96,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             previous.rename(path)
         raise
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def remove_temporaries(path: Path) -> None:
+    """Remove what a process left that was killed while it wrote `path`. No other process may be writing it."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name[:100])}.*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _apply_umask(path: Path, mode: int) -> None:

@@ -139,9 +139,9 @@ def save_pretrained_bert(folder: Path, **changes: int) -> dict[str, Any]:
 @pytest.fixture(scope="session", autouse=True)
 def default_signals():
     """Started processes would ignore the signals that this one ignores: under nohup, or as a shell's background job."""
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) == signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -196,6 +196,24 @@ def test_resume_adds_overrides_to_the_earlier_command(tmp_path, monkeypatch):
         cli.main(["resume", ".", "seed=1"])
 
 
+@pytest.mark.parametrize(("code", "started"), [(1, ["seed=1", "seed=2"]), (130, ["seed=1"]), ("disk full", ["seed=1"])])
+def test_failed_run_of_one_launch_does_not_keep_the_others_from_resuming(tmp_path, monkeypatch, code, started):
+    from bertmon.result import Launch, SweepFile
+
+    launches = [Launch((name,), (f"seed={name}",), str(tmp_path)) for name in "12"]
+    SweepFile(("1",), launches[0].command, str(tmp_path)).with_launch(launches[1]).write(tmp_path)
+    commands = []
+
+    def run(command):
+        commands.append(command[0])
+        sys.exit(code)
+
+    monkeypatch.setattr(cli, "run", run)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["resume", str(tmp_path)])
+    assert (commands, ended.value.code) == (started, code)
+
+
 def test_resume_in_a_deleted_directory_prints_the_command_to_start(tmp_path):
     from bertmon.launch.run_dirs import resume_argvs
     from bertmon.result import SweepFile

@@ -36,7 +36,7 @@ WRONG = [  # key, value, how the message continues after "expected"
     ("optimizer.lr", 0.0, "a finite number above 0"),
     ("optimizer.lr", float("inf"), "a finite number above 0"),
     ("optimizer.lr", float("nan"), "a finite number above 0"),
-    ("optimizer.eps", -1e-6, "a finite number above 0"),
+    ("optimizer.eps", -1e-6, "a finite number of at least 1.2e-38"),
     ("optimizer.beta1", 1.0, "a number of at least 0 and below 1"),
     ("optimizer.beta2", 0.9999999, "at most 0.999997 without bias correction"),
     ("optimizer.weight_decay", -0.1, "a finite number of at least 0"),

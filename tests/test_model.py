@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from conftest import BUILD_MODEL, TINY, save_pretrained_bert
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from bertmon import model
@@ -494,7 +495,10 @@ def test_save_model_gives_a_folder_that_transformers_loads(tmp_path, family, ori
         )
 
 
-def test_save_model_replaces_an_earlier_model_and_keeps_it_on_failure(tmp_path):
+def test_save_model_replaces_an_earlier_model_and_keeps_it_on_failure(tmp_path, monkeypatch):
+    def full_disk(folder):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
     tokenizer = train_tokenizer(tmp_path / "cache")
     built = model.build_model(TINY, label_names=LABELS, vocab_size=tokenizer.size, pad_id=0, max_length=16)
     folder = tmp_path / "model"
@@ -509,6 +513,10 @@ def test_save_model_replaces_an_earlier_model_and_keeps_it_on_failure(tmp_path):
 
     with pytest.raises(StorageError, match=f"could not write {folder}: No space left on device"):
         model.save_model(built, FailingTokenizer(), folder, 16)
+    monkeypatch.setattr(built, "save_pretrained", full_disk)
+    with pytest.raises(StorageError, match=f"could not write {folder}: I/O error: No space left on device"):
+        model.save_model(built, tokenizer, folder, 16)
+    monkeypatch.undo()
     assert (folder / "left from before").exists()
     model.save_model(built, tokenizer, folder, 16)
     assert not (folder / "left from before").exists()

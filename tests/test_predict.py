@@ -139,7 +139,10 @@ def test_predict_with_invalid_input_says_what_was_expected(trained_run, tmp_path
     (tmp_path / "number.jsonl").write_text('{"text": 5}\n')
     for arguments, message in (
         ([tmp_path, test], "MODEL: expected the folder of a saved model, or of a run that saved one, got"),
-        ([run_dir, tmp_path / "none.csv"], "FILE: expected a file of .csv"),
+        ([run_dir, tmp_path / "none.csv"], f"FILE: expected an existing file, got {tmp_path / 'none.csv'}."),
+        ([run_dir, run_dir / "history.npz"], "FILE: expected a file of .csv"),
+        ([run_dir, test, "--label-column", "stars"], "has no 'stars'; it has 'text', 'label'. Name the column with"),
+        ([run_dir, test, "--text-column", "label"], "--label-column: expected a column other than those of the text"),
         ([run_dir, tmp_path / "other.csv"], "has no 'text'; it has 'Text'. Name the column with --text-column."),
         ([run_dir, tmp_path / "label.csv"], "label.csv, line 2 has 'moon' as 'label': expected sea, sky or an empty"),
         ([run_dir, tmp_path / "other.csv", "--text-column", "Text", "--text-pair-column", "b"], "with --text-pair-col"),

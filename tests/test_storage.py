@@ -13,6 +13,7 @@ from conftest import interrupt
 from bertmon.errors import InputError, StorageError
 from bertmon.storage import (
     ContentHash,
+    atomic_folder,
     atomic_path,
     atomic_write,
     cached_bytes,
@@ -65,6 +66,17 @@ def test_atomic_path_gives_the_permissions_of_any_new_file(tmp_path, umask, mode
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+
+
+def test_atomic_folder_gives_its_files_the_permissions_of_new_ones(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with atomic_folder(tmp_path / "folder") as temporary:
+            (temporary / "hidden").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o750
+    assert stat.S_IMODE((tmp_path / "folder" / "hidden").stat().st_mode) == 0o640
 
 
 def test_atomic_write_of_the_longest_name_works(tmp_path):

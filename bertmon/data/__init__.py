@@ -27,5 +27,5 @@ def load_corpus(config: DataConfig, cache: Path) -> Corpus:
         case DocstringsConfig():
             corpus = docstrings.read(config, cache)
         case _:
-            raise InputError("data: expected newsgroups, docstrings, files or hf, got nothing.")
+            raise InputError("data: no data source was chosen; choose data=newsgroups, docstrings, files or hf.")
     return with_validation(corpus, config.validation_frac, config.split_seed) if config.validation_frac else corpus

@@ -269,7 +269,9 @@ def _quoted_fields(file: BinaryIO, delimiter: str) -> Iterator[tuple[int, int, l
             yield *lines_of_row[0], row
             lines_of_row.clear()
     except csv.Error as error:
-        raise BadRowError(lines_of_row[0][0] if lines_of_row else rows.line_num, f"is malformed: {error}") from None
+        carriage_return = "new-line character seen in unquoted field" in str(error)
+        reason = "has a carriage return in an unquoted field: quote it" if carriage_return else f"is malformed: {error}"
+        raise BadRowError(lines_of_row[0][0] if lines_of_row else rows.line_num, reason) from None
 
 
 def _plain_fields(file: BinaryIO, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:

@@ -22,7 +22,7 @@ from bertmon.data.examples import Columns, ExampleReader, text_columns
 from bertmon.data.lazy_texts import LazyTexts, file_stamp, text_hash, text_parts
 from bertmon.data.parts import LabelIndex, PartContent, build_corpus
 from bertmon.data.table_rows import MissingColumnsError, TableFormat
-from bertmon.errors import require
+from bertmon.errors import InputError, require
 from bertmon.storage import ContentHash, cached_bytes, content_hash
 
 _LAZY_BYTES = 32_000_000  # texts of a file of this size or larger are read on demand
@@ -69,7 +69,8 @@ def _read_file(key: str, name: str, config: FilesConfig, cache: Path) -> PartCon
             part = _indexed(path, table_format, reader, cache)
         else:
             part = _in_memory(path, table_format, reader)
-    require(len(part.texts) > 0, key, f"{name} without any", "a file with texts")
+    if not part.texts:
+        raise InputError(f"{key}: {name} has no texts.")
     return part
 
 

@@ -14,7 +14,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import HydraContext
 from omegaconf.errors import OmegaConfBaseException
 
-from bertmon.errors import InputError
+from bertmon.errors import InputError, require
 from bertmon.launch import command_line, final_summary, hydra_setup, threads
 from bertmon.launch.compose import search_path
 
@@ -35,6 +35,7 @@ def train(overrides: Sequence[str] = (), *, config_dir: Path | str | None = None
     """
     threads.configure_threads()
     hydra_setup.register()
+    require(not isinstance(overrides, str), "overrides", overrides, 'a list of strings, such as ["seed=1"]')
     arguments = list(overrides)
     for argument in arguments:
         if argument.startswith("-"):

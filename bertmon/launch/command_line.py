@@ -154,12 +154,11 @@ def _explain_composition(text: str) -> str:
 
 
 def _explain_syntax(error: OverrideParseException) -> str:
-    """Hydra's message, or how to quote a value with =, brackets or non-ASCII characters, as the grammar requires."""
+    """Hydra's message, or how to quote a value as its grammar requires, such as one with = or a single quote."""
     key, equals, value = error.override.partition("=")
     quoted = f"{key}={quote_override(value)}"
-    needs_quotes = re.search(r"[=()\[\]]|[^\x00-\x7f]", value) and not value.startswith(("=", "'", '"'))
-    is_sweep = re.fullmatch(r"\w+\(.*\)", value)  # choice(...), range(...)
-    if not equals or not needs_quotes or is_sweep or has_control_characters(value) or not _parses(quoted):
+    is_structured = re.fullmatch(r"\w+\(.*\)|\[.*\]|\{.*\}|[='\"].*|.*,.*", value)  # choice(...), a list, a mapping
+    if not equals or not value or is_structured or has_control_characters(value) or not _parses(quoted):
         return str(error)
     return f"{key}: could not parse the value {value}; quote it for Hydra and for the shell: {_shell_quote(quoted)}"
 

@@ -67,6 +67,7 @@ def search_path(config_dir: Path | str | None) -> list[str]:
     """The override that adds a folder of user presets, as --config-dir does; empty if config_dir is None."""
     if config_dir is None:
         return []
+    require(Path(config_dir).is_dir(), "config_dir", config_dir, "an existing folder")
     return [f"hydra.searchpath=[{quote_override(f'file://{Path(config_dir).absolute()}')}]"]
 
 

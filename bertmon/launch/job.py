@@ -77,7 +77,7 @@ def _run_overrides(job: HydraConf) -> dict[str, str]:
 def _explain_storage(error: StorageError, run_dir: Path, sweep_dir: Path) -> str:
     checkpoint = run_dir / CHECKPOINT_FILE
     last = f" The last checkpoint is {checkpoint}." if checkpoint.exists() else ""
-    return f"{error}{last} Once it can be written, resume with: {resume_command(sweep_dir)}"
+    return f"{error}{last} Once that is fixed, resume with: {resume_command(sweep_dir)}"
 
 
 @contextmanager

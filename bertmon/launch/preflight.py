@@ -39,7 +39,7 @@ from bertmon.schedule import warmup_steps
 from bertmon.training.class_weights import class_weights
 from bertmon.training.plan import lr_factors, warmup_frac
 from bertmon.training.run_training import require_one_process
-from bertmon.training.step import resolve_device
+from bertmon.training.step import require_compiler, resolve_device
 
 _REMOTE_LAUNCHERS = ("submitit_slurm", "ray", "ray_aws")
 """Launchers whose runs can have other devices than this machine."""
@@ -120,8 +120,12 @@ def check_configs(configs: Sequence[RunConfig], *, devices: bool = True) -> list
     Returns the corpus of each config. The corpora and vocabularies built here stay in the cache for the runs.
     devices: whether the runs use this machine's devices; only then are the devices checked.
     """
-    for device in dict.fromkeys(config.device for config in configs) if devices else ():
-        resolve_device(device)
+    for device, compiles in (
+        dict.fromkeys((config.device, config.train.compile) for config in configs) if devices else ()
+    ):
+        resolved = resolve_device(device)
+        if compiles:
+            require_compiler(resolved.type)
     checked: list[tuple[object, data.Corpus, nn.Module]] = []
     corpora = []
     seen: set[str] = set()
@@ -209,5 +213,5 @@ def _experiment_line(config: DictConfig) -> str:
         why = "a CUDA device was found" if config.experiment == "article" else "no CUDA device was found"
         return f"experiment={config.experiment}, because {why}; choose another with {others}"
     if str(config.hydra.runtime.choices.get("data")) in ("files", "hf") and choice in ("finetune", "custom"):
-        return f"experiment={choice}, the default for your own data; choose another with {others}"
+        return f"experiment={choice}, for data of your own; choose another with {others}"
     return f"experiment={choice}, as requested; others are {others}"

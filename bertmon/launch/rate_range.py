@@ -22,6 +22,7 @@ from bertmon.launch.compose import load_config
 from bertmon.launch.preflight import check_configs
 from bertmon.launch.threads import configure_threads
 from bertmon.notation import format_rate
+from bertmon.schedule import warmup_steps
 from bertmon.training.plan import warmup_frac
 from bertmon.training.rate_range import RateRange, find_cliff, peak_factor
 
@@ -92,6 +93,8 @@ def report(
     if outcome.cliff is None:
         return [f"No cliff found: training does not fail at effective rates up to {last}."]
     total_steps, peak = len(outcome.plan), float(outcome.plan.effective_lr.max())
+    if not peak:
+        return [f"Cliff: about {format_rate(outcome.cliff, 2)}. The learning rate of this plan is 0 at every step."]
     limit = outcome.cliff / distance
     side = "above it" if peak > outcome.cliff else "below it" if peak <= limit else "below it, but not by that factor"
     warning = f"This early, the cliff is uncertain: start lower, with --from {format_rate(lowest / _EARLY)}."
@@ -113,8 +116,10 @@ def report(
 def _rate_table(config: RunConfig, limit: float, total_steps: int) -> Iterator[str]:
     """Lines with the learning rates whose peak is `limit`, by warm-up and bias correction."""
     yield "schedule.warmup_frac  optimizer.bias_correction=false  =true"
-    longest = 1 - (config.schedule.decay_frac or 0.0)
-    for warmup in sorted({*filter(longest.__ge__, WARMUPS), warmup_frac(config.schedule, total_steps)}):
+    decay = warmup_steps(config.schedule.decay_frac or 0.0, total_steps)
+    for warmup in sorted({*WARMUPS, warmup_frac(config.schedule, total_steps)}):
+        if warmup_steps(warmup, total_steps) + decay > total_steps:
+            continue
         factors = [
             peak_factor(config, total_steps, warmup_frac=warmup, bias_correction=corrected)
             for corrected in (False, True)

@@ -28,6 +28,7 @@ _SYNONYMS = {
     "max_len": "data.max_length",
     "max_seq_length": "data.max_length",
     "model_name_or_path": "model.name",
+    "n_layers": "model.num_hidden_layers",
     "num_epochs": "train.epochs",
     "num_layers": "model.num_hidden_layers",
     "num_train_epochs": "train.epochs",
@@ -82,13 +83,16 @@ def explain_unknown_key(key: str) -> str:
     last = key.rpartition(".")[2]
     if choices := [f"data={name}" for name, schema in DATA_SCHEMAS.items() if key in _keys_of(schema, "data.")]:
         return f"{key}: not available with the chosen data; it requires {' or '.join(choices)}."
-    group = f"{key.rpartition('.')[0]}." if "." in key else ""
-    siblings = [full for full in _all_keys() if full.startswith(group)] or _all_keys()
+    every, parent = _all_keys(), key.rpartition(".")[0]
+    if parent in every:
+        return f"{key}: no such key; give the whole value, {parent}=..."
+    siblings = [full for full in every if full.startswith(f"{parent}.")] or every
     by_last_part = {full.rpartition(".")[2]: full for full in reversed(siblings)}
     close = difflib.get_close_matches(last, by_last_part, n=1, cutoff=0.6)
-    if guess := _SYNONYMS.get(last) or (by_last_part[close[0]] if close else None):
+    elsewhere = [full for full in every if full.rpartition(".")[2] == last]
+    if guess := _SYNONYMS.get(last) or next(iter(elsewhere), by_last_part[close[0]] if close else None):
         return f"{key}: no such key; did you mean {guess}?"
-    return f"{key}: no such key; the keys are {', '.join(siblings if group else (f.name for f in fields(RunConfig)))}."
+    return f"{key}: no such key; the keys are {', '.join(siblings if parent else (f.name for f in fields(RunConfig)))}."
 
 
 def _all_keys() -> list[str]:

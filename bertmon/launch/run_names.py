@@ -12,6 +12,7 @@ from bertmon.storage import content_hash
 NEVER_IN_NAME = ("cache_dir", "device", "experiment", "name", "resume", "seed")
 """Keys that are not part of a run's name unless they are swept; the seed names a subfolder."""
 
+_NOT_A_STRING = re.compile(r"-?[\d_]*\.?[\d_]*(e-?[\d_]+)?|-?(inf|nan)|true|false|null", re.IGNORECASE)
 _MAX_NAME_BYTES = 120  # file systems allow 255
 
 
@@ -45,7 +46,10 @@ def _last_part(value: str) -> str:
 
 
 def quote_override(value: object) -> str:
-    """Quote a value for Hydra's override grammar, so that it is not parsed as a list, a sweep or an interpolation."""
+    """Quote a value for Hydra's override grammar, so that it is not parsed as a list, a sweep, an interpolation, a
+    number, a boolean or null."""
     text = str(value)
+    if re.fullmatch(r"[A-Za-z0-9_./-]+", text) and (set(text) == {"."} or not _NOT_A_STRING.fullmatch(text)):
+        return text
     escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")  # its parser leaves other backslashes alone
-    return f"'{escaped}'" if re.search(r"[^A-Za-z0-9_./-]", text) else text
+    return f"'{escaped}'"

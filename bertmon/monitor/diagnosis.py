@@ -222,6 +222,12 @@ def _logits_shrunk(history: History, rules: VerdictThresholds) -> bool:
     return history.snapshots[-1].logit_std < rules.shrunk_logit_std_ratio * _initial_logit_std(history)
 
 
+def _trend_start(history: History, rules: VerdictThresholds) -> int:
+    """The step after the last snapshot whose logits had shrunk; before it, `logit_std` was on a plateau."""
+    limit = rules.shrunk_logit_std_ratio * _initial_logit_std(history)
+    return max((shot.step + 1 for shot in history.snapshots if shot.logit_std < limit), default=0)
+
+
 def _initial_logit_std(history: History) -> float:
     """The value at step 0, before the first update; 0 if it was not measured."""
     first = history.snapshots[0]
@@ -265,7 +271,7 @@ def _not_learning(history: History, rules: VerdictThresholds, before: Diagnosis 
     step = shots[-1].step
     if not plan.lr_confirmed or not plan.effective_lr[: step + 1].any():
         return None  # no prediction: the rates to come are unknown, or no weight has moved yet
-    expected = _predict_final_logit_std(plan, shots, rules, own_slope=not _logits_shrunk(history, rules))
+    expected = _predict_final_logit_std(plan, shots, rules, trend_start=_trend_start(history, rules))
     hysteresis = _HYSTERESIS if before is not None and before.verdict is Verdict.not_learning else 1.0
     if not expected < rules.min_final_logit_std * hysteresis:
         return None
@@ -281,31 +287,35 @@ def _not_learning(history: History, rules: VerdictThresholds, before: Diagnosis 
 
 
 def _predict_final_logit_std(
-    plan: RunPlan, shots: list[Snapshot], rules: VerdictThresholds, *, own_slope: bool
+    plan: RunPlan, shots: list[Snapshot], rules: VerdictThresholds, *, trend_start: int
 ) -> float:
     """The largest `logit_std` to expect at the end of the run; infinite if there is nothing to extrapolate from.
 
     When a model leaves a plateau, `logit_std` grows exponentially with the sum of the effective learning rates: its
-    logarithm is linear in that sum. A line is fitted to the second half of the steps so far and extrapolated to the
-    last step, with its slope plus two standard errors or, if larger, a quarter of `max_logit_std_growth`,
-    since a plateau can end suddenly. That growth itself is assumed as long as less than `min_lr_used` of the sum
-    has been used, with fewer than three snapshots, and without `own_slope`.
+    logarithm is linear in that sum. A line is fitted to the second half of the steps so far, from `trend_start` on, and
+    extrapolated to the last step, with its slope plus two standard errors or, if larger, a quarter of
+    `max_logit_std_growth`, since a plateau can end suddenly. That growth itself is assumed as long as less than
+    `min_lr_used` of the sum has been used, and with fewer than three snapshots from `trend_start` on.
     """
-    lr_sum = np.cumsum(plan.effective_lr)
     first = bisect_left(shots, shots[-1].step / 2, key=lambda shot: shot.step)
     recent = [shot for shot in shots[first :: 1 + (len(shots) - first) // 100] if shot.logit_std > 0]
-    used = np.array([lr_sum[shot.step] for shot in recent])
-    log_stds = np.log([shot.logit_std for shot in recent])
-    now, left = lr_sum[shots[-1].step], lr_sum[-1] - lr_sum[shots[-1].step]
     if not recent:
         return math.inf
+    lr_sum = np.cumsum(plan.effective_lr)
+    now, left = lr_sum[shots[-1].step], lr_sum[-1] - lr_sum[shots[-1].step]
+    trend = [shot for shot in recent if shot.step >= trend_start]
+    moved = len(trend) >= 3 and lr_sum[trend[-1].step] > lr_sum[trend[0].step]
+    has_trend = moved and now >= rules.min_lr_used * lr_sum[-1]
+    fitted = trend if has_trend else recent
+    used = np.array([lr_sum[shot.step] for shot in fitted])
+    log_stds = np.log([shot.logit_std for shot in fitted])
     centered = used - used.mean()
-    if not own_slope or now < rules.min_lr_used * lr_sum[-1] or len(recent) < 3 or not centered.any():
+    if not has_trend:
         end = log_stds.mean() + rules.max_logit_std_growth * left
     else:
         slope = float(centered @ log_stds / (centered @ centered))
         residuals = log_stds - log_stds.mean() - slope * centered
-        error = math.sqrt(float(residuals @ residuals / (len(recent) - 2) / (centered @ centered)))
+        error = math.sqrt(float(residuals @ residuals / (len(fitted) - 2) / (centered @ centered)))
         end = (
             log_stds.mean()
             + slope * (now - used.mean())

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bertmon.errors import StorageError
 from bertmon.storage import atomic_path
 from bertmon.training.state import TrainState
 
@@ -67,15 +68,17 @@ def save_checkpoint(
 class Checkpoint:
     """A checkpoint, read and verified.
 
-    Raises CorruptCheckpointError if the file is not a complete checkpoint, FileNotFoundError if there is none.
+    Raises CorruptCheckpointError if the file is not a complete checkpoint, FileNotFoundError if there is none, and
+    StorageError if it cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
             raise FileNotFoundError(path)
+        if not path.is_file():  # reading a FIFO would block
+            raise CorruptCheckpointError(f"{path}: corrupt checkpoint (not a file).")
+        _require_readable(path)
         try:
-            if not path.is_file():  # reading a FIFO would block
-                raise OSError("not a file")
             with safe_open(path, "pt") as file:
                 header = file.metadata() or {}
                 checksums = json.loads(header.pop("sha256"))
@@ -112,6 +115,15 @@ class Checkpoint:
 
     def _with_prefix(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in self._tensors.items() if name.startswith(prefix)}
+
+
+def _require_readable(path: Path) -> None:
+    """Raise StorageError for a file that cannot be read, which can be intact; safetensors does not say why."""
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise StorageError(f"could not read {path}: {error.strerror or error}.") from None
 
 
 def _untie(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

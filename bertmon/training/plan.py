@@ -11,7 +11,7 @@ import torch
 
 from bertmon import optimizer, schedule
 from bertmon.config import Decay, RunConfig, ScheduleConfig, TrainConfig
-from bertmon.errors import InputError
+from bertmon.errors import InputError, first_line, require
 from bertmon.monitor.history import FloatArray, RunPlan
 
 _MIN_EVALUATIONS = 10  # of a run, not counting the one before the first step
@@ -93,8 +93,9 @@ def _transformers_factors(config: ScheduleConfig, warmup: int, total_steps: int)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the dummy optimizer is never stepped
         for step in range(total_steps):
+            if step:
+                scheduler.step()
             factors[step] = dummy.param_groups[0]["lr"]
-            scheduler.step()
     return factors
 
 
@@ -104,10 +105,19 @@ def _custom_factors(config: ScheduleConfig, total_steps: int) -> FloatArray:
     module, _, attribute = name.rpartition(".")
     try:
         function: Callable[[int, int, int], float] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"schedule.function: expected an importable module.function, got {name} ({error}).") from None
+    require(callable(function), "schedule.function", name, "a function")
     warmup = schedule.warmup_steps(warmup_frac(config, total_steps), total_steps)
-    factors = np.array([float(function(step, warmup, total_steps)) for step in range(total_steps)])
+    factors = np.empty(total_steps)
+    for step in range(total_steps):
+        try:
+            factors[step] = float(function(step, warmup, total_steps))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise InputError(
+                f"schedule.function: expected a factor from {name}({step}, {warmup}, {total_steps}), got {reason}."
+            ) from None
     if not (np.isfinite(factors).all() and (factors >= 0).all()):
         step = int(np.flatnonzero(~(np.isfinite(factors) & (factors >= 0)))[0])
         raise InputError(

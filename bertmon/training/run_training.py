@@ -24,8 +24,8 @@ from bertmon.monitor.monitor import Monitor
 from bertmon.monitor.plan_check import MAX_STUDIED_LAYERS, MAX_STUDIED_WIDTH, check_plan
 from bertmon.monitor.tensorboard import RunWriter
 from bertmon.notation import format_percent
-from bertmon.result import MODEL_DIR, DataSummary, RunResult, recording
-from bertmon.storage import atomic_write
+from bertmon.result import MODEL_DIR, RESULT_FILE, DataSummary, RunResult, recording
+from bertmon.storage import atomic_write, remove_temporaries
 from bertmon.training.checkpoint import (
     CHECKPOINT_FILE,
     Checkpoint,
@@ -78,7 +78,7 @@ def run_training(
             result.status = state.status
             writer.hparams(*_hparams(result, monitor.history.plan))
         log.info(_last_line(name, result))
-    _delete_checkpoint(run_dir)  # after the result records that the run has ended
+    _clean_up(run_dir)  # after the result records that the run has ended
     return result
 
 
@@ -86,17 +86,18 @@ def _ended_before(run_dir: Path, name: str) -> RunResult | None:
     """The result of a run that has already ended and is not trained again; None for others."""
     ended = RunResult.read_ended(run_dir)
     if ended and ended.final:
-        _delete_checkpoint(run_dir)
+        _clean_up(run_dir)
         accuracy = format_percent(ended.final.accuracy)
         log.info(f"{name}: already finished ({ended.status}, accuracy/test {accuracy}), skipped")
     return ended
 
 
-def _delete_checkpoint(run_dir: Path) -> None:
-    """Delete the run's checkpoint, and temporary files of a process that was killed while writing one."""
+def _clean_up(run_dir: Path) -> None:
+    """Delete the checkpoint of a run that has ended, and what processes left that were killed while writing a file."""
     if distributed.rank() == 0:
-        for path in (run_dir / CHECKPOINT_FILE, *run_dir.glob(f".{CHECKPOINT_FILE}.*")):
-            path.unlink(missing_ok=True)
+        (run_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
+        for name in (CHECKPOINT_FILE, MODEL_DIR, RESULT_FILE, HISTORY_FILE):
+            remove_temporaries(run_dir / name)
 
 
 def _event_positions(checkpoint: Checkpoint | None, config: RunConfig) -> Mapping[str, Any] | None:

@@ -78,7 +78,7 @@ def maybe_compile(model: nn.Module, enabled: bool) -> nn.Module:
     """
     if not enabled:
         return model
-    _require_compiler(next(model.parameters()).device.type)
+    require_compiler(next(model.parameters()).device.type)
     torch._dynamo.reset()  # the limit below counts the graphs of all runs in a process
     gc.collect()  # frees the previous run's model: compiled models are in reference cycles
     torch._dynamo.config.recompile_limit = MAX_GRAPHS
@@ -87,7 +87,7 @@ def maybe_compile(model: nn.Module, enabled: bool) -> nn.Module:
     return compiled
 
 
-def _require_compiler(device_type: str) -> None:
+def require_compiler(device_type: str) -> None:
     """Raise InputError if what torch.compile needs for the device is missing."""
     if device_type == "cpu":
         if not shutil.which(os.environ.get("CXX", "g++")):

@@ -105,9 +105,9 @@ def test_lazy_texts_of_an_unchanged_file_are_scanned_once(tmp_path, monkeypatch)
 
 
 BAD_FILES = [  # name, content, what the message says
-    ("train.csv", b"", "expected a file with texts"),
-    ("train.csv", b"text,label\n", "expected a file with texts"),
-    ("train.jsonl", b"\n\n", "expected a file with texts"),
+    ("train.csv", b"", "has no texts."),
+    ("train.csv", b"text,label\n", "has no texts."),
+    ("train.jsonl", b"\n\n", "has no texts."),
     ("train.csv", b"text,label\nx,sea\n", "expected at least two labels, got only sea"),
     ("train.csv", b"text,label\nx,sea\nonly one field\n", "line 3 has 1 fields where the header has 2"),
     ("train.csv", b'text,label\n"two\nlines",sea\nx,sky,more\n', "line 4 has 3 fields"),

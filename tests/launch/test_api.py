@@ -88,13 +88,19 @@ def test_train_accepts_a_config_directory(here, files):
         (["-m"], "train: expected overrides, got -m"),
         (["seed=1,2"], "Ambiguous value for argument 'seed=1,2'"),
         (["data=files", "data.train=nowhere.csv"], "data.train: expected an existing file"),
+        ("seed=1", 'overrides: expected a list of strings, such as ["seed=1"], got seed=1.'),
     ],
 )
 def test_train_raises_input_error_for_a_mistake(here, overrides, message):
     with pytest.raises(bertmon.InputError) as caught:
-        bertmon.train(["experiment=quickstart", *overrides])
+        bertmon.train(overrides if isinstance(overrides, str) else ["experiment=quickstart", *overrides])
     assert message in str(caught.value)
     assert not (here / "multirun").exists()
+
+
+def test_config_directory_that_does_not_exist_is_refused(here):
+    with pytest.raises(bertmon.InputError, match="config_dir: expected an existing folder, got nowhere"):
+        bertmon.train(["experiment=quickstart"], config_dir="nowhere")
 
 
 def test_train_raises_what_the_run_raises(here, files, monkeypatch, capsys):

@@ -318,6 +318,14 @@ def error_of(monkeypatch, *arguments) -> str:
             "schedule.function: expected an import",
         ),
         (
+            ["schedule.function=math.sqrt"],
+            "schedule.function: expected a factor from math.sqrt(0, 1, 12), got TypeError: math.sqrt() takes exactly",
+        ),
+        (["schedule.function=math.pi"], "schedule.function: expected a function, got math.pi."),
+        (["schedule.function=.foo.bar"], "schedule.function: expected an importable module.function, got .foo.bar"),
+        (["optimizer.eps=1e-60"], "optimizer.eps: expected a finite number of at least 1.2e-38"),
+        (["train.class_weights=[1,1e300]"], "train.class_weights: expected balanced, a list of numbers above 0 (at mo"),
+        (
             ["schedule=warmup_stable_decay", "schedule.decay_frac=0.5", "schedule.warmup_frac=0.1,0.7", "-m"],
             "schedule.decay_frac: expected warm-up (",
         ),

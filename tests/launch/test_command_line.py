@@ -42,7 +42,7 @@ def test_invalid_arguments_are_one_message_and_nothing_is_written(bertmon_here, 
     assert not (tmp_path / "multirun").exists()
 
 
-@pytest.mark.parametrize("name", ["a=b.csv", "a[1].csv", "汉字.csv", "a(1).csv", "x y=1.csv"])
+@pytest.mark.parametrize("name", ["a=b.csv", "a[1].csv", "汉字.csv", "a(1).csv", "x y=1.csv", "it's.csv", "a&b;#!.csv"])
 def test_value_that_hydra_cannot_parse_gets_quoting_that_works(bertmon_here, files, tmp_path, name):
     (tmp_path / name).write_bytes((tmp_path / "train.csv").read_bytes())
     rest = ["experiment=quickstart", "train.epochs=1", *(word for word in files if not word.startswith("data.train="))]
@@ -153,10 +153,20 @@ def test_check_arguments_accepts_valid_arguments():
         ("num_train_epochs", "train.epochs"),
         ("per_device_train_batch_size", "train.batch_size"),
         ("monitor.thresholds.min_logit", "monitor.thresholds.min_logit_std"),
+        ("train.lr", "optimizer.lr"),
+        ("train.seed", "seed"),
+        ("train.warmup_frac", "schedule.warmup_frac"),
+        ("data.batch_size", "train.batch_size"),
+        ("model.n_layers", "model.num_hidden_layers"),
     ],
 )
 def test_explain_unknown_key_guesses_the_key(key, guess):
     assert explain_unknown_key(key) == f"{key}: no such key; did you mean {guess}?"
+
+
+def test_explain_unknown_key_below_a_key_names_that_one():
+    message = "train.class_weights.spam: no such key; give the whole value, train.class_weights=..."
+    assert explain_unknown_key("train.class_weights.spam") == message
 
 
 def test_explain_unknown_key_without_a_guess_lists_the_group():

@@ -62,7 +62,7 @@ def test_full_disk_ends_the_launch_and_it_resumes_once_there_is_space(bertmon, d
     assert process.returncode == 1
     assert "Traceback" not in process.stdout + process.stderr
     first = disk / "sweep/warmup_frac=0.1/seed=0"
-    (line,) = (line for line in process.stderr.splitlines() if "Once it can be written" in line)
+    (line,) = (line for line in process.stderr.splitlines() if "Once that is fixed" in line)
     assert line.startswith("could not write ")
     assert "No space left on device." in line
     assert f"The last checkpoint is {first / checkpoint.CHECKPOINT_FILE}." in line

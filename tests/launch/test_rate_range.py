@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import re
 import shlex
 
 import numpy as np
@@ -51,6 +52,21 @@ def test_every_rate_of_the_table_keeps_the_distance():
             config.optimizer.lr = float(rate)
             peak = plan_run(config, 225, 1.4).effective_lr.max()
             assert 0.9 < peak / (outcome(3e-3).cliff / 2) <= 1.0
+
+
+def test_table_leaves_out_warm_ups_that_the_decay_leaves_no_room_for():
+    stable = ["schedule=warmup_stable_decay", "schedule.decay_frac=0.5", "schedule.warmup_frac=0.1"]
+    config = load_config(["experiment=quickstart", *stable])
+    rates = RateRange(plan_run(config, 3, 1.4), steps=200, last_rate=3e-3, failed=True)
+    lines = rate_range.report(config, rates, 2.0, 1e-4, stable)
+    assert [line.split()[0] for line in lines if re.match(r"0[ .\d]* ", line)] == ["0", "0.06", "0.1", "0.3"]
+
+
+def test_plan_of_one_step_in_the_warm_up_has_no_rates():
+    config = load_config(["experiment=quickstart", "schedule.warmup_frac=1", "train.epochs=1"])
+    rates = RateRange(plan_run(config, 1, 1.4), steps=200, last_rate=3e-3, failed=True)
+    (line,) = rate_range.report(config, rates, 2.0, 1e-4, [])
+    assert line.endswith("The learning rate of this plan is 0 at every step.")
 
 
 @pytest.mark.parametrize(

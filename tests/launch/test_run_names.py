@@ -55,3 +55,10 @@ def test_setting_overrides_leaves_out_seed_and_excluded_keys():
 def test_quote_override_is_unchanged_by_hydras_parser(folder):
     (override,) = OverridesParser.create().parse_overrides([f"resume={quote_override(folder)}"])
     assert (override.value(), override.is_sweep_override()) == (folder, False)
+
+
+@pytest.mark.parametrize(
+    "text", ["2026_11", "1e3", "true", "Null", "0.50", ".5", "-1", "inf", "nan", ".", "..", "1/2", "1-2", ""]
+)
+def test_quote_override_of_what_looks_like_another_type_is_a_string(text):
+    assert OverridesParser.create().parse_override(f"resume={quote_override(text)}").value() == text

@@ -248,6 +248,18 @@ def test_slope_of_logits_that_have_shrunk_is_not_used():
     assert "too small" in diagnose(flat, THRESHOLDS).cause
 
 
+def test_trend_of_logits_that_have_recovered_starts_at_their_recovery():
+    """A BERT-base at the end of its plateau: 0.05 of the initial standard deviation, then 0.105."""
+    steps = plan(lr=5e-5)
+    _, *plateau = constant(steps, 330, logit_std=1e-3)
+    later = [snapshot(steps, step, logit_std=2.1e-3) for step in (360, 390, 420, 450)]
+    first = snapshot(steps, 0, logit_std=2e-2)
+    assert diagnose(history(steps, first, *plateau, later[0]), THRESHOLDS).verdict is Verdict.slow
+    assert diagnose(history(steps, first, *plateau, *later), THRESHOLDS).verdict is Verdict.not_learning
+    never_shrunk = snapshot(steps, 0, logit_std=9e-3)
+    assert diagnose(history(steps, never_shrunk, *plateau, later[0]), THRESHOLDS).verdict is Verdict.not_learning
+
+
 def test_collapse_measured_at_every_step_is_not_withdrawn_sooner():
     steps = plan()
     window = len(steps) // 20

@@ -21,7 +21,7 @@ from bertmon.training.task import build_task
 def _eager_backend(monkeypatch):
     """Dynamo traces and counts graphs but runs them eagerly, so that no C++ compiler is needed."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(step, "_require_compiler", lambda device_type: None)
+    monkeypatch.setattr(step, "require_compiler", lambda device_type: None)
     yield
     torch._dynamo.reset()
 
@@ -94,7 +94,7 @@ def test_missing_compiler_of_a_device_is_reported(device, missing, message, monk
     monkeypatch.setattr(shutil, "which", lambda name: None if no_compiler else f"/usr/bin/{name}")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if missing == name else object())
     if message is None:
-        step._require_compiler(device)
+        step.require_compiler(device)
     else:
         with pytest.raises(InputError, match=rf"^train\.compile: expected .*{message}"):
-            step._require_compiler(device)
+            step.require_compiler(device)

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from bertmon import config
 from bertmon.config import OnBehind, OnDoomed, Precision, SaveModel
-from bertmon.errors import InputError
+from bertmon.errors import InputError, StorageError
 from bertmon.monitor.diagnosis import Verdict
 from bertmon.monitor.history import HISTORY_FILE, History
 from bertmon.monitor.monitor import Monitor
@@ -270,6 +271,48 @@ def test_corrupt_checkpoint_is_renamed_and_the_run_starts_over(settings, plain, 
     assert "Renamed it to checkpoint.corrupt; the run starts over." in caplog.text
     assert RunContent.read(broken) == RunContent.read(plain)
     assert path.with_suffix(".corrupt").exists()
+
+
+def test_checkpoint_that_cannot_be_read_is_not_corrupt(settings, broken, monkeypatch):
+    settings.train.checkpoint_every = 5
+    interrupt_run(settings, broken, monkeypatch, at=6)
+    path = broken / CHECKPOINT_FILE
+    content = path.read_bytes()
+    settings.resume = str(broken.parent)
+    reading = Path.open
+
+    def denied(self, *arguments, **options):
+        if self == path:
+            raise PermissionError(13, "Permission denied")
+        return reading(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", denied)
+        with pytest.raises(StorageError, match=rf"could not read {path}: Permission denied\."):
+            run_training(settings, broken, name="run")
+    assert path.read_bytes() == content
+
+
+def test_run_that_another_process_has_just_ended_is_not_trained_again(settings, plain, monkeypatch):
+    run_training(settings, plain, name="run")
+    before = (plain / RESULT_FILE).read_bytes()
+    settings.resume = str(plain.parent)
+    ended = iter([None, RunResult.read(plain)])  # before the lock, and while holding it
+    monkeypatch.setattr(RunResult, "read_ended", lambda folder: next(ended))
+    with pytest.raises(InputError, match="plain: another process has just ended this run"):
+        run_training(settings, plain, name="run")
+    assert (plain / RESULT_FILE).read_bytes() == before
+
+
+def test_files_of_a_killed_process_are_removed_when_the_run_ends(settings, plain):
+    plain.mkdir(exist_ok=True)
+    for name in (".result.json.ab1", ".history.npz.ab2", ".checkpoint.safetensors.ab3"):
+        (plain / name).touch()
+    (plain / ".model.ab4").mkdir()
+    (plain / ".model.ab4" / "model.safetensors").touch()
+    (plain / ".hidden").touch()
+    run_training(settings, plain, name="run")
+    assert {path.name for path in plain.iterdir() if path.name.startswith(".")} == {".lock", ".hidden"}
 
 
 def test_full_disk_costs_only_the_checkpoint(settings, plain, monkeypatch, caplog):
