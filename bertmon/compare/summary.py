@@ -44,6 +44,7 @@ def conclusions(sweep: Sweep) -> list[str]:
     else:
         sentences += _failures(sweep)
     sentences += _windows(sweep)
+    sentences += _changed_data(sweep)
     if unfinished:
         sentences.append(unfinished)
     return [sanitize_line(sentence, 2000) for sentence in sentences]
@@ -201,6 +202,20 @@ def _windows(sweep: Sweep) -> list[str]:
         for window in windows
     ]
     return [f"Learning rates at which all runs learned: {'; '.join(named)}."]
+
+
+def _changed_data(sweep: Sweep) -> list[str]:
+    """Runs whose data settings are equal but whose data is not: a file changed while the sweep ran."""
+    versions: dict[str, dict[str, str]] = {}  # data settings -> fingerprint -> name of the first run
+    for run in sweep.ended:
+        if run.result and run.result.data and run.values:
+            settings = repr(sorted((key, value) for key, value in run.values.items() if key.startswith("data.")))
+            versions.setdefault(settings, {}).setdefault(run.result.data.fingerprint, run.name)
+    return [
+        f"The data changed between runs: {_join(list(names.values()))} had different texts, so do not compare them."
+        for names in versions.values()
+        if len(names) > 1
+    ]
 
 
 def _unfinished(sweep: Sweep) -> str:

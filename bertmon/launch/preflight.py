@@ -104,6 +104,8 @@ def start_launch(config: DictConfig, command: Sequence[str]) -> Path:
     for run, corpus in zip(launch.runs, corpora, strict=True):
         if run.run_dir and run.config.resume:
             run_dirs.check_same_data(run.run_dir, corpus.fingerprint())
+    if launch.runs[0].run_dir is None and config.resume:
+        run_dirs.check_same_search(sweep_dir, configs[0], launch.swept, corpora[0].fingerprint())
     if compose.experiment_choice(config) == "auto":  # a machine that resumes it must not choose again, either
         command = [*command, f"experiment={config.experiment}"]
     run_dirs.create_sweep_dir(sweep_dir, launch.runs, command)

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from bertmon.config import require_same_run, run_identity
+from bertmon.config import RunConfig, default_identity, require_same_run, run_identity
 from bertmon.errors import InputError, StorageError, require
 from bertmon.launch.command_line import program, resume_command
 from bertmon.launch.compose import PlannedRun
@@ -114,6 +114,28 @@ def _check_same_run(run_dir: Path, config: DictConfig) -> None:
     earlier = fields.get("config", fields.get("settings"))  # version 0.1 called it settings
     if isinstance(earlier, dict):  # else the run ended before it recorded its config
         require_same_run(run_identity(asdict(read_config(config))), run_identity(earlier), run_dir)
+
+
+def check_same_search(sweep_dir: Path, config: RunConfig, swept: Collection[str], fingerprint: str) -> None:
+    """Raise InputError if the trials in the folder of a search have other settings than `config`, or other data.
+
+    The values of swept keys and groups may differ; fingerprint: of config's data.
+    """
+
+    def is_swept(key: str) -> bool:
+        return any(key == each or key.startswith(f"{each}.") for each in swept)
+
+    if "experiment" in swept:  # it sets any key
+        return
+    current = {key: value for key, value in run_identity(asdict(config)).items() if not is_swept(key)}
+    for path in sorted(sweep_dir.rglob(RESULT_FILE)):
+        result = RunResult.read(path.parent)
+        if result and result.config:
+            stored = run_identity(result.config)
+            chosen = {key: value for key, value in {**default_identity(stored), **stored}.items() if is_swept(key)}
+            require_same_run({**current, **chosen}, stored, path.parent)
+            if not any(key.startswith("data.") for key in chosen):
+                check_same_data(path.parent, fingerprint)
 
 
 def check_same_data(run_dir: Path, fingerprint: str) -> None:

@@ -332,3 +332,17 @@ def test_format_percent_has_one_digit():
     assert notation.format_percent(0.7649) == "76.5 %"
     assert notation.format_percent(0.8123, 0.06) == "81.2 ± 6.0 %"
     assert notation.format_percent(math.nan) == ""
+
+
+def test_conclusions_name_runs_whose_data_changed_during_the_sweep(tmp_path):
+    comparison(tmp_path, seeds=1)
+    assert not any("The data changed" in sentence for sentence in summary.conclusions(read_sweep([tmp_path])))
+    path = tmp_path / "warmup_frac=0.7" / "seed=0" / "result.json"
+    fields = json.loads(path.read_text())
+    fields["data"]["fingerprint"] = "g"
+    path.write_text(json.dumps(fields))
+    sentence = "The data changed between runs: warmup_frac=0.1/seed=0, warmup_frac=0.7/seed=0 had different texts"
+    assert any(each.startswith(sentence) for each in summary.conclusions(read_sweep([tmp_path])))
+    fields["config"]["data"] = {"train": "other.csv"}
+    path.write_text(json.dumps(fields))
+    assert not any("The data changed" in sentence for sentence in summary.conclusions(read_sweep([tmp_path])))

@@ -138,6 +138,15 @@ def test_search_optimizes_the_mean_over_seeds_and_resumes(bertmon, demo_files, t
     assert resumed.stdout.count("already finished") == 6
     assert OmegaConf.load(tmp_path / "search/optimization_results.yaml") == best
 
+    other = bertmon(*SEARCH, *demo_files, "hydra.sweep.dir=search", "resume=search", "train.epochs=2")
+    assert other.returncode == 1
+    assert "cannot resume with different settings: train.epochs was 3, now 2." in other.stderr
+    with (tmp_path / "train.csv").open("a") as file:
+        file.write("one more,sea\n")
+    other = bertmon(*SEARCH, *demo_files, "hydra.sweep.dir=search", "resume=search")
+    assert other.returncode == 1
+    assert "the data has changed since this run started" in other.stderr
+
 
 WRONG = [  # arguments, part of the message
     (

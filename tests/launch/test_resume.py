@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from conftest import TIMEOUT, completed
+from conftest import TIMEOUT, completed, write_run
 from fault_injection import RunContent
 
+from bertmon.errors import InputError
+from bertmon.launch import run_dirs
+from bertmon.launch.compose import load_config
 from bertmon.result import SWEEP_FILE
 
 NO_FIGURES = ["monitor.figures=false"]  # their process takes seconds to start
@@ -78,3 +82,17 @@ def test_concurrent_launches_of_the_same_runs_do_not_share_them(bertmon, demo_fi
     assert joining.returncode == 0
     plan = json.loads((tmp_path / "sweep" / SWEEP_FILE).read_text())
     assert plan["runs"] == [f"warmup_frac={warmup}/seed=0" for warmup in (0.1, 0.7, 0.3, 0.5)]
+
+
+def test_search_resumes_with_the_same_fixed_settings_and_data_only(tmp_path):
+    config = load_config(["experiment=quickstart", "optimizer.lr=3e-4"])
+    swept = ("optimizer.lr", "seed", "model")
+    other = load_config(["experiment=quickstart", "optimizer.lr=1e-4", "seed=5", "model=bert_small"])
+    write_run(tmp_path / "trial" / "seed=5", config=asdict(other))
+    run_dirs.check_same_search(tmp_path, config, swept, "f")
+    run_dirs.check_same_search(tmp_path, config, ("experiment",), "f")
+    with pytest.raises(InputError, match=r"trial/seed=5: the data has changed since this run started"):
+        run_dirs.check_same_search(tmp_path, config, swept, "g")
+    run_dirs.check_same_search(tmp_path, config, (*swept, "data.max_length"), "g")
+    with pytest.raises(InputError, match=r"trial/seed=5: .* optimizer\.lr was 0\.0001, now 0\.0003\."):
+        run_dirs.check_same_search(tmp_path, config, ("seed", "model"), "f")
