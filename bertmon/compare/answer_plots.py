@@ -72,7 +72,7 @@ def accuracy_over_key(sweep: Sweep) -> tuple[Figure, Titles] | None:
         titles = _strips(axes, len(order), x, y, runs)
         axes.set_xticks(range(len(order)), [_label(sweep, key, value) for value in order])
         axes.set(xlabel=escape_mathtext(key), ylabel="test accuracy [%]")
-        _finish(axes, "accuracy by setting: one point per run, mean and standard deviation", runs)
+        _finish(axes, "accuracy by setting: runs, mean and standard deviation", runs)
         _verdict_legend(figure, [_verdict_name(run) for run in runs])
     return figure, titles
 
