@@ -9,8 +9,10 @@ EMBEDDINGS = -1
 
 def encoder_layer(name: str) -> int | None:
     """Index of the encoder layer of a parameter, counted from the input; None if it is outside the encoder layers."""
-    number = re.search(r"\bblocks?\.(\d+)\.", name) or re.search(r"\blayers?\.(\d+)\.", name)  # T5 has both
-    return int(number[1]) if number else None
+    for layers in ("blocks?", "layers?", "h"):  # T5 has blocks of layers; h as in GPT-2
+        if number := re.search(rf"\b{layers}\.(\d+)\.", name):
+            return int(number[1])
+    return None
 
 
 def parameter_depths(model: Any) -> dict[str, int | None]:

@@ -91,8 +91,10 @@ def test_lr_scales_of_embeddings_do_not_depend_on_their_name():
 
 
 def test_layer_decay_of_a_model_without_numbered_layers_is_refused():
-    model = tiny_model("gpt2", n_embd=4, n_layer=1, n_head=1)
-    with pytest.raises(InputError, match=r"optimizer\.layer_decay: expected 1 for gpt2, .* got 0\.5"):
+    model = tiny_model(
+        "albert", hidden_size=4, embedding_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4
+    )
+    with pytest.raises(InputError, match=r"optimizer\.layer_decay: expected 1 for albert, .* got 0\.5"):
         optimizer.lr_scales(OptimizerConfig(layer_decay=0.5), model)
     assert set(optimizer.lr_scales(OptimizerConfig(), model).values()) == {1.0}
 

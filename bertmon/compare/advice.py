@@ -4,6 +4,7 @@ A run collapses because its effective learning rate is too large; every remedy h
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,9 +69,17 @@ def remedies(run: RunSummary) -> list[Remedy]:
         return []
     lowered = [remedy for remedy in _remedies(run, steps) if remedy.peak < run.peak_effective_lr / 2]
     if not lowered:
-        lr = float(f"{values['optimizer.lr'] / 3:.1g}")
+        lr = _smaller_rate(run)
         lowered = [Remedy("optimizer.lr", lr, run.peak_effective_lr * lr / values["optimizer.lr"])]
     return lowered
+
+
+def _smaller_rate(run: RunSummary) -> float:
+    """The rate that the run's own verdict advises, as its log shows it; without one, a third of its rate."""
+    diagnosis = run.result.diagnosis if run.result else None
+    advised = re.fullmatch(r"optimizer\.lr=(\d[\d.e-]*)", (diagnosis and diagnosis.advice) or "")
+    lr: float = run.values["optimizer.lr"]
+    return float(advised[1]) if advised and float(advised[1]) < lr else float(f"{lr / 3:.1g}")
 
 
 def _remedies(run: RunSummary, total_steps: int) -> Iterator[Remedy]:

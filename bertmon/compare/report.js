@@ -1,7 +1,7 @@
 // Tables: a click on a header sorts, the field filters, the button copies what is shown as CSV.
 for (const box of document.querySelectorAll(".table")) {
   const table = box.querySelector("table"), body = table.tBodies[0];
-  const text = cell => cell.textContent.trim();
+  const text = cell => (cell.querySelector("a") ?? cell).textContent.trim();  // a run's name without the link to its log
   const seconds = {h: 3600, min: 60, s: 1};
   const number = value => {  // a duration in seconds, or the number that the text starts with
     if (/^(\d+ (h|min|s) ?)+$/.test(value)) {

@@ -22,6 +22,7 @@ from markupsafe import Markup, escape
 from bertmon.compare import selection, summary, tables
 from bertmon.compare.details import details, resume_commands, title
 from bertmon.compare.results import NOT_STARTED, RunSummary, Sweep, read_sweep
+from bertmon.compare.selection import RunWithHistory
 from bertmon.compare.tables import Table
 from bertmon.plot_style import VERDICT_COLORS
 from bertmon.result import SWEEP_FILE, Status, run_names
@@ -158,20 +159,24 @@ def _figures(sweep: Sweep) -> dict[str, Any]:
             "points": [_svg(*each) for each in points if each],
             "answers": [_svg(figure) for figure in answer_plots.heat_maps(sweep)],
             "curves": _svg(*curve_plots.training_curves(curves, colors)) if curves else "",
-            "curves_note": _curves_note(sweep, len(curves), bands=plots.has_own_colors(sweep)),
+            "curves_note": _curves_note(sweep, curves, bands=plots.has_own_colors(sweep)),
             "depths": [(step, _svg(figure)) for step, figure in depths if figure],
             "bars": [(step, [_svg(f) for f in layer_plots.layer_bars(side_by_side, step, colors)]) for step in steps],
             "heat_maps": [_svg(layer_plots.layer_heatmap(side_by_side, *each)) for each in heat_maps],
         }
 
 
-def _curves_note(sweep: Sweep, drawn: int, *, bands: bool) -> str:
+def _curves_note(sweep: Sweep, curves: Sequence[RunWithHistory], *, bands: bool) -> str:
+    """The caption of the curves."""
     band, flag = (
         ("; band: smallest to largest", " Dotted: the step from which a run is flagged.") if bands else ("", "")
     )
+    settings = len({curve.setting.name for curve in curves})
+    line = f"mean over the drawn runs of a setting, geometric on logarithmic axes{band}"
+    if len(curves) == settings:
+        line = "the first run of each setting" if len(sweep.runs) > len(sweep.settings) else "one run per setting"
     return (
-        f"{drawn} of {len(sweep.runs)} runs. Line: mean over the runs of a setting, geometric on logarithmic axes"
-        f"{band}. Dashed: chance, a model that ignores the text.{flag}"
+        f"{len(curves)} of {len(sweep.runs)} runs. Line: {line}. Dashed: chance, a model that ignores the text.{flag}"
     )
 
 

@@ -1,5 +1,6 @@
 """The runs and steps that a report has room for. Pure, except that it reads histories."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,13 +22,14 @@ class RunWithHistory:
 
 
 def select_curves(sweep: Sweep) -> list[RunWithHistory]:
-    """Runs whose curves are drawn: all if there are few; else one per setting, or per n-th setting of many."""
-    if len(sweep.runs) <= _MAX_CURVES:
-        candidates = [_with_history(setting, run) for setting in sweep.settings for run in setting.runs]
-    else:
-        every = -(-len(sweep.settings) // _MAX_CURVES)
-        candidates = [_representative(setting) for setting in sweep.settings[::every]]
-    return [curve for curve in candidates if curve]
+    """Runs whose curves are drawn: all if there are few; else the first of each setting, or of each n-th of many."""
+    every = -(-len(sweep.settings) // _MAX_CURVES) or 1
+    most = len(sweep.runs) if len(sweep.runs) <= _MAX_CURVES else max(_MAX_CURVES // len(sweep.settings), 1)
+    curves: list[RunWithHistory] = []
+    for setting in sweep.settings[::every]:
+        drawn = (curve for run in setting.runs if (curve := _with_history(setting, run)))
+        curves += itertools.islice(drawn, most)
+    return curves
 
 
 def select_layer_runs(sweep: Sweep) -> list[RunWithHistory]:

@@ -138,24 +138,21 @@ class Watch(Guarded):
             self._optimizer, scheduler, scheduler_every, first_step, total_steps, past, bias_correction=bias_correction
         )
         history = self._history(point, chance, first_step)
+        self._require_watched_weights(history)  # before the writer truncates event files
         self._writer = self._open_writer(point, first_step, figures, context)
         self._monitor = self._build_monitor(history, config, logits, context)
         self._step = len(history.losses)  # index of the step in progress
         initial_state = {"diagnosis": None, "logged_steps": self._step, "next_probe_step": 0}
         self._monitor.load_state_dict(point.monitor if point else initial_state)
         self._trainable = _trainable(self.model, self._optimizer)
-        self._ended = False  # diverged, or past total_steps: nothing more is measured
-        self._measuring = self._closed = False  # _measuring: whether the step in progress is measured
+        # _ended: diverged, or past total_steps; _measuring: whether the step in progress is measured
+        self._ended = self._measuring = self._closed = False
 
     def _build_monitor(
         self, history: History, config: MonitorConfig, logits: Callable[[Any], Tensor] | None, context: LoopContext
     ) -> Monitor:
-        watched = history.snapshots[0].layers.labels if history.snapshots else ()
-        weights = self._weights(watched)
-        if missing := set(watched) - set(weights):
-            raise InputError(f"{self._folder}: expected the model watched there, got one without {min(missing)}.")
         return Monitor(
-            weights,
+            self._weights(_watched_labels(history)),
             history,
             config,
             self._writer,
@@ -310,6 +307,12 @@ class Watch(Guarded):
             return replace(point.history, plan=plan)
         return History(plan, [math.nan] * first_step, [math.nan] * first_step)
 
+    def _require_watched_weights(self, history: History) -> None:
+        """Raise InputError unless the model has all weights that the history has."""
+        watched = _watched_labels(history)
+        if missing := set(watched) - set(self._weights(watched)):
+            raise InputError(f"{self._folder}: expected the model watched there, got one without {min(missing)}.")
+
     def _open_writer(
         self, point: resume.ResumePoint | None, first_step: int, draw: bool, context: LoopContext
     ) -> "RunWriter | NullLog":
@@ -343,6 +346,10 @@ def _check_model(model: nn.Module) -> None:
     problem = getattr(getattr(model, "config", None), "problem_type", None)
     single = problem != "multi_label_classification"
     require(single, "model", f"problem_type={problem}", "a classifier with one label for each text or token")
+
+
+def _watched_labels(history: History) -> tuple[str, ...]:
+    return history.snapshots[0].layers.labels if history.snapshots else ()
 
 
 def _resume_point(folder: Path, first_step: int) -> resume.ResumePoint | None:

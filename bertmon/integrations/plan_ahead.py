@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bertmon.config import OptimizerConfig
@@ -32,9 +32,17 @@ def planned_learning_rates(
     """
     if scheduler is None:
         return np.full(total_steps, current_lr(optimizer))
-    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    options = [  # copies of rates that are tensors: schedulers change those in place
+        {key: value.clone() if isinstance(value, Tensor) else value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
     stand_in = torch.optim.SGD([option | {"params": [nn.Parameter(torch.zeros(()))]} for option in options], lr=0.0)
-    scheduler_copy = copy.deepcopy(scheduler, {id(optimizer): stand_in, id(scheduler.optimizer): stand_in})
+    not_copied = {id(optimizer): stand_in, id(scheduler.optimizer): stand_in} | _objects_of_lambdas(scheduler)
+    try:
+        scheduler_copy = copy.deepcopy(scheduler, not_copied)
+    except Exception as error:  # it can refer to anything
+        log.debug(f"could not copy the scheduler: {error}")
+        return None
     rates = np.empty(total_steps)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, because the stand-in optimizer is never stepped
@@ -48,16 +56,24 @@ def planned_learning_rates(
     return rates
 
 
-def past_learning_rates(scheduler: Any, steps: int) -> FloatArray:
+def _objects_of_lambdas(scheduler: Any) -> dict[int, Any]:
+    """The objects, by id, whose bound methods are a LambdaLR's functions: a trainer can hold the whole model."""
+    nested = [scheduler, *getattr(scheduler, "_schedulers", ())]
+    functions = [function for each in nested for function in getattr(each, "lr_lambdas", ())]
+    return {id(owner): owner for function in functions if (owner := getattr(function, "__self__", None)) is not None}
+
+
+def past_learning_rates(scheduler: Any, steps: int, *, calls_per_step: int = 1, every: int = 1) -> FloatArray:
     """The learning rates of the steps before watching began [steps]; 0 where they are unknown.
 
-    They can be computed for a LambdaLR, which transformers' schedules are.
+    They can be computed for a LambdaLR, which transformers' schedules are. calls_per_step, every: as above.
     """
     rates = np.zeros(steps)
     if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
         pairs = list(zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True))
         for step in range(steps):
-            rates[step] = max(float(base) * float(factor(step)) for base, factor in pairs)
+            calls = step // every * calls_per_step
+            rates[step] = max(float(base) * float(factor(calls)) for base, factor in pairs)
     return rates
 
 

@@ -23,8 +23,8 @@ class ScheduleTracker:
     """Plans the learning rates and compares them with the optimizer's actual ones.
 
     every: updates per call of scheduler.step(). first_step: updates done so far. past: the learning rates of the steps
-    in the history; None: computed for the updates done so far, where possible. Raises InputError if `total_steps` or
-    `every` is below 1.
+    in the history; None: computed for the updates done so far, where possible. Raises InputError if `first_step` is
+    below 0 or if `total_steps` or `every` is below 1.
     """
 
     def __init__(
@@ -38,13 +38,17 @@ class ScheduleTracker:
         *,
         bias_correction: bool,
     ) -> None:
+        require(first_step >= 0, "first_step", first_step, "an integer of at least 0")
         require(total_steps >= 1, "total_steps", total_steps, "an integer of at least 1")
         require(every >= 1, "scheduler_every", every, "an integer of at least 1")
         self._optimizer = optimizer
         self._scheduler, self._calls_per_step = unwrap_scheduler(scheduler)
         self._every = every
         self._bias_correction = bias_correction
-        past = past_learning_rates(self._scheduler, first_step) if past is None else past
+        if past is None:
+            past = past_learning_rates(
+                self._scheduler, first_step, calls_per_step=self._calls_per_step, every=self._every
+            )
         self._unwatched = first_step - len(past)  # updates that are not in the history
         self._skipped = False
         self._warned = False
@@ -85,7 +89,7 @@ class ScheduleTracker:
             self._set_rates(history.plan, slice(step, None), ahead)
         self._skipped = False
         self._check_calls(history, updates)
-        self._check_rate(history.plan, step)
+        self._check_rate(history, step)
 
     def _check_calls(self, history: History, updates: int) -> None:
         """Check that the scheduler is called as often as planned; rates that change once an epoch show it too late."""
@@ -94,7 +98,7 @@ class ScheduleTracker:
             return
         made = calls - self._first_calls
         if made == planned:
-            history.plan = replace(history.plan, lr_confirmed=True)
+            history.plan = replace(history.plan, lr_confirmed=not self._warned)
             return
         log.warning(
             f"step {updates}: scheduler.step() was called {made} times since step {self._first_update}, but {planned} "
@@ -104,16 +108,17 @@ class ScheduleTracker:
         self._constant = self._warned = True
         history.plan = replace(history.plan, lr_confirmed=False)
 
-    def _check_rate(self, plan: RunPlan, step: int) -> None:
-        rate, planned = current_lr(self._optimizer), plan.lr[step]
+    def _check_rate(self, history: History, step: int) -> None:
+        rate, planned = current_lr(self._optimizer), history.plan.lr[step]
         if not (self._constant or self._warned) and not np.isclose(rate, planned, rtol=1e-6, atol=1e-12):
             self._warned = True
-            hint = "Pass scheduler=... to Watch: " if self._scheduler is None else ""
+            hint = " Pass scheduler=... to Watch." if self._scheduler is None else ""
             log.warning(
-                f"step {step}: the learning rate is {rate:g}, but {planned:g} was planned. "
-                f"{hint}verdicts need the remaining learning rates."
+                f"step {step}: the learning rate is {rate:g}, but {planned:g} was planned: no verdict rests on the "
+                f"remaining learning rates.{hint}"
             )
-        self._set_rates(plan, slice(step, None if self._constant else step + 1), rate)
+            history.plan = replace(history.plan, lr_confirmed=False)
+        self._set_rates(history.plan, slice(step, None if self._constant else step + 1), rate)
 
     def _set_rates(self, plan: RunPlan, steps: slice, rates: FloatArray | float) -> None:
         plan.lr[steps] = rates

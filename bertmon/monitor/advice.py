@@ -16,6 +16,8 @@ from bertmon.schedule import warmup_steps
 
 _SAFE_PEAK = 1e-3
 """The largest peak effective learning rate that is advised."""
+_HARMLESS_RATE = 1e-6
+"""A divergence at smaller rates, early in a warm-up, has another cause, such as the inputs or unscaled float16."""
 LONG_WARMUP = 0.7
 """The warm-up that is advised, as a share of the steps."""
 
@@ -60,7 +62,7 @@ _UNEXPLAINED = Explanation(cause=None, advice=None)
 def explain_divergence(plan: RunPlan, step: int, setting_names: SettingNames) -> Explanation:
     """The largest effective rate before `step` was too large; advises a tenth of it, or _SAFE_PEAK if smaller."""
     largest = float(plan.effective_lr[:step].max(initial=0.0))
-    if not largest:
+    if largest < _HARMLESS_RATE:
         return _UNEXPLAINED
     return {"cause": _too_large(largest), "advice": _lower_lr(plan, largest / 10, setting_names)}
 

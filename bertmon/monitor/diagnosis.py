@@ -219,7 +219,8 @@ def _logit_std_limit(history: History, rules: VerdictThresholds, *, collapsed: b
 
 def _logits_shrunk(history: History, rules: VerdictThresholds) -> bool:
     """Whether the updates were so large that `logit_std` fell far below its value at step 0."""
-    return history.snapshots[-1].logit_std < rules.shrunk_logit_std_ratio * _initial_logit_std(history)
+    measured = [shot.logit_std for shot in history.snapshots if not math.isnan(shot.logit_std)]
+    return bool(measured) and measured[-1] < rules.shrunk_logit_std_ratio * _initial_logit_std(history)
 
 
 def _trend_start(history: History, rules: VerdictThresholds) -> int:
@@ -249,7 +250,10 @@ def _learned(history: History, rules: VerdictThresholds, before: Diagnosis | Non
     chance, step = history.plan.chance_loss, len(history.losses) - 1
     if not (loss < share * chance and loss + 2 * error < chance):
         return None
-    text = f"the loss is below chance ({loss:.2f} < {rules.learned_loss_ratio * chance:.2f})"
+    text = (
+        f"the loss is below {rules.learned_loss_ratio:g} of chance "
+        f"({loss:.2f} < {rules.learned_loss_ratio * chance:.2f})"
+    )
     return Diagnosis(
         Verdict.healthy, step, (Finding("loss/train", None, loss, rules.learned_loss_ratio * chance, step, text),)
     )
@@ -276,7 +280,7 @@ def _not_learning(history: History, rules: VerdictThresholds, before: Diagnosis 
     if not expected < rules.min_final_logit_std * hysteresis:
         return None
     text = (
-        "the logits barely depend on the text, and at their present growth still will not by the last step "
+        "the logits barely depend on the text, and even at the fastest growth to be expected will not by the last step "
         f"(standard deviation expected at most {_below(expected, rules.min_final_logit_std)})"
     )
     return Diagnosis(
@@ -298,9 +302,10 @@ def _predict_final_logit_std(
     `min_lr_used` of the sum has been used, and with fewer than three snapshots from `trend_start` on.
     """
     first = bisect_left(shots, shots[-1].step / 2, key=lambda shot: shot.step)
-    recent = [shot for shot in shots[first :: 1 + (len(shots) - first) // 100] if shot.logit_std > 0]
-    if not recent:
+    measured = [shot for shot in shots[first:] if shot.logit_std > 0]
+    if not measured:
         return math.inf
+    recent = measured[:: 1 + len(measured) // 100]
     lr_sum = np.cumsum(plan.effective_lr)
     now, left = lr_sum[shots[-1].step], lr_sum[-1] - lr_sum[shots[-1].step]
     trend = [shot for shot in recent if shot.step >= trend_start]

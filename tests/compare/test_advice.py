@@ -94,6 +94,18 @@ def test_advice_of_one_failing_setting_names_remedies_with_their_peaks(tmp_path)
     }
 
 
+def test_smaller_rate_is_the_one_that_the_run_itself_advised(tmp_path):
+    keys = {"optimizer__bias_correction": True, "optimizer__lr": 1e-2, "schedule__warmup_frac": 0.7}
+    write_runs(tmp_path, learns=False, seeds=1, **keys)
+    (path,) = tmp_path.rglob("result.json")
+    path.write_text(path.read_text().replace('"optimizer.lr=0.1"', '"optimizer.lr=1e-3"'))
+    (run,) = read_sweep([tmp_path]).runs
+    assert [(remedy.key, remedy.value) for remedy in remedies(run)] == [("optimizer.lr", 1e-3)]
+    path.write_text(path.read_text().replace('"optimizer.lr=1e-3"', '"more steps"'))
+    (run,) = read_sweep([tmp_path]).runs
+    assert [(remedy.key, remedy.value) for remedy in remedies(run)] == [("optimizer.lr", 3e-3)]
+
+
 def test_advice_does_not_propose_what_failed(tmp_path):
     for warmup in (0.1, 0.7):
         write_runs(tmp_path, learns=False, schedule__warmup_frac=warmup)

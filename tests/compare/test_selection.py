@@ -26,6 +26,15 @@ def test_select_curves_of_many_runs_takes_one_of_each_setting(tmp_path):
     assert len(selection.select_curves(read_sweep([tmp_path]))) == 35  # every second setting
 
 
+def test_select_curves_of_many_seeds_does_not_prefer_those_that_failed(tmp_path):
+    for seed in range(40):
+        write_run(tmp_path / f"a/seed={seed}", learns=seed != 20, seed=seed, overrides={"n": 0})
+        write_run(tmp_path / f"b/seed={seed}", seed=seed, overrides={"n": 1})
+    curves = selection.select_curves(read_sweep([tmp_path]))
+    assert [curve.run.seed for curve in curves] == [*range(30), *range(30)]
+    assert sum(curve.run.did_not_learn for curve in curves) == 1
+
+
 def test_select_layer_runs_of_many_settings_takes_the_first_flagged_and_the_best(tmp_path):
     for number in range(6):
         flagged = 20 * (3 - number) % 80

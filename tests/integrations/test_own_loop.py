@@ -140,9 +140,10 @@ def test_unplanned_learning_rate_is_used_with_one_warning(linear, tmp_path, capl
             linear[1].param_groups[0]["lr"] = rate
             make_step(watch, linear)
     assert [message for message in caplog.messages if "planned" in message] == [
-        "step 1: the learning rate is 0.2, but 0.1 was planned. Pass scheduler=... to Watch: verdicts need the "
-        "remaining learning rates."
+        "step 1: the learning rate is 0.2, but 0.1 was planned: no verdict rests on the remaining learning rates. "
+        "Pass scheduler=... to Watch."
     ]
+    assert not watch.history.plan.lr_confirmed
     assert watch.history.plan.lr.tolist() == [0.1, 0.2, 0.3, 0.1]
     assert [shot.lr for shot in watch.history.snapshots] == [0.1, 0.2, 0.3]
 

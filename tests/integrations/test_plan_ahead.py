@@ -36,6 +36,59 @@ def test_planned_learning_rates_match_training(make):
     assert planned.tolist() == actual
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda adamw: lr_scheduler.CosineAnnealingLR(adamw, 7),
+        lambda adamw: lr_scheduler.LambdaLR(adamw, lambda step: 1 / (1 + step)),
+    ],
+)
+def test_planning_does_not_change_rates_that_are_tensors(make):
+    adamw = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=torch.tensor(0.1))
+    scheduler = make(adamw)
+    planned = planned_learning_rates(adamw, scheduler, 6)
+    actual = []
+    for _ in range(6):
+        actual.append(float(adamw.param_groups[0]["lr"]))
+        adamw.step()
+        scheduler.step()
+    assert actual[0] == pytest.approx(0.1)
+    assert planned.tolist() == actual
+
+
+class Owner:
+    """A trainer whose method is a schedule, and which cannot be copied."""
+
+    def __deepcopy__(self, memo):
+        raise TypeError("cannot pickle '_io.TextIOWrapper' object")
+
+    def factor(self, step):
+        return 0.5**step
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_object_whose_method_is_the_schedule_is_not_copied(nested):
+    adamw = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=1.0)
+    scheduler = lr_scheduler.LambdaLR(adamw, Owner().factor)
+    if nested:
+        scheduler = lr_scheduler.SequentialLR(adamw, [scheduler, lr_scheduler.ConstantLR(adamw, 1.0)], [9])
+    assert planned_learning_rates(adamw, scheduler, 3).tolist() == [1.0, 0.5, 0.25]
+
+
+def test_rates_of_a_scheduler_that_cannot_be_copied_are_unknown():
+    adamw = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=1.0)
+    scheduler = lr_scheduler.ExponentialLR(adamw, 0.5)
+    scheduler.owner = Owner()
+    assert planned_learning_rates(adamw, scheduler, 3) is None
+
+
+def test_past_learning_rates_follow_the_scheduler_interval():
+    adamw = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=1.0)
+    scheduler = lr_scheduler.LambdaLR(adamw, lambda call: 0.5**call)
+    past = past_learning_rates(scheduler, 7, calls_per_step=2, every=3)
+    assert past.tolist() == [1, 1, 1, 0.25, 0.25, 0.25, 0.0625]
+
+
 def test_planned_learning_rates_without_a_scheduler_are_constant():
     parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
     adamw = torch.optim.AdamW([{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:], "lr": 0.4}])

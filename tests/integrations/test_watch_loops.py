@@ -292,8 +292,10 @@ def test_another_model_cannot_resume_a_folder(tmp_path):
         watch.checkpoint()
     model = tiny_bert()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     with pytest.raises(InputError, match=r"expected the model watched there, got one without enc\.l\.2\.attention"):
         open_watch(model, optimizer, tmp_path, first_step=3)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_plain_loop_after_an_interrupted_accelerate_loop_is_watched(tmp_path):

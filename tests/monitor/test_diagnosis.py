@@ -93,7 +93,7 @@ def test_loss_below_chance_is_healthy_regardless_of_earlier_verdicts():
     steps = plan()
     run = history(steps, *constant(steps, 300, logit_std=1e-3), loss=1.2)
     diagnosis = diagnose(run, THRESHOLDS)
-    assert str(diagnosis) == "step 300: healthy - the loss is below chance (1.20 < 1.32)."
+    assert str(diagnosis) == "step 300: healthy - the loss is below 0.95 of chance (1.20 < 1.32)."
     young = Diagnosis(Verdict.undecided, 0)
     assert diagnose(run, THRESHOLDS, young) == diagnosis  # it has learned by now
     assert diagnose(run, THRESHOLDS, diagnosis) is diagnosis
@@ -260,6 +260,21 @@ def test_trend_of_logits_that_have_recovered_starts_at_their_recovery():
     assert diagnose(history(steps, never_shrunk, *plateau, later[0]), THRESHOLDS).verdict is Verdict.not_learning
 
 
+@pytest.mark.parametrize("every", [1, 5, 10])
+def test_logits_measured_at_every_tenth_step_only_give_the_same_verdicts(every):
+    steps = plan(steps=1000, lr=1e-5)
+    shots, diagnosis, changes = [], None, []
+    for step in range(0, 1000, every):
+        logit_std = math.nan if step % 10 else 1e-3 if step else 2e-2  # 5 % of the value at step 0
+        shots.append(snapshot(steps, step, logit_std=logit_std))
+        previous, diagnosis = diagnosis, diagnose(history(steps, *shots), THRESHOLDS, diagnosis)
+        if previous is None or previous.verdict is not diagnosis.verdict:
+            changes.append((diagnosis.verdict, diagnosis.since_step // 10, diagnosis.cause))
+    assert [verdict for verdict, *_ in changes] == [Verdict.undecided, Verdict.slow, Verdict.not_learning]
+    assert changes[-1][1] in (42, 43)
+    assert "too large" in changes[-1][2]
+
+
 def test_collapse_measured_at_every_step_is_not_withdrawn_sooner():
     steps = plan()
     window = len(steps) // 20
@@ -337,8 +352,8 @@ def test_not_learning_with_too_small_a_rate_is_found_after_a_share_of_the_rates(
     assert diagnosis.verdict is Verdict.not_learning
     assert diagnosis.verdict.doomed
     assert str(diagnosis) == (
-        "step 150: not learning - the logits barely depend on the text, and at their present growth still will not by "
-        "the last step (standard deviation expected at most 1.3e-3 < 3e-3). Likely cause: a learning rate of 1e-5 is "
+        "step 150: not learning - the logits barely depend on the text, and even at the fastest growth to be expected "
+        "will not by the last step (standard deviation expected at most 1.3e-3 < 3e-3). Likely cause: a learning rate of 1e-5 is "
         "too small: all 600 steps together change the weights by 3 %. Try optimizer.lr=3.3e-4 or more steps."
     )
 
@@ -408,6 +423,12 @@ def test_advice_after_a_divergence_is_below_the_rate_that_broke_it():
     evidence = "small models learn at peak effective rates up to about 1e-3 (docs/article.md)"
     assert diagnosis.cause == f"a learning rate of 1.8e4 is too large: {evidence}"
     assert diagnosis.advice == "optimizer.lr=1e-3"  # a tenth of the rate is not known to work for any model
+
+
+def test_divergence_at_a_tiny_rate_has_no_cause():
+    steps = plan(lr=2e-5)
+    diagnosis = diagnose(History(steps, [CHANCE, CHANCE, math.nan], [1.0, 1.0, math.nan]), THRESHOLDS)
+    assert (diagnosis.verdict, diagnosis.cause, diagnosis.advice) == (Verdict.diverged, None, None)
 
 
 def test_divergence_at_the_first_step_has_no_cause():
