@@ -138,7 +138,6 @@ class Watch(Guarded):
             self._optimizer, scheduler, scheduler_every, first_step, total_steps, past, bias_correction=bias_correction
         )
         history = self._history(point, chance, first_step)
-        self._require_watched_weights(history)  # before the writer truncates event files
         self._writer = self._open_writer(point, first_step, figures, context)
         self._monitor = self._build_monitor(history, config, logits, context)
         self._step = len(history.losses)  # index of the step in progress
@@ -301,9 +300,10 @@ class Watch(Guarded):
         self._monitor.log_means()
 
     def _history(self, point: resume.ResumePoint | None, chance: float, first_step: int) -> History:
-        """The history so far, with the current plan."""
+        """The history so far, with the current plan. Raises InputError if it is that of another model."""
         plan = self._schedule.plan(chance if point is None or point.history.plan.loss_known else math.nan)
         if point:
+            self._require_watched_weights(point.history)
             return replace(point.history, plan=plan)
         return History(plan, [math.nan] * first_step, [math.nan] * first_step)
 

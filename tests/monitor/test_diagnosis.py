@@ -353,8 +353,8 @@ def test_not_learning_with_too_small_a_rate_is_found_after_a_share_of_the_rates(
     assert diagnosis.verdict.doomed
     assert str(diagnosis) == (
         "step 150: not learning - the logits barely depend on the text, and even at the fastest growth to be expected "
-        "will not by the last step (standard deviation expected at most 1.3e-3 < 3e-3). Likely cause: a learning rate of 1e-5 is "
-        "too small: all 600 steps together change the weights by 3 %. Try optimizer.lr=3.3e-4 or more steps."
+        "will not by the last step (standard deviation expected at most 1.3e-3 < 3e-3). Likely cause: a learning rate "
+        "of 1e-5 is too small: all 600 steps together change the weights by 3 %. Try optimizer.lr=3.3e-4 or more steps."
     )
 
 
